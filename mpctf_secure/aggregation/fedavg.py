@@ -1,0 +1,11 @@
+"""FedAvg (McMahan et al. 2017) on the mean update."""
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]
+
+
+def step(adapter: Vector, mean_update: Vector, server_learning_rate: float) -> Vector:
+    """adapter + η·mean [d] in float32, one multiplication and one addition for each coordinate."""
+    return adapter + np.float32(server_learning_rate) * mean_update

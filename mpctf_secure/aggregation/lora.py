@@ -1,0 +1,53 @@
+"""LoRA adapters as one flat float32 vector in canonical order."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import hkdf
+from mpctf_secure.hazmat.prg import Generator
+
+Vector = npt.NDArray[np.float32]
+Schema = Sequence[tuple[str, tuple[int, ...]]]
+"""(PEFT state-dict name, shape) of every LoRA tensor, sorted by name: the order of the flat vector."""
+
+_B_SUFFIX = ".lora_B.weight"
+
+
+def flat_size(schema: Schema) -> int:
+    """Length of the flat vector."""
+    return sum(math.prod(shape) for _, shape in schema)
+
+
+def split_flat(flat: Vector, schema: Schema) -> dict[str, Vector]:
+    """The tensors of a flat vector, as views; ValueError unless its length is `flat_size`."""
+    if flat.shape != (flat_size(schema),):
+        raise ValueError(f"the adapter has shape {flat.shape}, the schema needs ({flat_size(schema)},)")
+    ends = np.cumsum([math.prod(shape) for _, shape in schema])
+    pieces = np.split(flat, ends[:-1])
+    return {name: piece.reshape(shape) for (name, shape), piece in zip(schema, pieces, strict=True)}
+
+
+def join_flat(tensors: Mapping[str, Vector], schema: Schema) -> Vector:
+    """The flat vector of a full set of tensors."""
+    return np.concatenate([tensors[name].astype(np.float32).ravel() for name, _ in schema])
+
+
+def initial_adapter(schema: Schema, seed: int) -> Vector:
+    """A uniform in ±1/√fan-in, as PEFT's default (Kaiming with a = √5), and B zero: the model starts as the base.
+
+    A function of the contract alone, so that every site has the same one bit by bit whatever its torch does.
+    """
+    return np.concatenate([_initial(name, shape, seed) for name, shape in schema])
+
+
+def _initial(name: str, shape: tuple[int, ...], seed: int) -> Vector:
+    size = math.prod(shape)
+    if name.endswith(_B_SUFFIX):
+        return np.zeros(size, np.float32)
+    generator = Generator(hkdf(enc(seed), enc("mpctf-secure/adapter-0/v1", name)))
+    unit = generator.uint32(size) / 2**31 - 1
+    return (unit / math.sqrt(shape[-1])).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Config files as frozen models; `load` alone reads files."""

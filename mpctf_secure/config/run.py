@@ -1,0 +1,124 @@
+"""The run file: what the coordinator's operator writes. Defaults make most lines unnecessary."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mpctf_secure.config.base import Frozen
+
+BUILTIN = "builtin:"
+"""Prefix of data and models that the program makes itself: builtin:intents, builtin:tiny-llama."""
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Participants(Frozen):
+    """Local participants, each its own process on this machine."""
+
+    local: Annotated[int, Field(ge=2, le=26)]
+    data: str
+    """JSONL: one file each with `{participant}` in its name, one file for all with `split`, or builtin:intents."""
+    split: Literal["iid", "label"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source_each(self) -> Self:
+        named_each = "{participant}" in self.data or self.data.startswith(BUILTIN)
+        if named_each and self.split:
+            raise ValueError("split divides one file; this data already names one for each participant")
+        if not named_each and not self.split:
+            raise ValueError("one file for all needs split: iid or split: label, or put {participant} in its name")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """site-1 … site-N."""
+        return tuple(f"site-{number}" for number in range(1, self.local + 1))
+
+
+class Lora(Frozen):
+    """The adapter's shape."""
+
+    r: Count = 8
+    alpha: Count = 16
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class Model(Frozen):
+    """The base model: a folder, a name in the model cache, or builtin:tiny-llama."""
+
+    base: str
+    lora: Lora = Lora()
+
+
+class Training(Frozen):
+    """Local training in a round."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    batch_size: Count = 8
+    local_epochs: Count = 1
+    max_length: Annotated[int, Field(ge=8)] = 512
+
+
+class Data(Frozen):
+    """How many rows each participant trains on in a round."""
+
+    strategy: Literal["fixed_size"] = "fixed_size"
+    size: Count = 50
+
+
+class Aggregation(Frozen):
+    """What is done with the mean update."""
+
+    strategy: Literal["fedavg"] = "fedavg"
+    lora: Literal["both"] = "both"
+    server_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+
+class Secagg(Frozen):
+    """Secure aggregation; the ring follows from state and cohort."""
+
+    colluders: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    allow_pair: bool = False
+
+
+class Privacy(Frozen):
+    """Clipping before masking. There is no noise yet, and so no differential privacy."""
+
+    strategy: Literal["none"] = "none"
+    clip_norm: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    """L2 norm that no participant's update exceeds."""
+
+
+class Evaluation(Frozen):
+    """A common held-out set, scored after the run."""
+
+    test: str | None = None
+    """JSONL like the training data; builtin:intents brings its own."""
+
+
+class Timeouts(Frozen):
+    """After this long, a stage closes without those who have not answered."""
+
+    join: Seconds = 600
+    training: Seconds = 24 * 3600
+    stage: Seconds = 120
+
+
+class RunConfig(Frozen):
+    """A whole run."""
+
+    run: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,39}[a-z0-9])?$")] = "run"
+    participants: Participants
+    model: Model
+    quorum: Annotated[int, Field(ge=2)] | None = None
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 4
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    listen: Annotated[str, Field(pattern=r"^[0-9.]+:[0-9]{1,5}$")] = "127.0.0.1:0"
+    training: Training = Training()
+    data: Data = Data()
+    aggregation: Aggregation = Aggregation()
+    secagg: Secagg = Secagg()
+    privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
+    timeouts: Timeouts = Timeouts()

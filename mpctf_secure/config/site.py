@@ -1,0 +1,31 @@
+"""The site file: what a participant's operator writes, and what no coordinator may override."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from mpctf_secure.config.base import Frozen
+
+
+class Policy(Frozen):
+    """Floors of this site; a run below them is refused."""
+
+    allow_pair: bool = False
+    """Accept a run of two, in which each learns the other's update by subtraction."""
+
+
+class SiteConfig(Frozen):
+    """One participant."""
+
+    coordinator: Annotated[str, Field(pattern=r"^[0-9.]+:[0-9]{1,5}$")]
+    """Where to dial out to, as IP literal and port."""
+    model: Path
+    """Folder of the base model."""
+    data: Path
+    """JSONL with one conversation a line."""
+    keys: Path = Path("keys")
+    """This site's private keys and the roster."""
+    work: Path = Path("work")
+    """Logs and sockets of the training job."""
+    policy: Policy = Policy()

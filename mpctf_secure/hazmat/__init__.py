@@ -1,0 +1,1 @@
+"""Thin wrappers over cryptography and PyNaCl; nothing above this package calls either for protocol work."""

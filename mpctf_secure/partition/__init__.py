@@ -1,0 +1,1 @@
+"""Which rows a participant trains on in which round: pure and recomputable."""

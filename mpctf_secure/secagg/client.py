@@ -1,0 +1,232 @@
+"""A participant's end of one attempt, without I/O.
+
+Rules of this file:
+- Whatever a method returns is for the wire; the caller stores it before its first byte leaves and, asked again,
+  sends the same bytes. Each method runs once (`transitions.CLIENT`).
+- Every input comes from a server that may lie. It is verified before it changes anything here.
+- Keys, the self-mask seed and polynomials come from `rand`, the operating system's generator outside tests.
+- An error ends the attempt for this participant; it names whose message was wrong.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.hazmat import aead, agreement, shamir
+from mpctf_secure.hazmat.encoding import decode_sequence, enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.secagg.masks import Lanes, MaskedInput, box_key, pair_mask, self_mask
+from mpctf_secure.secagg.messages import (
+    Advert,
+    Dealing,
+    Delivery,
+    Release,
+    ShareMessage,
+    SharePair,
+    Signed,
+    Survivors,
+    commitment,
+    self_mask_commitment,
+)
+from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.transitions import CLIENT, ClientState, advance
+from mpctf_secure.secagg.verification import COORDINATOR, check_shares, verify_adverts, verify_dealings
+
+
+@dataclass(frozen=True)
+class _Secrets:
+    mask_private: bytes
+    share_private: bytes
+    self_mask: bytes
+
+    def __repr__(self) -> str:
+        return "_Secrets(…)"
+
+
+@dataclass
+class Client:
+    """One participant in one attempt. `me` must be in the context's cohort."""
+
+    context: Context
+    key: SigningKey
+    rand: Callable[[int], bytes]
+    state: ClientState = field(default=ClientState.ANNOUNCED, init=False)
+
+    def __post_init__(self) -> None:
+        self.me = IdentityKey(self.key.public)
+        if self.me not in self.context.cohort:
+            raise SecurityError("this participant is not in the cohort", culprits=[COORDINATOR])
+        self._ctx = self.context.digest()
+        self._secrets = _Secrets(self.rand(32), self.rand(32), self.rand(32))
+        self._my_advert = b""
+        self._my_dealing = b""
+        self._adverts: Mapping[IdentityKey, Advert] = {}
+        self._adverts_hash = b""
+        self._shares: dict[IdentityKey, SharePair] = {}  # by dealer; its keys become U2
+        self._digest = self._declared = b""
+        self._tuple: Survivors | None = None
+
+    def __repr__(self) -> str:
+        return f"Client({self.me.hex()[:8]}, {self.state.value})"
+
+    def advertise(self) -> bytes:
+        """The signed advert of both public keys."""
+        self._advance("advertise")
+        keys = (self._secrets.mask_private, self._secrets.share_private)
+        self._my_advert = self._sign("advert", Advert(*map(agreement.public_key, keys)).encode())
+        return self._my_advert
+
+    def share(self, adverts: bytes) -> bytes:
+        """Check everybody's adverts, then deal shares of both secrets: the `ShareMessage` to send."""
+        verified = verify_adverts(self.context, decode_sequence(adverts))
+        self._check_floor("advertised keys", verified)
+        if self._my_advert not in decode_sequence(adverts):
+            raise SecurityError("my own advert is missing or replaced", culprits=[COORDINATOR])
+        self._advance("share")
+        self._adverts, self._adverts_hash = verified, sha256(adverts)
+        message = self._deal()
+        self._my_dealing = message.dealing
+        return message.encode()
+
+    def mask(self, delivery: bytes, lanes: Lanes, scalars: Lanes) -> MaskedInput:
+        """Open my boxes, which fixes U2, and put all masks on the input."""
+        if lanes.shape != (self.context.dimension,) or scalars.shape != (self.context.scalars,):
+            raise ValueError("input does not have the announced size")
+        shares = self._open(Delivery.decode(delivery))
+        self._check_floor("shared keys", shares)
+        self._advance("mask")
+        self._shares.update(shares)
+        pairs = [
+            pair_mask(self._binding, self.me, self._secrets.mask_private, peer, self._adverts[peer].mask_key)
+            for peer in sorted(shares)
+            if peer != self.me
+        ]
+        return MaskedInput(lanes, scalars, (self_mask(self._binding, self.me, self._secrets.self_mask), *pairs))
+
+    def declare(self, digest: bytes) -> bytes:
+        """The signed digest that ends the upload; without it the server may not count me in.
+
+        The same digest again gives the same bytes, since an upload that breaks off is sent again.
+        """
+        if digest != self._digest:
+            self._advance("declare")
+            self._digest, self._declared = digest, self._sign("upload", enc(digest))
+        return self._declared
+
+    def confirm(self, survivors: bytes) -> bytes:
+        """Check the survivor tuple and sign it: the only one I shall sign in this attempt."""
+        claim = Survivors.decode(survivors)
+        if claim.adverts_hash != self._adverts_hash or set(claim.dealers) != set(self._shares):
+            raise SecurityError("survivor tuple has other adverts or another U2 than mine", culprits=[COORDINATOR])
+        # Outside U3 my upload is still at the server: signing would help to open it with the mask key.
+        if self.me not in claim.survivors:
+            raise SecurityError("survivor tuple leaves me out", culprits=[COORDINATOR])
+        if claim.digests[claim.survivors.index(self.me)] != self._digest:
+            raise SecurityError("survivor tuple has another digest of my upload", culprits=[COORDINATOR])
+        self._check_floor("sent masked input", claim.survivors)
+        self._advance("confirm")
+        self._tuple = claim
+        return self._sign("consistency", claim.encode())
+
+    def release(self, signatures: bytes) -> bytes:
+        """Release shares once t members of U3 have signed my tuple: of b for U3, of mask keys for the dropouts.
+
+        What is released follows from the signed tuple alone, never from a list in the request, so no request can
+        have both kinds of one member (the attack on protocols that ask for a list of survivors).
+        """
+        if self._tuple is None:
+            raise SecurityError("no survivor tuple was confirmed")
+        self._check_signatures(self._tuple, [Signed.decode(item) for item in decode_sequence(signatures)])
+        self._advance("release")
+        released = Release(
+            tuple(self._shares[owner].self_mask for owner in self._tuple.survivors),
+            tuple(self._shares[owner].mask_key for owner in self._tuple.dropouts),
+        )
+        return self._sign("release", released.encode())
+
+    @property
+    def _binding(self) -> bytes:
+        return enc(self._ctx, self._adverts_hash)
+
+    def _advance(self, event: str) -> None:
+        self.state = advance(CLIENT, self.state, event)
+
+    def _sign(self, label: str, body: bytes) -> bytes:
+        return Signed.make(label, self._ctx, self.key, body).encode()
+
+    def _check_floor(self, deed: str, members: Sequence[IdentityKey] | Mapping[IdentityKey, object]) -> None:
+        if len(members) < self.context.floor:
+            raise SecurityError(
+                f"only {len(members)} participants {deed}, fewer than the floor of {self.context.floor}",
+                culprits=[COORDINATOR],
+            )
+
+    def _deal(self) -> ShareMessage:
+        group = sorted(self._adverts)
+        by_secret = [
+            shamir.split(secret, self.context.threshold, len(self.context.first_cohort), self.rand)
+            for secret in (self._secrets.self_mask, self._secrets.mask_private)
+        ]
+        points = [self.context.x_coordinate(member) - 1 for member in group]
+        pairs = {member: SharePair(by_secret[0][x], by_secret[1][x]) for member, x in zip(group, points, strict=True)}
+        self._shares[self.me] = pairs[self.me]
+        boxes = [self._seal(member, pairs[member]) for member in group if member != self.me]
+        dealing = Dealing(
+            self._adverts_hash,
+            self_mask_commitment(self._ctx, self.me, self._secrets.self_mask),
+            tuple(commitment(self._ctx, self.me, m, "self-mask", pairs[m].self_mask) for m in group),
+            tuple(commitment(self._ctx, self.me, m, "mask-key", pairs[m].mask_key) for m in group),
+            tuple(map(sha256, boxes)),
+        )
+        return ShareMessage(self._sign("shares", dealing.encode()), tuple(boxes))
+
+    def _box_key(self, sender: IdentityKey, recipient: IdentityKey) -> bytes:
+        peer = recipient if sender == self.me else sender
+        return box_key(self._binding, self._secrets.share_private, self._adverts[peer].share_key, sender, recipient)
+
+    def _seal(self, recipient: IdentityKey, pair: SharePair) -> bytes:
+        return aead.seal_once(self._box_key(self.me, recipient), pair.encode(), self._associated(self.me, recipient))
+
+    def _associated(self, sender: IdentityKey, recipient: IdentityKey) -> bytes:
+        return self._binding + enc("box", sender, recipient)
+
+    def _open(self, delivery: Delivery) -> dict[IdentityKey, SharePair]:
+        if self._my_dealing not in delivery.dealings:
+            raise SecurityError("my own shares are missing or replaced", culprits=[COORDINATOR])
+        dealings = verify_dealings(self.context, sorted(self._adverts), self._adverts_hash, delivery.dealings)
+        others = [dealer for dealer in dealings if dealer != self.me]
+        if len(delivery.boxes) != len(others):
+            raise SecurityError("delivery has not one box for each dealer", culprits=[COORDINATOR])
+        shares = {self.me: self._shares[self.me]}
+        for dealer, box in zip(others, delivery.boxes, strict=True):
+            shares[dealer] = self._open_box(dealer, dealings[dealer], box)
+        return shares
+
+    def _open_box(self, dealer: IdentityKey, dealing: Dealing, box: bytes) -> SharePair:
+        group = sorted(self._adverts)
+        boxed_to = [member for member in group if member != dealer]
+        if sha256(box) != dealing.boxes[boxed_to.index(self.me)]:
+            raise SecurityError("box is not the one its dealer signed", culprits=[COORDINATOR])
+        try:
+            plaintext = aead.open_once(self._box_key(dealer, self.me), box, self._associated(dealer, self.me))
+            pair = SharePair.decode(plaintext)
+            check_shares(self._ctx, dealer, self.me, dealing, group.index(self.me), pair.self_mask, pair.mask_key)
+        except SecurityError as error:
+            raise SecurityError(f"shares from a dealer: {error.message}", culprits=[dealer.hex()]) from error
+        return pair
+
+    def _check_signatures(self, claim: Survivors, messages: Sequence[Signed]) -> None:
+        body = claim.encode()
+        signers = set()
+        for message in messages:
+            message.verify("consistency", self._ctx)
+            if message.sender not in claim.survivors or message.body != body:
+                raise SecurityError("somebody confirmed another survivor tuple", culprits=[COORDINATOR])
+            signers.add(message.sender)
+        if len(signers) < self.context.threshold:
+            raise SecurityError(
+                f"{len(signers)} survivors confirmed, fewer than the threshold of {self.context.threshold}",
+                culprits=[COORDINATOR],
+            )

@@ -1,0 +1,238 @@
+"""The coordinator's end of one attempt, without I/O: it checks, sorts and forwards, and learns only the sum.
+
+Rules of this file:
+- `accept_*` takes one participant's message: stored if it is good; SecurityError naming the sender if not. The same
+  bytes again change nothing; other bytes from the same sender are refused, for nobody may say two things.
+- `close_*` ends a stage with those who made it and returns what goes out; ParticipationError below the floor.
+- When a stage closes is not decided here: clocks and connections are the caller's.
+- Vectors never pass through here; the caller spools them and brings the digest of what it holds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mpctf_secure.errors import ParticipationError, SecurityError
+from mpctf_secure.hazmat import agreement, shamir
+from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
+from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.secagg.masks import Mask, pair_mask, self_mask
+from mpctf_secure.secagg.messages import (
+    Advert,
+    Dealing,
+    Delivery,
+    Release,
+    ShareMessage,
+    Signed,
+    Survivors,
+    self_mask_commitment,
+)
+from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.transitions import SERVER, ServerState, advance
+from mpctf_secure.secagg.verification import check_shares, verify_adverts, verify_dealings
+
+
+@dataclass
+class Server:
+    """The server of one attempt."""
+
+    context: Context
+    state: ServerState = field(default=ServerState.ADVERTS, init=False)
+
+    def __post_init__(self) -> None:
+        self._ctx = self.context.digest()
+        self._received: dict[IdentityKey, bytes] = {}  # of the stage that is open, verified
+        self._adverts: dict[IdentityKey, Advert] = {}  # U1
+        self._adverts_hash = b""
+        self._dealings: dict[IdentityKey, Dealing] = {}  # U2
+        self._tuple: Survivors | None = None
+        self._releases: dict[IdentityKey, Release] = {}
+
+    @property
+    def expected(self) -> tuple[IdentityKey, ...]:
+        """Who may still say something in the stage that is open."""
+        match self.state:
+            case ServerState.ADVERTS:
+                return self.context.cohort
+            case ServerState.SHARES:
+                return tuple(self._adverts)
+            case ServerState.UPLOADS:
+                return tuple(self._dealings)
+        return self.survivors
+
+    @property
+    def received(self) -> frozenset[IdentityKey]:
+        """Whose message of this stage is in."""
+        return frozenset(self._received)
+
+    @property
+    def survivors(self) -> tuple[IdentityKey, ...]:
+        """U3, whose inputs make the sum; empty before masked input closes."""
+        return self._tuple.survivors if self._tuple else ()
+
+    def accept_advert(self, data: bytes) -> None:
+        """One signed advert."""
+        message = self._verified(ServerState.ADVERTS, "advert", data)
+        if self._is_new(message.sender, data):
+            verify_adverts(self.context, [data])
+            self._received[message.sender] = data
+
+    def close_adverts(self) -> bytes:
+        """Fix U1; returns the adverts that go to each of its members."""
+        self._close("close_adverts", self.context.floor)
+        ordered = [data for _, data in sorted(self._received.items())]
+        self._adverts = verify_adverts(self.context, ordered)
+        adverts = enc_sequence(ordered)
+        self._adverts_hash = sha256(adverts)
+        self._received = {}
+        return adverts
+
+    def accept_shares(self, data: bytes) -> None:
+        """One `ShareMessage`: the dealing is verified, the boxes are what it signs."""
+        parts = ShareMessage.decode(data)
+        message = self._verified(ServerState.SHARES, "shares", parts.dealing)
+        if self._is_new(message.sender, data):
+            dealings = verify_dealings(self.context, tuple(self._adverts), self._adverts_hash, [parts.dealing])
+            if tuple(map(sha256, parts.boxes)) != dealings[message.sender].boxes:
+                raise SecurityError("boxes are not those the dealer signed", culprits=[message.sender.hex()])
+            self._received[message.sender] = data
+
+    def close_shares(self) -> dict[IdentityKey, bytes]:
+        """Fix U2; returns for each of its members the dealings and the boxes addressed to it."""
+        self._close("close_shares", self.context.floor)
+        parts = {dealer: ShareMessage.decode(data) for dealer, data in sorted(self._received.items())}
+        dealings = [message.dealing for message in parts.values()]
+        self._dealings = verify_dealings(self.context, tuple(self._adverts), self._adverts_hash, dealings)
+        self._received = {}
+        return {member: Delivery(tuple(dealings), tuple(self._boxes_to(member, parts))).encode() for member in parts}
+
+    def accept_upload(self, data: bytes, digest: bytes) -> None:
+        """One signed upload digest, with the digest of the bytes that the caller really holds."""
+        message = self._verified(ServerState.UPLOADS, "upload", data)
+        reader = Reader(message.body)
+        declared = reader.bytes(HASH_BYTES)
+        reader.end()
+        if declared != digest:
+            raise SecurityError("upload is not what its digest says", culprits=[message.sender.hex()])
+        if self._is_new(message.sender, data):
+            self._received[message.sender] = data
+
+    def close_uploads(self) -> bytes:
+        """Fix U3; returns the survivor tuple that each of its members must sign."""
+        self._close("close_uploads", self.context.floor)
+        survivors = tuple(sorted(self._received))
+        digests = tuple(Reader(Signed.decode(self._received[m]).body).bytes(HASH_BYTES) for m in survivors)
+        self._tuple = Survivors(self._adverts_hash, tuple(sorted(self._dealings)), survivors, digests)
+        self._received = {}
+        return self._tuple.encode()
+
+    def accept_consistency(self, data: bytes) -> None:
+        """One signature over the survivor tuple."""
+        message = self._verified(ServerState.CONSISTENCY, "consistency", data)
+        if message.body != self._survivor_tuple.encode():
+            raise SecurityError("confirmation is of another survivor tuple", culprits=[message.sender.hex()])
+        if self._is_new(message.sender, data):
+            self._received[message.sender] = data
+
+    def close_consistency(self) -> bytes:
+        """Returns the signatures that let each survivor release."""
+        self._close("close_consistency", self.context.threshold)
+        signatures = enc_sequence(data for _, data in sorted(self._received.items()))
+        self._received = {}
+        return signatures
+
+    def accept_release(self, data: bytes) -> None:
+        """One survivor's shares, each checked against its dealer's commitment."""
+        message = self._verified(ServerState.RELEASES, "release", data)
+        if self._is_new(message.sender, data):
+            release = Release.decode(message.body)
+            self._check_release(message.sender, release)
+            self._received[message.sender] = data
+            self._releases[message.sender] = release
+
+    def close_releases(self) -> tuple[Mask, ...]:
+        """Reconstruct; returns the masks that are still on the sum of the survivors' uploads."""
+        self._close("close_releases", self.context.threshold)
+        claim = self._survivor_tuple
+        chosen = sorted(self._releases)[: self.context.threshold]
+        masks = []
+        for index, owner in enumerate(claim.survivors):
+            masks.append(self._self_mask(owner, {m: self._releases[m].self_masks[index] for m in chosen}))
+        for index, owner in enumerate(claim.dropouts):
+            masks.extend(self._pair_masks(owner, {m: self._releases[m].mask_keys[index] for m in chosen}))
+        return tuple(masks)
+
+    @property
+    def _survivor_tuple(self) -> Survivors:
+        if self._tuple is None:
+            raise SecurityError(f"no survivor tuple yet in stage {self.state.value}")
+        return self._tuple
+
+    @property
+    def _binding(self) -> bytes:
+        return enc(self._ctx, self._adverts_hash)
+
+    def _verified(self, due: ServerState, label: str, data: bytes) -> Signed:
+        if self.state is not due:
+            raise SecurityError(f"{label} message came in stage {self.state.value}")
+        message = Signed.decode(data)
+        message.verify(label, self._ctx)
+        if message.sender not in self.expected:
+            raise SecurityError(f"{label} message from somebody outside this stage", culprits=[message.sender.hex()])
+        return message
+
+    def _is_new(self, sender: IdentityKey, data: bytes) -> bool:
+        known = self._received.get(sender)
+        if known is not None and known != data:
+            raise SecurityError("a second, different message in one stage", culprits=[sender.hex()])
+        return known is None
+
+    def _close(self, event: str, least: int) -> None:
+        missing = [member.hex() for member in self.expected if member not in self._received]
+        if len(self._received) < least:
+            raise ParticipationError(
+                f"{len(self._received)} participants finished stage {self.state.value}, {least} are needed",
+                culprits=missing,
+            )
+        self.state = advance(SERVER, self.state, event)
+
+    def _boxes_to(self, recipient: IdentityKey, parts: dict[IdentityKey, ShareMessage]) -> Iterable[bytes]:
+        for dealer, message in parts.items():
+            if dealer != recipient:
+                others = [member for member in self._adverts if member != dealer]
+                yield message.boxes[others.index(recipient)]
+
+    def _check_release(self, sender: IdentityKey, release: Release) -> None:
+        claim = self._survivor_tuple
+        if (len(release.self_masks), len(release.mask_keys)) != (len(claim.survivors), len(claim.dropouts)):
+            raise SecurityError("release has not one share for each member", culprits=[sender.hex()])
+        index = list(self._adverts).index(sender)
+        try:
+            for owner, share in zip(claim.survivors, release.self_masks, strict=True):
+                check_shares(self._ctx, owner, sender, self._dealings[owner], index, share, None)
+            for owner, share in zip(claim.dropouts, release.mask_keys, strict=True):
+                check_shares(self._ctx, owner, sender, self._dealings[owner], index, None, share)
+        except SecurityError as error:
+            raise SecurityError(f"release: {error.message}", culprits=[sender.hex()]) from error
+
+    def _combine(self, owner: IdentityKey, shares: dict[IdentityKey, bytes]) -> bytes:
+        try:
+            return shamir.combine({self.context.x_coordinate(m): share for m, share in shares.items()})
+        except SecurityError as error:
+            raise SecurityError(f"dealer: {error.message}", culprits=[owner.hex()]) from error
+
+    def _self_mask(self, owner: IdentityKey, shares: dict[IdentityKey, bytes]) -> Mask:
+        seed = self._combine(owner, shares)
+        # t shares that match signed commitments but give another secret prove a bad dealer to anybody.
+        if self_mask_commitment(self._ctx, owner, seed) != self._dealings[owner].self_mask:
+            raise SecurityError("dealer's shares give another self-mask seed", culprits=[owner.hex()])
+        return self_mask(self._binding, owner, seed)
+
+    def _pair_masks(self, dropout: IdentityKey, shares: dict[IdentityKey, bytes]) -> Iterable[Mask]:
+        private = self._combine(dropout, shares)
+        if agreement.public_key(private) != self._adverts[dropout].mask_key:
+            raise SecurityError("dealer's shares give another mask key", culprits=[dropout.hex()])
+        for survivor in self.survivors:
+            mask = pair_mask(self._binding, dropout, private, survivor, self._adverts[survivor].mask_key)
+            # The survivor's input holds the mask with the sign that is opposite to the dropout's.
+            yield Mask(mask.vector_seed, mask.scalar_seed, not mask.added)
