@@ -1,0 +1,1 @@
+"""How good adapters are on held-out rows."""

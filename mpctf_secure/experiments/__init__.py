@@ -1,0 +1,1 @@
+"""The demo: its model, its data, and the tiny model of the smoke run."""

@@ -1,0 +1,1 @@
+"""Local training: data, model, the torchrun job and its launcher."""

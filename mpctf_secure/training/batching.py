@@ -1,0 +1,41 @@
+"""Examples to tensors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mpctf_secure.training.data import Example
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids` (rows, length), padded on the right; `predicts` (rows, length − 1), true where the next token counts.
+
+    No attention mask: in a causal model no real token sees the padding to its right.
+    """
+
+    input_ids: torch.Tensor
+    predicts: torch.Tensor
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The answer tokens, 1-D, in the order of `predicts`."""
+        return self.input_ids[:, 1:][self.predicts]
+
+
+def batches(examples: Sequence[Example], batch_size: int, pad_id: int, device: torch.device) -> Iterator[Batch]:
+    """The examples in their order, each batch as wide as its longest; the last may have fewer rows."""
+    for start in range(0, len(examples), batch_size):
+        yield _batch(examples[start : start + batch_size], pad_id, device)
+
+
+def _batch(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
+    width = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_id)
+    predicts = torch.zeros((len(examples), width - 1), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids)
+        predicts[row, example.answer_start - 1 : length - 1] = True
+    return Batch(input_ids.to(device), predicts.to(device))

@@ -1,0 +1,67 @@
+"""The talk between a participant's agent and rank 0 of its training job, over a Unix socket.
+
+A frame is u32be(header length) ‖ JSON header ‖ u64be(body length) ‖ body, the body a flat float32 adapter or nothing.
+Both ends belong to one site and one user: the socket's folder has mode 0700.
+"""
+
+import json
+import socket
+from typing import Any
+
+import numpy as np
+
+from mpctf_secure.aggregation.lora import Vector
+from mpctf_secure.errors import EnvironmentUnfitError
+
+MAX_HEADER_BYTES = 1 << 26
+MAX_BODY_BYTES = 1 << 33
+Header = dict[str, Any]
+
+
+class JobChannel:
+    """One connected end."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def send(self, header: Header, body: Vector | None = None) -> None:
+        """One frame; EnvironmentUnfitError when the other end is gone."""
+        raw = json.dumps(header).encode()
+        content = b"" if body is None else body.astype("<f4", copy=False).tobytes()
+        try:
+            self._connection.sendall(len(raw).to_bytes(4, "big") + raw + len(content).to_bytes(8, "big"))
+            self._connection.sendall(content)
+        except OSError as error:
+            raise _gone() from error
+
+    def receive(self) -> tuple[Header, Vector]:
+        """The next frame; EnvironmentUnfitError when the other end is gone or the frame is larger than the limits."""
+        header = json.loads(self._take(4, MAX_HEADER_BYTES))
+        return header, np.frombuffer(self._take(8, MAX_BODY_BYTES), "<f4").astype(np.float32)
+
+    def close(self) -> None:
+        """Hang up; the other end notices."""
+        self._connection.close()
+
+    def _take(self, prefix: int, limit: int) -> bytes:
+        size = int.from_bytes(self._exactly(prefix), "big")
+        if size > limit:
+            raise EnvironmentUnfitError(f"training job sent a frame of {size} bytes")
+        return self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        buffer = bytearray(size)
+        view = memoryview(buffer)
+        while view:
+            try:
+                count = self._connection.recv_into(view)
+            except OSError as error:
+                raise _gone() from error
+            if count == 0:
+                raise _gone()
+            view = view[count:]
+        return bytes(buffer)
+
+
+def _gone() -> EnvironmentUnfitError:
+    return EnvironmentUnfitError("the other end of the training job's socket is gone", hint="see the worker's log")

@@ -1,0 +1,59 @@
+"""Starting child processes that never outlive their parent, and ending them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+GRACE_SECONDS = 5.0
+
+# Loaded before any fork: between fork and exec, only the call itself may run.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Nothing is fetched at run time."""
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent ends, even by SIGKILL."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def spawn(argv: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A child in a process group of its own, with no input, its output in `log`, offline, dying with this process."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **OFFLINE, **(extra or {})},
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509
+        )
+
+
+def end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM to every group, SIGKILL after the grace period; returns when all are gone."""
+    for child in children:
+        _signal_group(child, signal.SIGTERM)
+    for child in children:
+        try:
+            child.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _signal_group(child, signal.SIGKILL)
+            child.wait()
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, number)

@@ -1,0 +1,92 @@
+"""The language model, its LoRA adapter, and the one way to run it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mpctf_secure.aggregation.lora import Schema, Vector, join_flat, split_flat
+from mpctf_secure.config.run import Lora
+from mpctf_secure.errors import EnvironmentUnfitError, UsageError
+from mpctf_secure.training.batching import Batch
+
+
+def base_dtype() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32."""
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model in a local transformers folder, frozen; EnvironmentUnfitError where there is none."""
+    try:
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise EnvironmentUnfitError(f"{folder}: {reason}", hint="name a folder with config.json and weights") from error
+    return base.requires_grad_(False)
+
+
+def add_lora(base: PreTrainedModel, lora: Lora) -> PeftModel:
+    """The base with LoRA layers in float32; UsageError where a target is not in the model."""
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    try:
+        return get_peft_model(base, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise UsageError(f"target_modules: {error}", hint='"all-linear" fits every model') from error
+
+
+def adapter_schema(model: PeftModel) -> Schema:
+    """Names and shapes in canonical order."""
+    return sorted((name, tuple(tensor.shape)) for name, tensor in _adapter_tensors(model).items())
+
+
+def read_adapter(model: PeftModel) -> Vector:
+    """A copy of the adapter as one float32 vector in the order of `adapter_schema`."""
+    tensors = {name: tensor.float().cpu().numpy() for name, tensor in _adapter_tensors(model).items()}
+    return join_flat(tensors, adapter_schema(model))
+
+
+def write_adapter(model: PeftModel, flat: Vector) -> None:
+    """The inverse of `read_adapter`; ValueError where the length is wrong."""
+    tensors = _adapter_tensors(model)
+    for name, values in split_flat(flat, adapter_schema(model)).items():
+        tensors[name].copy_(torch.from_numpy(values))
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The live tensors, detached, under the names that PEFT saves them by."""
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return tensors
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's inputs must be."""
+    return next(model.parameters()).device
+
+
+def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits (answer tokens, vocabulary) in the order of `batch.targets`.
+
+    The head's input is narrowed by a hook, so that the full forward of any architecture, or of a wrapper such as DDP,
+    runs, and yet no logits are computed for prompts and padding.
+    """
+
+    def narrow(_: torch.nn.Module, hidden: tuple[torch.Tensor]) -> torch.Tensor:
+        return hidden[0][:, :-1][batch.predicts]
+
+    hook = _head(model).register_forward_pre_hook(narrow)
+    try:
+        logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits
+
+
+def _head(model: Any) -> torch.nn.Module:
+    unwrapped = getattr(model, "module", model)
+    head: torch.nn.Module = unwrapped.get_output_embeddings()
+    return head
