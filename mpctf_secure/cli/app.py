@@ -1,0 +1,100 @@
+"""The verbs, and the one place where errors become two lines and an exit code."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpctf_secure import __version__
+from mpctf_secure.errors import InterruptedRunError, MpctfError
+
+app = typer.Typer(
+    name="mpctf-secure",
+    help="Fine-tune one language model across organisations whose updates nobody sees.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How a command answers."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Compare(StrEnum):
+    """What the federated adapter is measured against, besides the base model."""
+
+    ALONE = "alone"
+    CENTRALISED = "centralised"
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def start(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.yaml]", help="The run file; without one, the built-in demo run.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the run file.")
+    ] = None,
+    compare: Annotated[
+        list[Compare] | None,
+        typer.Option(help="Also train this way on the same rows and steps, for the table at the end."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    output: Annotated[Format, typer.Option("--format", help="json: the report on standard output.")] = Format.TEXT,
+) -> None:
+    """Start a run and its local participants, and wait for its end.
+
+    Example: mpctf-secure start configs/smoke.yaml --set rounds=2
+    """
+    from mpctf_secure.cli.start import start_run  # noqa: PLC0415 - --help must not wait for grpc
+
+    start_run(run_file, overrides or [], [str(item) for item in compare or []], runs, as_json=output is Format.JSON)
+
+
+@app.command()
+def join(site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")]) -> None:
+    """Take part in a run as the participant that a site file describes.
+
+    Example: mpctf-secure join site.yaml
+    """
+    from mpctf_secure.cli.join import join_run  # noqa: PLC0415 - --help must not wait for grpc
+
+    join_run(site_file)
+
+
+def main() -> None:
+    """Run a command; every error of ours becomes an error: line, a hint: line and its exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="mpctf-secure", standalone_mode=True)
+    except (MpctfError, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
+            raise
+        ours = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted")
+        print_error(ours)
+        sys.exit(ours.exit_code)
+
+
+def print_error(error: MpctfError) -> None:
+    """One error: line, one hint: line, on standard error; control characters from peers do not reach the terminal."""
+    typer.echo(f"error: {_one_line(error.message)}", err=True)
+    typer.echo(f"hint: {_one_line(error.hint or 'mpctf-secure --help; --debug shows the traceback')}", err=True)
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)

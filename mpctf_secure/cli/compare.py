@@ -1,0 +1,81 @@
+"""The table at the end of a run: held-out accuracy of base, federated adapter and what it is compared with.
+
+Scoring needs torch, so it runs in child processes of `start`, as many at a time as there are processors.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpctf_secure.cli.local_sites import Material
+from mpctf_secure.cli.screen import Screen
+from mpctf_secure.config.run import RunConfig
+from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.partition.slices import fixed_size, round_slice
+from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.training import children
+from mpctf_secure.training.data import load_rows
+
+Accuracies = dict[str, float]
+
+
+def evaluate(
+    config: RunConfig, proposal: Proposal, material: Material, folder: Path, compare: Sequence[str], screen: Screen
+) -> Accuracies | None:
+    """Accuracy by variant, None where the run has no test set; "alone" is trained at the same rows and steps."""
+    if material.test is None:
+        return None
+    variants = list(_variants(proposal, material, folder, compare))
+    screen.line(f"scoring {', '.join(str(variant['name']) for variant in variants)} on the held-out rows")
+    request = {
+        "model": str(material.model),
+        "test": str(material.test),
+        "lora": config.model.lora.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    workers = max(1, min(os.cpu_count() or 1, len(variants)))
+    homes = [folder / "evaluation" / str(number) for number in range(workers)]
+    running = []
+    try:
+        for number, home in enumerate(homes):
+            home.mkdir(parents=True)
+            (home / "request.json").write_text(json.dumps({**request, "variants": variants[number::workers]}))
+            argv = [sys.executable, "-m", "mpctf_secure.evaluation.score", str(home / "request.json")]
+            threads = str(max(1, (os.cpu_count() or 1) // workers))
+            running.append(children.spawn(argv, home / "score.log", {"OMP_NUM_THREADS": threads}))
+        for child, home in zip(running, homes, strict=True):
+            if child.wait() != 0:
+                raise EnvironmentUnfitError("scoring failed", hint=f"see {home / 'score.log'}")
+    finally:
+        children.end(running)
+    scored = {row["name"]: row["accuracy"] for home in homes for row in _read(home / "results.jsonl")}
+    return {name: scored[name] for name in (str(variant["name"]) for variant in variants)}
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    return map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+
+def _variants(
+    proposal: Proposal, material: Material, folder: Path, compare: Sequence[str]
+) -> Iterator[dict[str, object]]:
+    slices = {name: _slices(proposal, name, path) for name, path in material.data.items()}
+    yield {"name": "base"}
+    if "alone" in compare:
+        for name, part in slices.items():
+            yield {"name": f"{name} alone", "train": [part]}
+    yield {"name": "federated", "adapter": str(folder / "adapter")}
+    if "centralised" in compare:
+        yield {"name": "centralised", "train": list(slices.values())}
+
+
+def _slices(proposal: Proposal, name: str, path: Path) -> dict[str, object]:
+    """The very rows that the participant trained on."""
+    rows = len(load_rows(path))
+    count = fixed_size(proposal.data.size, rows)
+    rounds = [round_slice(number + 1, count, rows, proposal.seed, name) for number in range(proposal.rounds)]
+    return {"data": str(path), "rounds": rounds}

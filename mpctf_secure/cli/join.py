@@ -1,0 +1,25 @@
+"""`mpctf-secure join`: one participant in the foreground."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from mpctf_secure.config import load
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.errors import InterruptedRunError
+from mpctf_secure.participant.agent import join
+
+
+def join_run(site_file: Path) -> None:
+    """Read the site file, whose paths are relative to it, and take part."""
+    site = load.load(site_file, SiteConfig)
+    beside = site_file.resolve().parent
+    paths = {name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")}
+    signal.signal(signal.SIGTERM, _interrupt)
+    join(site.model_copy(update=paths), typer.echo)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise InterruptedRunError("terminated")

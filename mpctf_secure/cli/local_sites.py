@@ -1,0 +1,153 @@
+"""Participants on this machine: their data, keys and site files, and their processes."""
+
+import asyncio
+import contextlib
+import datetime
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpctf_secure.cli.models import find_model
+from mpctf_secure.config import load
+from mpctf_secure.config.run import BUILTIN, RunConfig
+from mpctf_secure.config.site import Policy, SiteConfig
+from mpctf_secure.errors import UsageError
+from mpctf_secure.experiments.intents import write_intents
+from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.identity import ceremony, keystore
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.ids import ParticipantName
+from mpctf_secure.partition.trial import split_by_label, split_iid
+from mpctf_secure.training import children
+from mpctf_secure.training.data import Row, answer_text, load_rows
+
+INTENTS = f"{BUILTIN}intents"
+TINY_LLAMA = f"{BUILTIN}tiny-llama"
+COORDINATOR = ParticipantName("coordinator")
+_INTENT_TEST_ROWS = 216
+
+
+@dataclass(frozen=True)
+class Material:
+    """What local participants work on: one model, a data file each, and a test set if there is one."""
+
+    model: Path
+    data: dict[str, Path]
+    test: Path | None
+
+
+def prepare(config: RunConfig, folder: Path, beside: Path) -> Material:
+    """Find or make model and data, and read every row once, so that a mistake is found before anything starts."""
+    data, test = _data(config, folder / "data", beside)
+    rows = {name: load_rows(path) for name, path in data.items()}
+    if test is not None:
+        rows["test"] = load_rows(test)
+    return Material(_model(config, folder / "model", beside, rows), data, test)
+
+
+def _data(config: RunConfig, target: Path, beside: Path) -> tuple[dict[str, Path], Path | None]:
+    names, source = config.participants.names, config.participants.data
+    test = beside / config.evaluation.test if config.evaluation.test else None
+    if source == INTENTS:
+        write_intents(target, names, config.rounds * config.data.size, _INTENT_TEST_ROWS, config.seed)
+        return {name: target / f"{name}.jsonl" for name in names}, test or target / "test.jsonl"
+    if source.startswith(BUILTIN):
+        raise UsageError(f"participants.data: there is no {source}", hint=f"did you mean {INTENTS}?")
+    if config.participants.split is None:
+        return {name: beside / source.replace("{participant}", name) for name in names}, test
+    return dict(_split(config, beside / source, target)), test
+
+
+def _split(config: RunConfig, source: Path, target: Path) -> Iterator[tuple[str, Path]]:
+    rows, names = load_rows(source), config.participants.names
+    lines = [line for line in source.read_bytes().splitlines() if line.strip()]
+    if config.participants.split == "label":
+        parts = split_by_label([answer_text(row) for row in rows], len(names), config.seed)
+    else:
+        parts = split_iid(len(rows), len(names), config.seed)
+    target.mkdir(parents=True)
+    for name, part in zip(names, parts, strict=True):
+        path = target / f"{name}.jsonl"
+        path.write_bytes(b"".join(lines[index] + b"\n" for index in part))
+        yield name, path
+
+
+def _model(config: RunConfig, target: Path, beside: Path, rows: dict[str, list[Row]]) -> Path:
+    if config.model.base != TINY_LLAMA:
+        return find_model(config.model.base, beside)
+    texts = (message.content for part in rows.values() for row in part for message in row.messages)
+    write_tiny_llama(target, texts)
+    return target
+
+
+def hold_ceremony(config: RunConfig, folder: Path, now: datetime.datetime) -> tuple[Roster, keystore.Keys]:
+    """Fresh keys for everyone and a roster that all signed; the coordinator's keys."""
+    members = [*map(ParticipantName, config.participants.names), COORDINATOR]
+    roster = ceremony.hold({name: _keys(folder, name) for name in members}, COORDINATOR, now)
+    return roster, keystore.load(_keys(folder, COORDINATOR))
+
+
+def _keys(folder: Path, name: str) -> Path:
+    return folder / "sites" / name / "keys"
+
+
+class Fleet:
+    """The `join` processes of the local participants."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, material: Material, address: str) -> None:
+        """Write each site file and start its process."""
+        threads = str(max(1, (os.cpu_count() or 1) // self._config.participants.local))
+        for name, data in material.data.items():
+            home = self._folder / "sites" / name
+            policy = Policy(allow_pair=self._config.secagg.allow_pair)
+            site = SiteConfig(coordinator=address, model=material.model, data=data, policy=policy)
+            (home / "site.yaml").write_text(load.dump(site), encoding="utf-8")
+            argv = [sys.executable, "-m", "mpctf_secure", "join", str(home / "site.yaml")]
+            self._children[name] = children.spawn(argv, home / "join.log", {"OMP_NUM_THREADS": threads})
+
+    @contextlib.contextmanager
+    def watched(self, gone: Callable[[str, str], None]) -> Iterator[None]:
+        """Call gone(name, reason) in the event loop as soon as a process ends, by itself or killed."""
+        loop = asyncio.get_running_loop()
+        descriptors = {name: os.pidfd_open(child.pid) for name, child in self._children.items()}
+
+        def ended(name: str, descriptor: int) -> None:
+            loop.remove_reader(descriptor)
+            gone(name, self._reason(name))
+
+        for name, descriptor in descriptors.items():
+            loop.add_reader(descriptor, ended, name, descriptor)
+        try:
+            yield
+        finally:
+            for descriptor in descriptors.values():
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
+
+    def finish(self, seconds: float) -> None:
+        """Wait for processes that end by themselves; end those that do not."""
+        for child in self._children.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+        children.end(list(self._children.values()))
+
+    def end(self) -> None:
+        """End all processes, and destroy the keys of the ephemeral ceremony."""
+        children.end(list(self._children.values()))
+        for name in (*self._config.participants.names, COORDINATOR):
+            keystore.destroy(_keys(self._folder, name))
+
+    def _reason(self, name: str) -> str:
+        code = self._children[name].wait()
+        log = self._folder / "sites" / name / "join.log"
+        errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        ending = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"process {ending}" + (f": {errors[-1].removeprefix('error: ')}" if errors else "")

@@ -1,0 +1,77 @@
+"""What a person sees of a run: made from the event stream alone; a live view on a terminal, plain lines elsewhere."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mpctf_secure.cli.report import NO_PRIVACY
+from mpctf_secure.monitoring.events import Event
+
+_QUIET = {"contract_closed", "run_ended", "progress"}
+
+
+class Screen:
+    """Shows events as they come; `quiet` leaves standard output to the report."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=quiet, highlight=False)
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def line(self, text: str) -> None:
+        """One plain line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """One event."""
+        if event.kind == "progress":
+            self._advance(event.fields)
+        elif event.kind not in _QUIET:
+            self.line(_TEXTS.get(event.kind, event.kind).format(**event.fields))
+
+    def summary(self, content: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+        """The table of accuracies and where everything lies, or the report itself as JSON."""
+        if as_json:
+            print(json.dumps(content, indent=2))
+            return
+        if content["held_out_accuracy"]:
+            table = Table("held-out rows answered exactly", "accuracy")
+            for name, accuracy in content["held_out_accuracy"].items():
+                table.add_row(name, f"{accuracy:.3f}")
+            self._console.print(table)
+        self.line(f"privacy: {NO_PRIVACY}: updates are clipped and summed under masks, but no noise is added")
+        if content["exit"]["code"] == 0:
+            self.line(f"adapter: {folder / 'adapter'}")
+        self.line(f"report:  {folder / 'report.json'}")
+
+    def _advance(self, fields: dict[str, Any]) -> None:
+        name = fields["participant"]
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name)
+        description = f"{name} round {fields['round']}"
+        self._bars.update(self._tasks[name], description=description, total=fields["steps"], completed=fields["step"])
+
+
+_TEXTS = {
+    "run_started": "run {run}: waiting for {participants}",
+    "participant_joined": "{participant} joined",
+    "round_started": "round {round}: training",
+    "stage_closed": "round {round}: {stage}: {arrived} arrived, {seconds:.1f} s",
+    "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
+    "refused": "refused a message of {participant}: {reason}",
+    "sum_published": "round {round}: sum of {survivors} opened, {rows} rows, mean loss {mean_loss:.3f}",
+    "round_finished": "round {round}: all hold state {state_hash:.16}…",
+}

@@ -1,0 +1,64 @@
+"""A gate: one stage at which participants arrive with a message and wait until all may pass."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from mpctf_secure.ids import IdentityKey
+
+M = TypeVar("M")
+
+
+class Answer(NamedTuple):
+    """What goes back to one participant."""
+
+    label: str
+    body: bytes
+
+
+SKIP = Answer("skip", b"")
+
+
+class Gate(Generic[M]):
+    """Collects one message from each awaited member, then answers all of them; late ones get `otherwise`.
+
+    A message may come again after its answer was lost: it is checked again and gets the same answer.
+    """
+
+    def __init__(self, awaited: Iterable[IdentityKey], accept: Callable[[IdentityKey, M], None]) -> None:
+        self.awaited = set(awaited)
+        self.arrived: list[IdentityKey] = []
+        self._accept = accept
+        self._changed = asyncio.Event()
+        self._replies: asyncio.Future[Callable[[IdentityKey], Answer]] = asyncio.get_running_loop().create_future()
+
+    async def enter(self, sender: IdentityKey, message: M) -> Answer:
+        """Hand in a message and wait for the answer; raises what `accept` raises."""
+        if not self._replies.done():
+            self._accept(sender, message)
+            if sender not in self.arrived:
+                self.arrived.append(sender)
+            self.drop(sender)
+        reply = await asyncio.shield(self._replies)
+        return reply(sender)
+
+    def drop(self, member: IdentityKey) -> None:
+        """Wait for this one no longer."""
+        self.awaited.discard(member)
+        self._changed.set()
+
+    async def collect(self, seconds: float, least: int) -> None:
+        """Return when all have arrived, when fewer than `least` still can, or when the time is up."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self.awaited and len(self.arrived) + len(self.awaited) >= least:
+            self._changed.clear()
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                return
+
+    def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:
+        """Let everybody pass; from now on the gate is closed. Only the first answer counts."""
+        if not self._replies.done():
+            self._replies.set_result(lambda sender: replies.get(sender, otherwise))

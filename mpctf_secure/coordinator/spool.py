@@ -1,0 +1,87 @@
+"""Uploads on disk, and the sum made from them chunk by chunk: memory does not grow with the cohort."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.secagg import masks
+from mpctf_secure.secagg.parameters import Context
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A spooled upload: the file, its real digest, the signed digest that came last, and its bytes."""
+
+    path: Path
+    digest: bytes
+    trailer: bytes
+    size: int
+
+
+class Spool:
+    """The uploads of one attempt in one folder."""
+
+    def __init__(self, folder: Path, context: Context) -> None:
+        self._folder = folder
+        self._bits = context.ring_bits
+        self._sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
+        folder.mkdir(parents=True)
+
+    async def receive(self, pieces: AsyncIterator[bytes]) -> Upload:
+        """Write the chunks, whose sizes the schema dictates; SecurityError for any other stream."""
+        descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
+        hashes = []
+        trailer = b""
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                for size in self._sizes:
+                    chunk = await anext(pieces, b"")
+                    if len(chunk) != size:
+                        raise SecurityError(f"upload has a chunk of {len(chunk)} bytes instead of {size}")
+                    hashes.append(sha256(chunk))
+                    stream.write(chunk)
+                trailer = await anext(pieces, b"")
+                if await anext(pieces, None) is not None:
+                    raise SecurityError("upload goes on after its digest")
+        except BaseException:
+            Path(name).unlink()
+            raise
+        return Upload(Path(name), masks.digest(hashes), trailer, sum(self._sizes))
+
+    def keep(self, owner: IdentityKey, upload: Upload) -> None:
+        """A verified upload, from now on the owner's."""
+        upload.path.replace(self._of(owner))
+
+    def open_sum(self, survivors: Iterable[IdentityKey], left: Sequence[masks.Mask], target: Path) -> bytes:
+        """Write the sum of the survivors' uploads without the masks that are left; returns its digest."""
+        hashes = []
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(self._of(owner).open("rb")) for owner in survivors]
+            output = stack.enter_context(target.open("wb"))
+            per_chunk = ([stream.read(size) for stream in files] for size in self._sizes)
+            for chunk in masks.unmask_chunks(per_chunk, self._bits, left, len(self._sizes) - 1):
+                hashes.append(sha256(chunk))
+                output.write(chunk)
+            os.fsync(output.fileno())
+        return masks.digest(hashes)
+
+    def read_sum(self, path: Path) -> Iterator[bytes]:
+        """The chunks of a written sum."""
+        with path.open("rb") as stream:
+            for size in self._sizes:
+                yield stream.read(size)
+
+    def clear(self) -> None:
+        """Delete the uploads; the sum is somewhere else."""
+        for path in self._folder.iterdir():
+            path.unlink()
+        self._folder.rmdir()
+
+    def _of(self, owner: IdentityKey) -> Path:
+        return self._folder / f"{owner.hex()}.masked"

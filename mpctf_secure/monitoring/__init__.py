@@ -1,0 +1,1 @@
+"""The event stream that everything a person watches is made of."""

@@ -1,0 +1,63 @@
+"""Signed talk with the coordinator: each message out is signed for its context, each answer is checked."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from mpctf_secure.errors import InterruptedRunError, SecurityError
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity.roster import Member
+from mpctf_secure.rounds.messages import Position, Publication
+from mpctf_secure.secagg.masks import digest
+from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.transport.client import Channel
+
+SKIP = "skip"
+
+
+class Skipped(Exception):  # noqa: N818
+    """The coordinator closed a stage without this participant; the round goes on without its update."""
+
+
+class Link:
+    """A channel with this participant's signing key at its end."""
+
+    def __init__(self, channel: Channel, key: SigningKey, coordinator: Member) -> None:
+        self._channel = channel
+        self._key = key
+        self._coordinator = coordinator
+
+    def ask(self, label: str, ctx: bytes, body: bytes, expect: str) -> bytes:
+        """Sign and send; the body of the answer, which must carry the label `expect`."""
+        return self.send(label, Signed.make(label, ctx, self._key, body).encode(), ctx, expect)
+
+    def send(self, label: str, message: bytes, ctx: bytes, expect: str) -> bytes:
+        """Send a message that is signed already; label and ctx only say which stage it is for."""
+        return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect)
+
+    def upload(self, pieces: Callable[[], Iterable[bytes]], ctx: bytes, expect: str) -> bytes:
+        """Stream a masked input."""
+        return self._check(self._channel.upload(pieces), ctx, expect)
+
+    def fetch_sum(self, ctx: bytes, position: Position) -> tuple[Publication, Iterator[bytes]]:
+        """The published sum of a round: its header and its chunks, which are what the header's digest says."""
+        request = Signed.make("fetch", ctx, self._key, position.encode()).encode()
+        answer = self._channel.download(request)
+        publication = Publication.decode(self._check(next(answer, b""), ctx, "publication"))
+        chunks = list(answer)
+        if publication.round != position.round or digest(map(sha256, chunks)) != publication.digest:
+            raise SecurityError("published sum is not what its header says", culprits=[self._coordinator.name])
+        return publication, iter(chunks)
+
+    def _check(self, answer: bytes, ctx: bytes, expect: str) -> bytes:
+        reply = Signed.decode(answer)
+        if reply.sender != self._coordinator.identity:
+            raise SecurityError("answer is not signed by the coordinator", culprits=[reply.sender.hex()])
+        if reply.label == "abort":
+            reply.verify("abort", ctx)
+            raise InterruptedRunError(f"the coordinator ended the run: {reply.body.decode(errors='replace')}")
+        if reply.label == SKIP:
+            reply.verify(SKIP, ctx)
+            raise Skipped
+        reply.verify(expect, ctx)
+        return reply.body

@@ -1,0 +1,45 @@
+"""What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
+
+from mpctf_secure.config.site import Policy
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.rounds.contract import Contract, Proposal
+from mpctf_secure.rounds.messages import Facts
+from mpctf_secure.secagg.parameters import PAIR, default_quorum
+
+COORDINATOR = ("coordinator",)
+
+
+def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str) -> None:
+    """1. It is about my roster; 2. I am in it and all of it is enrolled; 3. no floor of mine or the protocol breaks."""
+    if bytes.fromhex(proposal.roster_hash) != roster.hash:
+        raise SecurityError("proposal is about another roster than mine", culprits=COORDINATOR)
+    enrolled = {str(member.name) for member in roster.participants}
+    named = proposal.participants
+    if name not in named or len(set(named)) != len(named) or not set(named) <= enrolled:
+        raise SecurityError("proposal does not name me, or names somebody not in the roster", culprits=COORDINATOR)
+    _check_floors(proposal, policy)
+
+
+def _check_floors(proposal: Proposal, policy: Policy) -> None:
+    members, colluders = len(proposal.participants), proposal.colluders
+    if members == PAIR:
+        if not policy.allow_pair:
+            raise SecurityError(
+                "a run of two shows each the other's update",
+                hint="set policy.allow_pair: true in the site file if that is acceptable",
+                culprits=COORDINATOR,
+            )
+        return
+    if not 1 <= colluders <= members - 2:
+        raise SecurityError(f"colluders: {colluders} is outside [1, {members - 2}]", culprits=COORDINATOR)
+    if proposal.quorum < default_quorum(members, colluders):
+        raise SecurityError(f"quorum: {proposal.quorum} is too low for {members} participants", culprits=COORDINATOR)
+
+
+def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None:
+    """The contract is the proposal that I checked plus the facts that I found."""
+    if contract.model_dump(include=set(Proposal.model_fields)) != proposal.model_dump():
+        raise SecurityError("contract differs from the proposal", culprits=COORDINATOR)
+    if bytes.fromhex(contract.base_model_hash) != facts.base_model_hash or contract.tensors != facts.tensors:
+        raise SecurityError("contract names another base model than mine", culprits=COORDINATOR)

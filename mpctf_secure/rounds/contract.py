@@ -1,0 +1,80 @@
+"""The run contract: every fact that all sites agree on before anything is trained. Its hash is in every message."""
+
+import json
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError
+
+from mpctf_secure.aggregation.lora import Schema
+from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.run import Aggregation, Count, Data, Lora, Privacy, Training
+from mpctf_secure.errors import DecodeError
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Proposal(Frozen):
+    """What the coordinator's operator asks for; a site checks it against its policy before it loads anything."""
+
+    run_id: str
+    roster_hash: Hex32
+    participants: tuple[str, ...]
+    quorum: Count
+    colluders: Annotated[int, Field(ge=0)]
+    allow_pair: bool
+    rounds: Count
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    base_model: str
+    lora: Lora
+    training: Training
+    data: Data
+    aggregation: Aggregation
+    privacy: Privacy
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Parse bytes from the coordinator; DecodeError for anything else than this model."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise DecodeError(f"{cls.__name__.lower()} cannot be parsed: {error.errors()[0]['msg']}") from error
+
+    def encode(self) -> bytes:
+        """Canonical JSON: sorted keys, no white space."""
+        content = self.model_dump(mode="json")
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @property
+    def weight_cap(self) -> int:
+        """w_max: the rows above which a participant weighs no more."""
+        return self.data.size
+
+
+class Contract(Proposal):
+    """The proposal and what the sites found when they loaded the model, the same everywhere."""
+
+    base_model_hash: Hex32
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    """Names and shapes of the LoRA tensors in canonical order: the adapter's schema."""
+
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of the canonical encoding."""
+        return sha256(self.encode())
+
+    @property
+    def schema_hash(self) -> bytes:
+        """SHA-256 over the schema."""
+        return hash_schema(self.tensors)
+
+    @property
+    def run_context(self) -> bytes:
+        """ctx of the messages that belong to the run and to no attempt."""
+        return sha256(enc("mpctf-secure/run/v1", self.run_id, bytes.fromhex(self.roster_hash), self.hash))
+
+
+def hash_schema(schema: Schema) -> bytes:
+    """SHA-256 over names and shapes."""
+    return sha256(b"".join(enc(name, *shape) for name, shape in schema))

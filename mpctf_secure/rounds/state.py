@@ -1,0 +1,142 @@
+"""The model state of a run, and the one function that makes the next one from a published sum."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpctf_secure.aggregation import fedavg
+from mpctf_secure.aggregation.lora import Vector, initial_adapter
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, decode_mean, decode_scalars
+from mpctf_secure.secagg.masks import Lanes
+from mpctf_secure.secagg.parameters import Context
+
+NARROW_BITS, WIDE_BITS = 16, 32
+MOST_IN_NARROW_RING = 16
+MOST_CLIPPED = 0.01
+_HEADROOM = 8.0
+_SMALLEST_RANGE = 2.0**-20
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the next round depends on: adapter [d], a range per tensor [T], which ring they are good for."""
+
+    round: int  # rounds done
+    adapter: Vector
+    ranges: tuple[float, ...]
+    narrow: bool
+
+    def hash(self, contract: Contract) -> bytes:
+        """32 bytes that differ wherever anything in the state does."""
+        ranges = np.array(self.ranges, "<f8").tobytes()
+        adapter = self.adapter.astype("<f4", copy=False).tobytes()
+        fields = (contract.schema_hash, self.round, int(self.narrow), ranges)
+        return sha256(enc("mpctf-secure/state/v1", *fields) + adapter)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A published sum: lanes [d], scalars, and whose inputs it holds."""
+
+    lanes: Lanes
+    scalars: Lanes
+    cohort: tuple[IdentityKey, ...]
+    survivors: tuple[IdentityKey, ...]
+
+
+def initial_state(contract: Contract) -> State:
+    """State 0, a function of the contract. No aggregate is published yet, so every range is the clip norm."""
+    adapter = initial_adapter(contract.tensors, contract.seed)
+    return State(0, adapter, _wide_ranges(contract), narrow=False)
+
+
+def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
+    """The quantisation of the next round; the ring follows from state and cohort and is never chosen."""
+    sizes = tuple(int(np.prod(shape)) for _, shape in contract.tensors)
+    bits = NARROW_BITS if state.narrow and cohort_size <= MOST_IN_NARROW_RING else WIDE_BITS
+    return Grid(sizes, state.ranges, bits, cohort_size)
+
+
+def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
+    """What the only attempt of the next round is bound to."""
+    lattice = grid(contract, state, len(cohort))
+    parameters = (contract.privacy.model_dump_json(), contract.weight_cap, contract.aggregation.model_dump_json())
+    return Context(
+        run_id=contract.run_id,
+        round=state.round + 1,
+        attempt=1,
+        roster_hash=bytes.fromhex(contract.roster_hash),
+        contract_hash=contract.hash,
+        base_model_hash=bytes.fromhex(contract.base_model_hash),
+        state_hash=state.hash(contract),
+        round_parameters_hash=sha256(enc(*parameters) + np.array(state.ranges, "<f8").tobytes()),
+        schema_hash=contract.schema_hash,
+        ring_bits=lattice.bits,
+        dimension=lattice.dimension,
+        scalars=len(SCALAR_NAMES) + len(lattice.sizes),
+        colluders=contract.colluders,
+        cohort=cohort,
+        first_cohort=cohort,
+    )
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """The published scalars of a round, in plain units."""
+
+    rows: int
+    mean_loss: float
+    norm_clipped: int
+    coordinates_clipped: float  # share of all
+
+
+def summarise(total: Sum) -> RoundSummary:
+    """Read the scalar block."""
+    rows, loss, norm_clipped, *clipped = decode_scalars(total.scalars)
+    share = sum(clipped) / (len(total.survivors) * total.lanes.size)
+    return RoundSummary(rows, loss / 2**20 / max(rows, 1), norm_clipped, share)
+
+
+def next_state(contract: Contract, state: State, total: Sum) -> State:
+    """Apply the aggregation strategy to the sum; SecurityError where the sum cannot be an honest one.
+
+    A forged sum inside the bound stays undetected: secure aggregation proves nothing about the sum itself.
+    """
+    lattice = grid(contract, state, len(total.cohort))
+    summary = summarise(total)
+    most_rows = len(total.survivors) * contract.weight_cap
+    if not 0 < summary.rows <= most_rows:
+        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=["coordinator"])
+    mean = decode_mean(total.lanes, summary.rows, contract.weight_cap, lattice)
+    _check_norm(contract, lattice, mean, most_rows / summary.rows)
+    adapter = fedavg.step(state.adapter, mean, contract.aggregation.server_learning_rate)
+    narrow = summary.coordinates_clipped <= MOST_CLIPPED
+    ranges = _next_ranges(lattice, mean, contract.privacy.clip_norm) if narrow else _wide_ranges(contract)
+    return State(state.round + 1, adapter, ranges, narrow)
+
+
+def _wide_ranges(contract: Contract) -> tuple[float, ...]:
+    return (contract.privacy.clip_norm,) * len(contract.tensors)
+
+
+def _next_ranges(lattice: Grid, mean: Vector, clip_norm: float) -> tuple[float, ...]:
+    """2^e just above 8·max|mean| of each tensor. A maximum, unlike a sum or a norm, has the same bits everywhere."""
+    largest = [0.0] * len(lattice.sizes)
+    for tensor, where, _ in lattice.slabs():
+        largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
+    powers = (float(np.ldexp(1.0, int(np.frexp(_HEADROOM * top)[1]))) for top in largest)
+    return tuple(min(max(power, _SMALLEST_RANGE * clip_norm), clip_norm) for power in powers)
+
+
+def _check_norm(contract: Contract, lattice: Grid, mean: Vector, dilution: float) -> None:
+    """‖mean‖ ≤ C and the most that stochastic rounding can add: one step a coordinate and participant."""
+    norm = float(np.sqrt(np.square(mean, dtype=np.float64).sum()))
+    steps = (bound / lattice.largest for bound in lattice.ranges)
+    rounding = dilution * float(np.sqrt(sum(size * step**2 for size, step in zip(lattice.sizes, steps, strict=True))))
+    if not norm <= (contract.privacy.clip_norm + rounding) * (1 + 1e-6):
+        raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=["coordinator"])

@@ -1,0 +1,45 @@
+"""What both ends of the channel know: method names, options, and errors as statuses."""
+
+import grpc
+
+from mpctf_secure.errors import (
+    EnvironmentUnfitError,
+    InterruptedRunError,
+    MpctfError,
+    ParticipationError,
+    SecurityError,
+    UsageError,
+)
+
+SERVICE = "mpctf_secure.v1.Coordinator"
+EXCHANGE, UPLOAD, DOWNLOAD = (f"/{SERVICE}/{name}" for name in ("Exchange", "Upload", "Download"))
+TLS_VERSION = b"TLSv1.3"
+
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+_STATUS: dict[type[MpctfError], grpc.StatusCode] = {
+    UsageError: grpc.StatusCode.INVALID_ARGUMENT,
+    EnvironmentUnfitError: grpc.StatusCode.FAILED_PRECONDITION,
+    SecurityError: grpc.StatusCode.PERMISSION_DENIED,
+    ParticipationError: grpc.StatusCode.ABORTED,
+    InterruptedRunError: grpc.StatusCode.CANCELLED,
+}
+_ERROR = {status: kind for kind, status in _STATUS.items()}
+
+
+def to_status(error: MpctfError) -> tuple[grpc.StatusCode, str]:
+    """(code, details) for an error that the other side should see; the hint travels on a second line."""
+    kind = next((kind for kind in type(error).__mro__ if kind in _STATUS), None)
+    return (_STATUS[kind] if kind else grpc.StatusCode.INTERNAL), f"{error.message}\n{error.hint}".rstrip()
+
+
+def from_status(code: grpc.StatusCode, details: str) -> MpctfError | None:
+    """The error behind a status, or None where it is the network's and not the coordinator's."""
+    message, _, hint = details.partition("\n")
+    kind = _ERROR.get(code)
+    return kind(f"coordinator: {message}", hint=hint) if kind else None
