@@ -72,6 +72,6 @@ _TEXTS = {
     "stage_closed": "round {round}: {stage}: {arrived} arrived, {seconds:.1f} s",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
-    "sum_published": "round {round}: sum of {survivors} opened, {rows} rows, mean loss {mean_loss:.3f}",
+    "sum_opened": "round {round}: sum of {survivors} opened, {rows} rows, mean loss {mean_loss:.3f}",
     "round_finished": "round {round}: all hold state {state_hash:.16}…",
 }

@@ -136,12 +136,15 @@ class Coordinator:
         self._round.cohort = self._names(cohort)
         context = round_context(contract, state, cohort)
         self._round.ring_bits = context.ring_bits
-        total = await self._aggregate(context, ready)
+        release, server, spool, left = await self._aggregate(context, ready)
+        total, header = await self._open_sum(contract, context, server.survivors, spool, left)
         following = await asyncio.to_thread(next_state, contract, state, total)
-        return await self._close_round(contract, following, total)
+        return await self._close_round(contract, following, release, header)
 
-    async def _aggregate(self, context: Context, ready: Gate[bytes]) -> Sum:
-        """The stages of the round's attempt, up to the publication of the sum."""
+    async def _aggregate(
+        self, context: Context, ready: Gate[bytes]
+    ) -> tuple[Gate[bytes], Server, Spool, tuple[masks.Mask, ...]]:
+        """The stages of the round's attempt, up to the masks that are left on the sum; the last gate stays shut."""
         server, ctx, number = Server(context), context.digest(), context.round
         spool = self._spools[ctx] = Spool(self._folder / f"round-{number}", context)
         digests: dict[IdentityKey, bytes] = {}
@@ -178,53 +181,45 @@ class Coordinator:
         release = stage("release", lambda _, message: server.accept_release(message))
         consistency.answer(dict.fromkeys(server.survivors, signatures))
         await self._collect(release, "unmask", self._timeouts.stage, context.threshold)
-        left = server.close_releases()
-        total = await self._publish(context, server, spool, left)
-        release.answer({}, otherwise=ACK)
-        return total
+        return release, server, spool, server.close_releases()
 
-    async def _publish(self, context: Context, server: Server, spool: Spool, left: tuple[masks.Mask, ...]) -> Sum:
+    async def _open_sum(
+        self,
+        contract: Contract,
+        context: Context,
+        survivors: tuple[IdentityKey, ...],
+        spool: Spool,
+        left: tuple[masks.Mask, ...],
+    ) -> tuple[Sum, Published]:
+        """The sum, on disk before anybody gets it, and its signed header."""
         path = self._folder / f"round-{context.round}.sum"
-        digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
-        self._round.survivors = self._names(server.survivors)
-        publication = Publication(context.round, context.cohort, server.survivors, digest)
+        digest = await asyncio.to_thread(spool.open_sum, survivors, left, path)
         *lanes, scalars = spool.read_sum(path)
-        total = Sum(
-            np.frombuffer(b"".join(lanes), masks.LANE_TYPES[context.ring_bits]),
-            np.frombuffer(scalars, "<u8"),
-            context.cohort,
-            server.survivors,
-        )
-        self._round.summary = summarise(total)
-        self._round.stage_done("open the sum")
-        self._record(
-            "sum_published",
-            round=context.round,
-            survivors=self._round.survivors,
-            digest=digest.hex(),
-            rows=self._round.summary.rows,
-            mean_loss=self._round.summary.mean_loss,
-        )
-        contract = self._agreed
+        vector = np.frombuffer(b"".join(lanes), masks.LANE_TYPES[context.ring_bits])
+        total = Sum(vector, np.frombuffer(scalars, "<u8"), context.cohort, survivors)
+        publication = Publication(context.round, context.cohort, survivors, digest)
         header = self._signed("publication", contract.run_context, publication.encode())
-        self._published[context.round].set_result(Published(header, path, spool))
-        return total
+        record, summary = self._round, summarise(total)
+        record.survivors, record.summary = self._names(survivors), summary
+        record.stage_done("open the sum")
+        figures = {"rows": summary.rows, "mean_loss": summary.mean_loss, "digest": digest.hex()}
+        self._record("sum_opened", round=context.round, survivors=record.survivors, **figures)
+        return total, Published(header, path, spool)
 
-    async def _close_round(self, contract: Contract, state: State, total: Sum) -> State:
-        """Wait until the participants hold the same state, then open the next round."""
+    async def _close_round(self, contract: Contract, state: State, release: Gate[bytes], published: Published) -> State:
+        """Publish, wait until the participants hold the same state, and open the next round."""
         position = Position(state.round, state.hash(contract))
         transition = self._open("transition", contract.run_context, state.round, self._active, _same_position(position))
+        self._published[state.round].set_result(published)
+        release.answer({}, otherwise=ACK)
         await self._collect(transition, "transition", self._timeouts.stage, 1)
-        self._record("round_finished", round=state.round, state_hash=position.state_hash.hex(), **self._figures(total))
-        for ctx in [ctx for ctx, spool in self._spools.items() if spool is self._published[state.round].result().spool]:
-            self._spools.pop(ctx).clear()
+        self._record("round_finished", round=state.round, state_hash=position.state_hash.hex())
+        published.spool.clear()
+        self._spools.clear()
         if state.round < contract.rounds:
             self._open_round(contract, state)
         transition.answer({}, otherwise=NEXT)
         return state
-
-    def _figures(self, total: Sum) -> dict[str, Any]:
-        return {"survivors": len(total.survivors), "cohort": len(total.cohort), "seconds": dict(self._round.seconds)}
 
     def _check_cohort(self, cohort: tuple[IdentityKey, ...]) -> None:
         proposal = self._proposal
@@ -237,12 +232,12 @@ class Coordinator:
                 allow_pair=proposal.allow_pair,
             )
         except UsageError as error:
-            missing = [name for name in proposal.participants if name not in self._names(cohort)]
+            lost = sorted({*self._names(self._gone), *(entry["participant"] for entry in self._round.dropouts)})
             raise ParticipationError(
-                f"round {self._round.round}: {len(cohort)} participants are ready, the contract asks for "
-                f"{proposal.quorum}; missing: {', '.join(missing)}",
-                hint="the reasons are in report.json; fewer dropouts or a lower quorum",
-                culprits=missing,
+                f"round {self._round.round}: {len(proposal.participants) - len(lost)} of {len(proposal.participants)} "
+                f"participants are left, the contract asks for {proposal.quorum}; lost: {', '.join(lost)}",
+                hint="report.json says at which stage and why",
+                culprits=lost,
             ) from error
 
     # Gates
@@ -265,8 +260,8 @@ class Coordinator:
         await gate.collect(seconds, least)
         took = self._round.stage_done(stage)
         for member in sorted(awaited - set(gate.arrived)):
-            reason = self._gone.get(member, f"no answer in {seconds:g} s" if took >= seconds else "not waited for")
-            self._drop(member, stage, reason)
+            if member in self._gone or took >= seconds:  # else the stage ended early, for want of others
+                self._drop(member, stage, self._gone.get(member, f"no answer in {seconds:g} s"))
         self._record("stage_closed", round=self._round.round, stage=stage, arrived=len(gate.arrived), seconds=took)
 
     async def _collect_everyone(self, gate: Gate[Any], deed: str, seconds: float) -> None:

@@ -1,0 +1,165 @@
+"""A real run with real TLS and real torchrun jobs, in which a test sees both ends.
+
+The coordinator and most participants live in this process, so that a test can compare what a participant put in with
+what the coordinator received; `killable` participants are `join` processes.
+"""
+
+import asyncio
+import datetime
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpctf_secure.cli import start as start_module
+from mpctf_secure.cli.local_sites import hold_ceremony, prepare
+from mpctf_secure.config import load
+from mpctf_secure.config.run import RunConfig
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.coordinator.runtime import Coordinator
+from mpctf_secure.identity.roster import Member
+from mpctf_secure.participant import agent
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.state import State
+from mpctf_secure.secagg import codec
+from mpctf_secure.transport.server import listen
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+
+
+@dataclass
+class Input:
+    """What one participant put into one round."""
+
+    update: np.ndarray
+    lanes: np.ndarray
+    scalars: np.ndarray
+
+
+@dataclass
+class Recorder:
+    """Handler that keeps every byte the coordinator receives; `on_upload` may interfere."""
+
+    inner: Coordinator
+    received: list[bytes] = field(default_factory=list)
+    uploads: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
+    on_upload: Callable[[Member], None] = lambda _: None
+
+    async def exchange(self, peer: Member, request: bytes) -> bytes:
+        self.received.append(request)
+        return await self.inner.exchange(peer, request)
+
+    async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
+        self.on_upload(peer)
+        chunks = self.uploads.setdefault((str(peer.name), self.inner.rounds[-1].round), [])
+
+        async def tapped() -> AsyncIterator[bytes]:
+            async for piece in pieces:
+                chunks.append(piece)
+                self.received.append(piece)
+                yield piece
+
+        return await self.inner.upload(peer, tapped())
+
+    def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
+        self.received.append(request)
+        return self.inner.download(peer, request)
+
+
+@dataclass
+class Outcome:
+    contract: Contract
+    state: State
+    coordinator: Coordinator
+    recorder: Recorder
+    inputs: dict[tuple[str, int], Input]
+    events: list[dict[str, object]]
+    folder: Path
+
+
+class RealRun:
+    """Set up from a run file; `run` gives the outcome."""
+
+    def __init__(self, folder: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.config = load.load(SMOKE, RunConfig, overrides)
+        self.material = prepare(self.config, folder, SMOKE.parent)
+        now = datetime.datetime.now(datetime.UTC)
+        self.roster, self.keys = hold_ceremony(self.config, folder, now)
+        self.inputs: dict[tuple[str, int], Input] = {}
+        self.events: list[dict[str, object]] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._tap_inputs(monkeypatch)
+
+    def _tap_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = agent.Participant._encode
+
+        def encode(participant, state, trained, context):
+            lanes, scalars = original(participant, state, trained, context)
+            update = trained.adapter - state.adapter
+            self.inputs[participant._name, context.round] = Input(update, lanes.copy(), scalars.copy())
+            return lanes, scalars
+
+        monkeypatch.setattr(agent.Participant, "_encode", encode)
+
+    def site(self, name: str, address: str) -> SiteConfig:
+        home = self.folder / "sites" / name
+        return SiteConfig(
+            coordinator=address,
+            model=self.material.model,
+            data=self.material.data[name],
+            keys=home / "keys",
+            work=home / "work",
+        )
+
+    def run(
+        self, *, killable: str | None = None, interfere: Callable[["RealRun", Member], None] | None = None
+    ) -> Outcome:
+        return asyncio.run(self._main(killable, interfere))
+
+    async def _main(self, killable: str | None, interfere: Callable[["RealRun", Member], None] | None) -> Outcome:
+        proposal = start_module._propose(self.config, "real-run", self.roster, start_module._cohort_rules(self.config))
+        spool = self.folder / "spool"
+        spool.mkdir()
+        coordinator = Coordinator(proposal, self.config.timeouts, self.roster, self.keys, spool, self._record)
+        recorder = Recorder(coordinator)
+        if interfere:
+            recorder.on_upload = lambda peer: interfere(self, peer)
+        listener = await listen("127.0.0.1:0", self.roster, self.keys, recorder)
+        address = f"127.0.0.1:{listener.port}"
+        threads = []
+        try:
+            for name in self.config.participants.names:
+                site = self.site(name, address)
+                if name == killable:
+                    path = self.folder / "sites" / name / "site.yaml"
+                    path.write_text(load.dump(site))
+                    argv = [sys.executable, "-m", "mpctf_secure", "join", str(path)]
+                    self.processes[name] = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+                else:
+                    threads.append(threading.Thread(target=agent.join, args=(site, lambda _: None), name=name))
+                    threads[-1].start()
+            contract, state = await coordinator.run()
+        finally:
+            for process in self.processes.values():
+                process.kill()
+                process.wait()
+            for thread in threads:
+                await asyncio.to_thread(thread.join)
+            await listener.stop(1.0)
+        return Outcome(contract, state, coordinator, recorder, self.inputs, self.events, self.folder)
+
+    def _record(self, kind: str, **fields: object) -> None:
+        self.events.append({"event": kind, **fields})
+
+
+def published(outcome: Outcome, round_number: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lanes and scalars of a published sum, read from the coordinator's disk."""
+    data = (outcome.folder / "spool" / f"round-{round_number}.sum").read_bytes()
+    split = len(data) - 8 * (len(codec.SCALAR_NAMES) + len(outcome.contract.tensors))
+    return np.frombuffer(data[:split], f"<u{bits // 8}"), np.frombuffer(data[split:], "<u8")

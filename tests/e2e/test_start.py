@@ -1,0 +1,244 @@
+"""`mpctf-secure start` and `join` as a user meets them: real processes, exit codes, and nothing left behind."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CLI = [sys.executable, "-m", "mpctf_secure"]
+
+
+def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CLI, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
+    )
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines, of any process, that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line and int(path.parent.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    runs = tmp_path_factory.mktemp("runs")
+    result = run_cli("start", CONFIGS / "smoke.yaml", "--compare", "alone", "--runs", runs)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result, next(runs.iterdir())
+
+
+def test_run_folder_holds_all_that_was_promised(smoke) -> None:
+    _, folder = smoke
+    report = json.loads((folder / "report.json").read_text())
+    assert report["exit"] == {"code": 0, "reason": "done"}
+    assert [r["survivors"] for r in report["rounds"]] == [[f"site-{i}" for i in range(1, 5)]] * 2
+    assert set(report["held_out_accuracy"]) == {"base", "federated", *(f"site-{i} alone" for i in range(1, 5))}
+    assert report["privacy"]["statement"] == "no differential privacy"
+    assert report["rounds"][0]["bytes_up"]["site-1"] > 4 * 10_000
+    assert (folder / "config.yaml").read_text().startswith(f"contract_hash: {report['contract_hash']}")
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.count("round_finished") == 2
+    assert kinds[-1] == "run_ended"
+
+
+def test_output_says_what_happened(smoke) -> None:
+    result, folder = smoke
+    for phrase in ("ephemeral local ceremony", "no differential privacy", str(folder / "adapter"), "federated"):
+        assert phrase in result.stdout
+
+
+def test_peft_loads_the_adapter_and_it_is_the_one_of_the_report(smoke) -> None:
+    import hashlib
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, folder = smoke
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    before = base(torch.arange(8)[None]).logits.detach().clone()
+    model = PeftModel.from_pretrained(base, str(folder / "adapter"))
+    assert not torch.equal(model(torch.arange(8)[None]).logits, before)
+    weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == json.loads((folder / "report.json").read_text())["adapter_sha256"]
+    assert str(folder) not in (folder / "adapter" / "adapter_config.json").read_text()
+
+
+def test_no_process_and_no_private_key_is_left(smoke) -> None:
+    _, folder = smoke
+    assert processes_of(folder) == []
+    assert not list(folder.rglob("*.key"))
+
+
+def test_private_keys_are_private_and_in_no_output(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    output = ""
+    while "joined" not in output:
+        output += process.stdout.readline()
+    folder = next(runs.iterdir())
+    keys = list(folder.rglob("*.key"))
+    assert len(keys) == 10
+    assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
+    secrets = [key.read_bytes() for key in keys]
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 7
+    written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file()) + (output + rest).encode()
+    assert not any(secret in written or secret.hex().encode() in written for secret in secrets)
+    assert processes_of(folder) == []
+    assert json.loads((folder / "report.json").read_text())["exit"]["code"] == 7
+    assert not (folder / "adapter").exists()
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # polls the process table, which nobody can be notified of
+
+
+def test_children_end_when_start_is_killed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "joined" not in process.stdout.readline():
+        pass
+    folder = next(runs.iterdir())
+    assert processes_of(folder)
+    process.kill()
+    process.wait()
+    wait_until(lambda: processes_of(folder) == [])
+
+
+def test_run_below_its_quorum_ends_with_exit_5_and_names_who_is_missing(tmp_path: Path) -> None:
+    """Two of four participants are killed in training."""
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs), "--set", "data.size=4000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "round 1: training" not in process.stdout.readline():
+        pass
+    folder = next(runs.iterdir())
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        words = path.read_bytes().split(b"\0")
+        if b"join" in words and any(str(folder / "sites" / f"site-{i}").encode() in b" ".join(words) for i in (1, 2)):
+            os.kill(int(path.parent.name), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 5
+    assert errors.startswith("error: round 1: ")
+    assert "site-1, site-2" in errors.splitlines()[0]
+    report = json.loads((folder / "report.json").read_text())
+    assert sorted(report["culprits"]) == ["site-1", "site-2"]
+    assert "killed by signal 9" in str(report["rounds"][0]["dropouts"])
+    assert processes_of(folder) == []
+
+
+def test_coordinator_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; import mpctf_secure.cli.start, mpctf_secure.cli.app; "
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+GOOD = """\
+participants: {local: 4, data: "builtin:intents"}
+model: {base: "builtin:tiny-llama"}
+"""
+
+BAD_FILES = {
+    "an unknown key, with the right name as hint": (
+        GOOD + "round: 3\n", 2, "run.yaml, line 3: round is not a known field", "did you mean rounds?"),
+    "an unknown nested key": (
+        GOOD + "training:\n  learning_rat: 0.1\n", 2, "line 4: training.learning_rat is not a known field", "learning_rate"),
+    "a wrong type": (GOOD + "rounds: many\n", 2, "line 3: rounds: ", "'many'"),
+    "a value out of range": (GOOD + "rounds: 0\n", 2, "rounds: ", "got 0"),
+    "a missing field": ("model: {base: x}\n", 2, "participants is missing", "configs/"),
+    "a key that is there twice": (GOOD + "rounds: 1\nrounds: 2\n", 2, "line 4: rounds is there twice", "keep one"),
+    "no YAML at all": ("a: [", 2, "not YAML", "indentation"),
+    "a list instead of fields": ("- a\n", 2, "not a mapping", "configs/"),
+    "an empty file": ("", 2, "not a mapping", "configs/"),
+    "a cohort below the quorum": (GOOD + "quorum: 5\n", 2, "a cohort of 4 is outside [5, 4]", "quorum"),
+    "more colluders than a cohort bears": (
+        GOOD + "secagg: {colluders: 3}\n", 2, "a cohort of 4 is outside [5, 4]", "colluders"),
+    "two participants without consent": (
+        GOOD.replace("local: 4", "local: 2"), 2, "learn each other's update", "allow_pair"),
+    "one participant": (GOOD.replace("local: 4", "local: 1"), 2, "participants.local", "got 1"),
+    "a strategy that does not exist yet": (
+        GOOD + "privacy: {strategy: client_fixed}\n", 2, "privacy.strategy", "client_fixed"),
+    "a missing model": (
+        GOOD.replace("builtin:tiny-llama", "no-such-model"), 3, "no model 'no-such-model'", "make demo"),
+    "missing data": (GOOD.replace("builtin:intents", "no/{participant}.jsonl"), 2, "no/site-1.jsonl: No such file", "data file"),
+    "one data file for all and no split": (GOOD.replace("builtin:intents", "all.jsonl"), 2, "needs split", "all.jsonl"),
+    "a built-in that does not exist": (GOOD.replace("builtin:intents", "builtin:intent"), 2, "there is no builtin:intent", "builtin:intents"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "code", "error", "hint"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_bad_run_file_is_one_error_line_and_one_hint(
+    tmp_path: Path, text: str, code: int, error: str, hint: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    result = run_cli("start", "run.yaml", cwd=tmp_path)
+    lines = result.stderr.splitlines()
+    assert result.returncode == code, result.stderr
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+    assert error in lines[0]
+    assert hint in lines[1]
+
+
+def test_data_row_that_is_not_json_is_named_before_anything_starts(tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    for name in range(1, 5):
+        (tmp_path / f"site-{name}.jsonl").write_text(f"{good}\n" * 3)
+    (tmp_path / "site-2.jsonl").write_text(f"{good}\n{{not json\n")
+    (tmp_path / "run.yaml").write_text(GOOD.replace("builtin:intents", "{participant}.jsonl"))
+    result = run_cli("start", "run.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "site-2.jsonl, row 2: not JSON" in result.stderr.splitlines()[0]
+
+
+def test_busy_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run_cli("start", CONFIGS / "smoke.yaml", "--set", f"listen={address}", "--runs", tmp_path)
+    assert result.returncode == 3
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("E")]
+    assert lines[0] == f"error: cannot listen on {address}"
+    assert lines[1].startswith("hint: the port is in use")
+
+
+def test_json_report_is_all_of_standard_output(tmp_path: Path) -> None:
+    result = run_cli(
+        "start", CONFIGS / "smoke.yaml", "--format", "json", "--runs", tmp_path,
+        "--set", "rounds=1", "--set", "data.size=8", "--set", "participants.local=3",
+    )  # fmt: skip
+    assert json.loads(result.stdout)["exit"]["code"] == 0

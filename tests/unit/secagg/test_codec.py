@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.hazmat.prg import Generator
+from mpctf_secure.secagg import codec
+from mpctf_secure.secagg.codec import Grid
+
+
+def generator(number: int = 0) -> Generator:
+    return Generator(bytes([number]) * 32)
+
+
+@given(st.integers(2, 100), st.sampled_from([16, 32]))
+def test_n_values_at_the_edge_of_the_range_never_wrap(n: int, bits: int) -> None:
+    grid = Grid((2,), (0.5,), bits, n)
+    lanes, clipped = codec.encode(np.array([9.0, -9.0], np.float32), 1.0, grid, generator())
+    total = sum(lanes for _ in range(n)) if n == 1 else np.add.reduce([lanes] * n)
+    mean = codec.decode_mean(total.astype(lanes.dtype), n, 1, grid)
+    assert np.allclose(mean, [0.5, -0.5])
+    assert clipped == [2]
+
+
+def test_one_more_than_the_grid_allows_wraps() -> None:
+    """So the headroom is exactly what is needed."""
+    n = 10
+    grid = Grid((1,), (1.0,), 16, n)
+    assert grid.largest == 3276
+    lanes, _ = codec.encode(np.array([1.0], np.float32), 1.0, grid, generator())
+    total = np.add.reduce([lanes] * (n + 1)).astype("<u2")
+    assert codec.decode_mean(total, n + 1, 1, grid)[0] < 0
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20), st.integers(2, 20))
+@settings(max_examples=50)
+def test_mean_is_within_one_step_of_the_truth(values: list[float], n: int) -> None:
+    grid = Grid((len(values),), (1.0,), 32, n)
+    updates = [np.array(values, np.float32) * (1 - i / n) for i in range(n)]
+    total = np.add.reduce(
+        [codec.encode(u.astype(np.float32), 1.0, grid, generator(i))[0] for i, u in enumerate(updates)]
+    )
+    mean = codec.decode_mean(total.astype("<u4"), n, 1, grid)
+    assert np.abs(mean - np.mean(updates, axis=0)).max() <= 1.0 / grid.largest + 1e-6
+
+
+def test_weights_multiply_before_rounding_and_divide_out() -> None:
+    grid = Grid((3,), (2.0,), 32, 2)
+    a, b = np.array([1, -1, 0.5], np.float32), np.array([0, 1, 1], np.float32)
+    rows, cap = (10, 40), 40
+    lanes = [codec.encode(u, r / cap, grid, generator(r))[0] for u, r in zip((a, b), rows, strict=True)]
+    mean = codec.decode_mean((lanes[0] + lanes[1]).astype("<u4"), sum(rows), cap, grid)
+    assert np.allclose(mean, (10 * a + 40 * b) / 50, atol=1e-6)
+
+
+def test_rounding_is_unbiased_and_follows_the_generator() -> None:
+    grid = Grid((200_000,), (1.0,), 16, 10)
+    update = np.full(200_000, 0.12345, np.float32)
+    lanes, _ = codec.encode(update, 1.0, grid, generator())
+    again, _ = codec.encode(update, 1.0, grid, generator())
+    assert np.array_equal(lanes, again)
+    assert abs(lanes.mean() / grid.largest - 0.12345) < 3e-6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_update_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(UsageError, match="tensor 1"):
+        codec.encode(np.array([0, bad], np.float32), 1.0, Grid((1, 1), (1.0, 1.0), 32, 3), generator())
+
+
+def test_slabs_cover_every_coordinate_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_SLAB", 4)
+    grid = Grid((3, 9, 1), (1.0, 2.0, 3.0), 32, 3)
+    covered = [(tensor, i) for tensor, where, _ in grid.slabs() for i in range(where.start, where.stop)]
+    assert covered == [(0, i) for i in range(3)] + [(1, i) for i in range(3, 12)] + [(2, 12)]
+
+
+@given(st.lists(st.integers(-(2**60), 2**60), min_size=1, max_size=5))
+def test_scalars_sum_as_integers(values: list[int]) -> None:
+    lanes = codec.encode_scalars(values, 4)
+    assert codec.decode_scalars(np.add(np.add(lanes, lanes), np.add(lanes, lanes))) == [4 * v for v in values]
+
+
+def test_scalar_that_could_overflow_is_refused() -> None:
+    with pytest.raises(UsageError, match="scalar 0"):
+        codec.encode_scalars([2**62], 4)
+
+
+def test_sum_without_weight_is_refused() -> None:
+    with pytest.raises(SecurityError, match="no mean"):
+        codec.decode_mean(np.zeros(1, "<u4"), 0, 1, Grid((1,), (1.0,), 32, 3))
