@@ -176,7 +176,8 @@ BAD_FILES = {
     "an unknown key, with the right name as hint": (
         GOOD + "round: 3\n", 2, "run.yaml, line 3: round is not a known field", "did you mean rounds?"),
     "an unknown nested key": (
-        GOOD + "training:\n  learning_rat: 0.1\n", 2, "line 4: training.learning_rat is not a known field", "learning_rate"),
+        GOOD + "training:\n  learning_rat: 0.1\n", 2,
+        "line 4: training.learning_rat is not a known field", "learning_rate"),
     "a wrong type": (GOOD + "rounds: many\n", 2, "line 3: rounds: ", "'many'"),
     "a value out of range": (GOOD + "rounds: 0\n", 2, "rounds: ", "got 0"),
     "a missing field": ("model: {base: x}\n", 2, "participants is missing", "configs/"),
@@ -194,9 +195,11 @@ BAD_FILES = {
         GOOD + "privacy: {strategy: client_fixed}\n", 2, "privacy.strategy", "client_fixed"),
     "a missing model": (
         GOOD.replace("builtin:tiny-llama", "no-such-model"), 3, "no model 'no-such-model'", "make demo"),
-    "missing data": (GOOD.replace("builtin:intents", "no/{participant}.jsonl"), 2, "no/site-1.jsonl: No such file", "data file"),
+    "missing data": (
+        GOOD.replace("builtin:intents", "no/{participant}.jsonl"), 2, "no/site-1.jsonl: No such file", "data file"),
     "one data file for all and no split": (GOOD.replace("builtin:intents", "all.jsonl"), 2, "needs split", "all.jsonl"),
-    "a built-in that does not exist": (GOOD.replace("builtin:intents", "builtin:intent"), 2, "there is no builtin:intent", "builtin:intents"),
+    "a built-in that does not exist": (
+        GOOD.replace("builtin:intents", "builtin:intent"), 2, "there is no builtin:intent", "builtin:intents"),
 }  # fmt: skip
 
 

@@ -1,0 +1,63 @@
+import asyncio
+
+import pytest
+
+from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.ids import IdentityKey
+
+A, B, C = (IdentityKey(bytes([i]) * 32) for i in range(3))
+YES = Answer("yes", b"")
+
+
+def refuse(sender: IdentityKey, message: bytes) -> None:
+    if message == b"bad":
+        raise SecurityError("bad", culprits=[sender.hex()])
+
+
+def test_all_arrive_and_all_are_answered() -> None:
+    async def scenario() -> None:
+        gate: Gate[bytes] = Gate([A, B], refuse)
+        waiting = [asyncio.create_task(gate.enter(member, b"m")) for member in (A, B)]
+        await gate.collect(10, 2)
+        assert set(gate.arrived) == {A, B}
+        gate.answer({A: YES, B: Answer("b", b"only for b")})
+        assert await asyncio.gather(*waiting) == [YES, Answer("b", b"only for b")]
+
+    asyncio.run(scenario())
+
+
+def test_late_one_is_skipped_and_a_lost_answer_is_given_again() -> None:
+    async def scenario() -> None:
+        gate: Gate[bytes] = Gate([A, B], refuse)
+        first = asyncio.create_task(gate.enter(A, b"m"))
+        await gate.collect(0.01, 1)
+        gate.answer({A: YES})
+        assert await first == YES
+        assert await gate.enter(A, b"m") == YES
+        assert await gate.enter(B, b"m") == SKIP
+
+    asyncio.run(scenario())
+
+
+def test_gate_closes_at_once_when_too_few_can_still_come() -> None:
+    async def scenario() -> None:
+        gate: Gate[bytes] = Gate([A, B, C], refuse)
+        collecting = asyncio.create_task(gate.collect(1000, 2))
+        await asyncio.sleep(0)
+        gate.drop(A)
+        gate.drop(B)
+        await asyncio.wait_for(collecting, 5)
+
+    asyncio.run(scenario())
+
+
+def test_refused_message_neither_arrives_nor_stops_the_others() -> None:
+    async def scenario() -> None:
+        gate: Gate[bytes] = Gate([A, B], refuse)
+        with pytest.raises(SecurityError):
+            await gate.enter(A, b"bad")
+        assert gate.awaited == {A, B}
+        assert gate.arrived == []
+
+    asyncio.run(scenario())

@@ -1,0 +1,76 @@
+import datetime
+from pathlib import Path
+
+import pytest
+
+from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
+from mpctf_secure.config.site import Policy
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.identity import ceremony
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.ids import ParticipantName
+from mpctf_secure.participant.policy import check_contract, check_proposal
+from mpctf_secure.rounds.contract import Contract, Proposal
+from mpctf_secure.rounds.messages import Facts
+
+NAMES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
+FACTS = Facts(b"\1" * 32, (("t", (2, 3)),))
+
+
+@pytest.fixture(scope="module")
+def roster(tmp_path_factory: pytest.TempPathFactory) -> Roster:
+    home: Path = tmp_path_factory.mktemp("homes")
+    folders = {ParticipantName(name): home / name for name in (*NAMES, "coordinator")}
+    return ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC))
+
+
+def proposal(roster: Roster, **changes: object) -> Proposal:
+    fields: dict[str, object] = {
+        "run_id": "r", "roster_hash": roster.hash.hex(), "participants": NAMES, "quorum": 3, "colluders": 1,
+        "allow_pair": False, "rounds": 2, "seed": 0, "base_model": "m", "lora": Lora(), "training": Training(),
+        "data": Data(), "aggregation": Aggregation(), "privacy": Privacy(),
+    }  # fmt: skip
+    return Proposal(**{**fields, **changes})
+
+
+REFUSED = {
+    "another roster": {"roster_hash": "00" * 32},
+    "a run without me": {"participants": NAMES[:2] + NAMES[3:]},
+    "somebody who is not enrolled": {"participants": (*NAMES, "stranger")},
+    "a participant twice": {"participants": (*NAMES, NAMES[0])},
+    "the coordinator as participant": {"participants": (*NAMES, "coordinator")},
+    "no colluders bound": {"colluders": 0},
+    "colluders that leave no two honest members": {"colluders": 3},
+    "a quorum at which two survivor sets could both open": {"quorum": 2},
+    "a pair without this site's consent": {"participants": ("bank-b", "insurer-d"), "colluders": 0, "quorum": 2},
+}
+
+
+@pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED.keys())
+def test_proposal_below_a_floor_is_refused_and_the_coordinator_named(roster: Roster, changes) -> None:
+    check_proposal(proposal(roster), Policy(), roster, "insurer-d")
+    with pytest.raises(SecurityError) as caught:
+        check_proposal(proposal(roster, **changes), Policy(), roster, "insurer-d")
+    assert caught.value.culprits == ("coordinator",)
+
+
+def test_pair_is_accepted_where_the_site_allows_it(roster: Roster) -> None:
+    pair = proposal(roster, participants=("bank-b", "insurer-d"), colluders=0, quorum=2)
+    check_proposal(pair, Policy(allow_pair=True), roster, "insurer-d")
+
+
+def sealed(terms: Proposal, **changes: object) -> Contract:
+    fields = {**terms.model_dump(), "base_model_hash": FACTS.base_model_hash.hex(), "tensors": FACTS.tensors}
+    return Contract(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rounds": 3}, {"quorum": 4}, {"base_model_hash": "00" * 32}, {"tensors": (("t", (2, 4)),)}],
+    ids=["other rounds", "other quorum", "another base model", "another schema"],
+)
+def test_contract_that_differs_from_what_was_proposed_and_found_is_refused(roster: Roster, changes) -> None:
+    terms = proposal(roster)
+    check_contract(sealed(terms), terms, FACTS)
+    with pytest.raises(SecurityError):
+        check_contract(sealed(terms, **changes), terms, FACTS)
