@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
-from mpctf_secure.errors import InterruptedRunError, MpctfError
+from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 
 app = typer.Typer(
     name="mpctf-secure",
     help="Fine-tune one language model across organisations whose updates nobody sees.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,13 +33,19 @@ class Compare(StrEnum):
     CENTRALISED = "centralised"
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -78,16 +84,29 @@ def join(site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="Th
 
 
 def main() -> None:
-    """Run a command; every error of ours becomes an error: line, a hint: line and its exit code."""
+    """Run a command; every mistake becomes an error: line, a hint: line and its exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(args=arguments, prog_name="mpctf-secure", standalone_mode=True)
-    except (MpctfError, KeyboardInterrupt) as error:
+        sys.exit(app(args=arguments or ["--help"], prog_name="mpctf-secure", standalone_mode=False))
+    except (MpctfError, KeyboardInterrupt, OSError, TyperException) as error:
         if "--debug" in sys.argv:
             raise
-        ours = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted")
+        ours = _as_ours(error)
         print_error(ours)
         sys.exit(ours.exit_code)
+
+
+def _as_ours(error: BaseException) -> MpctfError:
+    match error:
+        case MpctfError():
+            return error
+        case TyperException():
+            return UsageError(error.format_message().partition("\n")[0], hint="mpctf-secure --help")
+        case OSError():
+            return EnvironmentUnfitError(
+                f"{error.filename or 'system'}: {error.strerror}", hint="check disk and rights"
+            )
+    return InterruptedRunError("interrupted", hint="start it again")
 
 
 def print_error(error: MpctfError) -> None:

@@ -62,6 +62,8 @@ def start_run(
         failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint="start it again")
     content = report.build(run.coordinator, proposal, folder, results, failure)
     report.write(folder, content)
+    if run.coordinator and run.coordinator.contract:
+        report.write_contract(folder, run.coordinator.contract)
     events.record("run_ended", exit_code=failure.exit_code if failure else 0)
     events.close()
     screen.summary(content, folder, as_json=as_json)
@@ -137,7 +139,6 @@ class _Run:
             fleet.end()
 
     def _save(self, contract: Contract, state: State) -> None:
-        report.write_contract(self._folder, contract)
         unfinished = self._folder / "adapter.part"
         save_adapter_folder(unfinished, state.adapter, contract.tensors, contract.lora, contract.base_model)
         unfinished.rename(self._folder / "adapter")

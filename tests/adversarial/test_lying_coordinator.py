@@ -1,0 +1,93 @@
+"""A participant's link against a coordinator that lies about the run: answers, contracts, publications."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pytest
+
+from mpctf_secure.errors import InterruptedRunError, SecurityError
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity.roster import Member
+from mpctf_secure.ids import IdentityKey, ParticipantName
+from mpctf_secure.participant.link import Link, Skipped
+from mpctf_secure.rounds.messages import Position, Publication
+from mpctf_secure.secagg.masks import digest
+from mpctf_secure.secagg.messages import Signed
+
+COORDINATOR, SITE, STRANGER = (SigningKey(bytes([i]) * 32) for i in (1, 2, 3))
+CTX, OTHER = sha256(b"ctx"), sha256(b"other")
+MEMBER = Member(ParticipantName("coordinator"), "coordinator", IdentityKey(COORDINATOR.public), b"")
+CHUNKS = [np.arange(6, dtype="<u4").tobytes(), np.arange(3, dtype="<u8").tobytes()]
+
+
+class Scripted:
+    """A channel whose other end says what the test wants."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers = answers
+
+    def exchange(self, request: bytes) -> bytes:
+        return self.answers[0]
+
+    def upload(self, pieces: Callable[[], Iterable[bytes]]) -> bytes:
+        return self.answers[0]
+
+    def download(self, request: bytes) -> Iterator[bytes]:
+        return iter(self.answers)
+
+
+def link(*answers: bytes) -> Link:
+    return Link(Scripted(*answers), SITE, MEMBER)  # type: ignore[arg-type]
+
+
+def answer(label: str, body: bytes = b"", ctx: bytes = CTX, key: SigningKey = COORDINATOR) -> bytes:
+    return Signed.make(label, ctx, key, body).encode()
+
+
+LIES = {
+    "signed by somebody else": answer("adverts", key=STRANGER),
+    "signed by the participant itself, reflected": answer("adverts", key=SITE),
+    "of another context, replayed": answer("adverts", ctx=OTHER),
+    "of another stage": answer("survivors"),
+    "a skip of another round, replayed": answer("skip", ctx=OTHER),
+    "an abort of another run, replayed": answer("abort", ctx=OTHER),
+    "no message at all": b"\0\0\0\1",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_answer_is_refused(lie: bytes) -> None:
+    assert link(answer("adverts", b"yes")).ask("advert", CTX, b"", "adverts") == b"yes"
+    with pytest.raises(SecurityError):
+        link(lie).ask("advert", CTX, b"", "adverts")
+
+
+def test_true_skip_and_abort_are_what_they_say() -> None:
+    with pytest.raises(Skipped):
+        link(answer("skip")).ask("advert", CTX, b"", "adverts")
+    with pytest.raises(InterruptedRunError, match="gone fishing"):
+        link(answer("abort", b"gone fishing")).ask("advert", CTX, b"", "adverts")
+
+
+def publication(**changes: object) -> bytes:
+    fields: dict[str, object] = {"round": 2, "cohort": (), "survivors": (), "digest": digest(map(sha256, CHUNKS))}
+    return answer("publication", Publication(**{**fields, **changes}).encode())
+
+
+PUBLICATIONS = {
+    "other chunks than the header's digest": [publication(), CHUNKS[0], b"x" * 24],
+    "a missing chunk": [publication(), CHUNKS[0]],
+    "the sum of another round": [publication(round=1), *CHUNKS],
+    "no header": CHUNKS,
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("pieces", PUBLICATIONS.values(), ids=PUBLICATIONS.keys())
+def test_published_sum_is_refused(pieces: list[bytes]) -> None:
+    position = Position(2, bytes(32))
+    assert list(link(publication(), *CHUNKS).fetch_sum(CTX, position)[1]) == CHUNKS
+    with pytest.raises(SecurityError):
+        link(*pieces).fetch_sum(CTX, position)
