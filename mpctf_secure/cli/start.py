@@ -123,14 +123,14 @@ class _Run:
         work = self._folder / "spool"
         work.mkdir()
         self.coordinator = Coordinator(
-            self._proposal, self._config.timeouts, self._roster, self._keys, work, self._events.record
+            self._proposal, self._config.timeouts, self._roster, self._keys.identity, work, self._events.record
         )
-        listener = await listen(self._config.listen, self._roster, self._keys, self.coordinator)
+        listener = await listen(self._config.listen, self._roster, self._keys, self.coordinator.reception)
         try:
             host = self._config.listen.partition(":")[0]
             fleet.start(self._material, f"{host}:{listener.port}")
             self._events.record("run_started", run=self._proposal.run_id, participants=self._proposal.participants)
-            with fleet.watched(self.coordinator.gone):
+            with fleet.watched(self.coordinator.reception.lose):
                 contract, state = await self.coordinator.run()
             self._save(contract, state)
             await asyncio.to_thread(fleet.finish, _ENDING_SECONDS)

@@ -14,7 +14,7 @@ from mpctf_secure.errors import UsageError
 from mpctf_secure.hazmat.prg import Generator
 
 MAX_PARTICIPANTS = 26
-_INSTRUCTION = "Label the bank customer's message with its intent."
+_INSTRUCTION = "Name the customer's intent."
 
 
 class _Split(NamedTuple):
@@ -71,15 +71,15 @@ def _joined(parts: Iterable[str]) -> str:
 
 
 _PREFIXES = _Split(
-    train=("", "", "Hi,", "Hello there.", "Good morning.", "Excuse me,", "Listen,", "Hey,", "Not again!",
-           "It's {name} here.", "Sorry to bother you."),
-    test=("", "Good evening.", "Dear team,", "Oi,", "Hello, my name is {name}."),
+    train=("", "", "", "", "", "", "Hi,", "Hello there.", "Good morning.", "Excuse me,", "Listen,", "Hey,",
+           "Not again!", "It's {name} here.", "Sorry to bother you."),
+    test=("", "", "", "Good evening.", "Dear team,", "Oi,", "Hello, my name is {name}."),
 )  # fmt: skip
 
 _SUFFIXES = _Split(
-    train=("", "", "Thanks.", "Thank you very much!", "Please help.", "This is urgent.", "Any idea?",
+    train=("", "", "", "", "", "Thanks.", "Thank you very much!", "Please help.", "This is urgent.", "Any idea?",
            "I have been waiting for an hour.", "Regards, {name}."),
-    test=("", "Cheers.", "Sort it out.", "Kind regards, {name}.", "I would appreciate it."),
+    test=("", "", "", "Cheers.", "Sort it out.", "Kind regards, {name}.", "I would appreciate it."),
 )  # fmt: skip
 
 _SLOTS = {

@@ -80,10 +80,17 @@ def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     hook = _head(model).register_forward_pre_hook(narrow)
     try:
-        logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
+        with _autocast(model):
+            logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
     finally:
         hook.remove()
     return logits
+
+
+def _autocast(model: torch.nn.Module) -> torch.autocast:
+    """The float32 adapter multiplies as bfloat16 where the base is bfloat16: casting activations up costs more."""
+    weight = next(model.parameters())
+    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
 
 
 def _head(model: Any) -> torch.nn.Module:

@@ -52,7 +52,7 @@ class Recorder:
 
     async def exchange(self, peer: Member, request: bytes) -> bytes:
         self.received.append(request)
-        return await self.inner.exchange(peer, request)
+        return await self.inner.reception.exchange(peer, request)
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
         self.on_upload(peer)
@@ -64,11 +64,11 @@ class Recorder:
                 self.received.append(piece)
                 yield piece
 
-        return await self.inner.upload(peer, tapped())
+        return await self.inner.reception.upload(peer, tapped())
 
     def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
         self.received.append(request)
-        return self.inner.download(peer, request)
+        return self.inner.reception.download(peer, request)
 
 
 @dataclass
@@ -126,7 +126,7 @@ class RealRun:
         proposal = start_module._propose(self.config, "real-run", self.roster, start_module._cohort_rules(self.config))
         spool = self.folder / "spool"
         spool.mkdir()
-        coordinator = Coordinator(proposal, self.config.timeouts, self.roster, self.keys, spool, self._record)
+        coordinator = Coordinator(proposal, self.config.timeouts, self.roster, self.keys.identity, spool, self._record)
         recorder = Recorder(coordinator)
         if interfere:
             recorder.on_upload = lambda peer: interfere(self, peer)

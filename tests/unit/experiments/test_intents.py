@@ -49,10 +49,10 @@ def test_every_slot_is_filled(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("count", range(2, 27))
-def test_all_intents_are_somewhere_and_nobody_has_all(count: int) -> None:
+def test_all_intents_are_somewhere_and_nobody_has_over_two_thirds(count: int) -> None:
     held = [set(labels_of(position, count)) for position in range(count)]
     assert len(set.union(*held)) == 24
-    assert all(1 <= len(labels) <= 13 for labels in held)
+    assert all(1 <= len(labels) <= 16 for labels in held)
 
 
 def test_files_hold_the_labels_of_their_participant_only(folder: Path) -> None:

@@ -1,0 +1,187 @@
+"""Where participants' calls arrive: each is authenticated, led to its gate, and answered with a signed message."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
+from mpctf_secure.coordinator.ledger import RoundRecord
+from mpctf_secure.coordinator.spool import Spool
+from mpctf_secure.errors import MpctfError, SecurityError
+from mpctf_secure.hazmat.encoding import Reader
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity.roster import Member, Roster
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.monitoring.events import Record
+from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.rounds.messages import Position, Progress
+from mpctf_secure.secagg.messages import Signed
+
+NEXT, NOTED = Answer("next", b""), Answer("noted", b"")
+_KEPT_ROUNDS = 2
+_POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
+
+
+@dataclass(frozen=True)
+class Published:
+    """A sum on disk and its signed header."""
+
+    header: bytes
+    path: Path
+    spool: Spool
+
+
+class Reception:
+    """The handler behind `transport.server`. What the stages mean is decided in `runtime`."""
+
+    def __init__(self, proposal: Proposal, roster: Roster, key: SigningKey, record: Record) -> None:
+        self.active = {m.identity for m in roster.participants if m.name in proposal.participants}
+        self.gone: dict[IdentityKey, str] = {}
+        self.spools: dict[bytes, Spool] = {}
+        self.traffic = RoundRecord(0)
+        self._proposal = proposal
+        self._roster = roster
+        self._key = key
+        self._record = record
+        self._gates: dict[tuple[str, bytes, int], Gate[Any]] = {}
+        self._published: dict[int, asyncio.Future[Published | None]] = {}
+        self._ended: str | None = None
+
+    def open(
+        self,
+        label: str,
+        ctx: bytes,
+        number: int,
+        awaited: Iterable[IdentityKey],
+        accept: Callable[[IdentityKey, Any], None],
+    ) -> Gate[Any]:
+        """A new gate for messages with this label and context; participants that are gone are not awaited."""
+        gate: Gate[Any] = Gate(set(awaited) - set(self.gone), accept)
+        self._gates[label, ctx, number] = gate
+        return gate
+
+    def open_round(self, number: int) -> None:
+        """Let the round's sum be asked for, and forget gates so old that only their default answer matters."""
+        self._published[number] = asyncio.get_running_loop().create_future()
+        for old in [key for key in self._gates if 0 < key[2] <= number - _KEPT_ROUNDS]:
+            del self._gates[old]
+
+    def publish(self, number: int, published: Published) -> None:
+        """Hand the sum to whoever asks for it."""
+        self._published[number].set_result(published)
+
+    def lose(self, name: str, reason: str) -> None:
+        """A participant is known to have left: no stage waits for it any more."""
+        member = next(member for member in self._roster.participants if member.name == name)
+        self.gone.setdefault(member.identity, reason)
+        for gate in self._gates.values():
+            gate.drop(member.identity)
+
+    def end(self, reason: str) -> None:
+        """The run is over: whoever still waits, or comes later, is told so."""
+        self._ended = reason
+        for gate in self._gates.values():
+            gate.answer({}, otherwise=self._abort)
+        for publication in self._published.values():
+            if not publication.done():
+                publication.set_result(None)
+
+    def sign(self, label: str, ctx: bytes, body: bytes) -> bytes:
+        """A message of the coordinator."""
+        return Signed.make(label, ctx, self._key, body).encode()
+
+    async def exchange(self, peer: Member, request: bytes) -> bytes:
+        """One message of one participant: find its gate, wait there, sign the answer."""
+        reader = Reader(request)
+        label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
+        reader.end()
+        self.traffic.bytes_up[peer.name] += len(request)
+        answer = await self._answer(peer, label, ctx, message)
+        reply = self.sign(answer.label, ctx, answer.body)
+        self.traffic.bytes_down[peer.name] += len(reply)
+        return reply
+
+    async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
+        """Spool a masked input, then wait at the gate like with any message."""
+        ctx = await anext(pieces, b"")
+        gate = self._find("upload", ctx, None)
+        if gate is None or ctx not in self.spools or peer.identity not in {*gate.awaited, *gate.arrived}:
+            return self.sign(SKIP.label, ctx, SKIP.body)
+        with self._refusing(peer):
+            upload = await self.spools[ctx].receive(pieces)
+        self.traffic.bytes_up[peer.name] += upload.size
+        answer = await self._enter(gate, peer, "upload", ctx, upload, Signed.decode(upload.trailer))
+        return self.sign(answer.label, ctx, answer.body)
+
+    async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
+        """The published sum of a round, once there is one."""
+        message = Signed.decode(request)
+        self._check_sender(peer, message, "fetch", message.ctx)
+        number = Position.decode(message.body).round
+        if number not in self._published:
+            raise SecurityError(f"there is no round {number}", culprits=[peer.name])
+        published = await asyncio.shield(self._published[number])
+        if published is None:
+            yield self.sign(self._abort.label, message.ctx, self._abort.body)
+            return
+        yield published.header
+        for chunk in published.spool.read_sum(published.path):
+            self.traffic.bytes_down[peer.name] += len(chunk)
+            yield chunk
+
+    @property
+    def _abort(self) -> Answer:
+        return Answer("abort", (self._ended or "").encode())
+
+    async def _answer(self, peer: Member, label: str, ctx: bytes, message: bytes) -> Answer:
+        # The signed part of `shares` is inside, with the boxes behind it.
+        signed = Signed.decode(Reader(message).bytes() if label == "shares" else message)
+        match label:
+            case "hello":
+                self._check_sender(peer, signed, label, self._roster.hash)
+                return Answer("proposal", self._proposal.encode())
+            case "progress":
+                self._check_sender(peer, signed, label, ctx)
+                self._record("progress", participant=peer.name, **vars(Progress.decode(signed.body)))
+                return NOTED
+        number = Position.decode(signed.body).round if label in _POSITIONED else None
+        gate = self._find(label, ctx, number)
+        if gate:
+            return await self._enter(gate, peer, label, ctx, message, signed)
+        if self._ended is not None:
+            return self._abort
+        if number is not None and number < max(self._published, default=0):  # so late that its gate is forgotten
+            return SKIP if label == "ready" else NEXT
+        raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
+
+    def _find(self, label: str, ctx: bytes, number: int | None) -> Gate[Any] | None:
+        matches = (gate for (a, b, n), gate in self._gates.items() if (a, b) == (label, ctx) and number in {None, n})
+        return next(matches, None)
+
+    async def _enter(
+        self, gate: Gate[Any], peer: Member, label: str, ctx: bytes, message: Any, signed: Signed
+    ) -> Answer:
+        self._check_sender(peer, signed, label, ctx)
+        with self._refusing(peer):
+            return await gate.enter(peer.identity, message)
+
+    @contextlib.contextmanager
+    def _refusing(self, peer: Member) -> Iterator[None]:
+        """Who breaks the protocol is out of the run."""
+        try:
+            yield
+        except MpctfError as error:
+            self._record("refused", participant=peer.name, reason=error.message)
+            self.lose(peer.name, f"refused: {error.message}")
+            raise
+
+    def _check_sender(self, peer: Member, message: Signed, label: str, ctx: bytes) -> None:
+        """The signer is the TLS peer and in the run: nobody passes on another's message."""
+        if message.sender != peer.identity:
+            raise SecurityError("message is not signed by who sent it", culprits=[peer.name])
+        if peer.identity not in self.active:
+            raise SecurityError(f"{peer.name} is not in this run", culprits=[peer.name])
+        message.verify(label, ctx)

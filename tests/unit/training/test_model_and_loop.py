@@ -1,0 +1,158 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+from mpctf_secure.aggregation.lora import flat_size, initial_adapter
+from mpctf_secure.config.run import Lora
+from mpctf_secure.errors import EnvironmentUnfitError, UsageError
+from mpctf_secure.experiments.intents import write_intents
+from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.training.adapters import save_adapter_folder, target_modules
+from mpctf_secure.training.batching import batches
+from mpctf_secure.training.data import Example, load_rows, tokenise
+from mpctf_secure.training.loop import answer_loss, train_steps
+from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
+
+LORA = Lora(r=4, alpha=8)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_intents(folder / "data", ["a", "b"], 40, 24, 0)
+    write_tiny_llama(folder, (folder / "data" / "a.jsonl").read_text().splitlines())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(folder: Path) -> list[Example]:
+    return tokenise(load_rows(folder / "data" / "a.jsonl"), AutoTokenizer.from_pretrained(folder), 256)[0]
+
+
+@pytest.fixture
+def model(folder: Path) -> PeftModel:
+    return add_lora(load_base(folder, torch.float32), LORA)
+
+
+def some_adapter(model: PeftModel) -> np.ndarray:
+    """One that changes the logits: in adapter 0 all B are zero."""
+    size = flat_size(adapter_schema(model))
+    return (np.sin(np.arange(size)) / 10).astype(np.float32)
+
+
+def test_what_is_written_is_read_back(model: PeftModel) -> None:
+    flat = some_adapter(model)
+    write_adapter(model, flat)
+    assert np.array_equal(read_adapter(model), flat)
+
+
+def test_what_is_read_is_a_copy(model: PeftModel) -> None:
+    before = read_adapter(model)
+    before += 1
+    assert not np.array_equal(read_adapter(model), before)
+
+
+def test_an_adapter_of_another_length_is_refused(model: PeftModel) -> None:
+    with pytest.raises(ValueError, match="schema"):
+        write_adapter(model, np.zeros(3, np.float32))
+
+
+def test_the_schema_is_sorted_and_the_adapter_float32_on_a_bfloat16_base(folder: Path) -> None:
+    model = add_lora(load_base(folder, torch.bfloat16), LORA)
+    names = [name for name, _ in adapter_schema(model)]
+    assert names == sorted(names)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert len(target_modules(adapter_schema(model))) == 2 * 7
+
+
+def test_adapter_0_leaves_the_base_model_as_it_is(folder: Path, model: PeftModel) -> None:
+    write_adapter(model, initial_adapter(adapter_schema(model), 3))
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(tokens).logits, load_base(folder, torch.float32)(tokens).logits)
+
+
+def test_targets_can_be_named(folder: Path) -> None:
+    model = add_lora(load_base(folder, torch.float32), Lora(r=2, target_modules=("q_proj",)))
+    layers = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    assert target_modules(adapter_schema(model)) == layers
+
+
+def test_a_target_that_the_model_lacks_is_a_usage_error(folder: Path) -> None:
+    with pytest.raises(UsageError, match="target_modules"):
+        add_lora(load_base(folder, torch.float32), Lora(target_modules=("no_such_layer",)))
+
+
+def test_a_folder_without_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=str(tmp_path)):
+        load_base(tmp_path, torch.float32)
+
+
+def test_peft_loads_the_saved_folder_to_the_same_logits(folder: Path, model: PeftModel, tmp_path: Path) -> None:
+    write_adapter(model, some_adapter(model))
+    save_adapter_folder(tmp_path, read_adapter(model), adapter_schema(model), LORA, "tiny")
+    loaded = PeftModel.from_pretrained(load_base(folder, torch.float32), tmp_path)
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(loaded.eval()(tokens).logits, model.eval()(tokens).logits)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_batches_keep_order_and_pad_to_their_longest_row() -> None:
+    examples = [Example((1, 2, 3), 2), Example((4, 5, 6, 7), 1), Example((8, 9), 1)]
+    first, last = batches(examples, 2, 0, CPU)
+    assert first.input_ids.tolist() == [[1, 2, 3, 0], [4, 5, 6, 7]]
+    assert first.targets.tolist() == [3, 5, 6, 7]
+    assert last.input_ids.tolist() == [[8, 9]]
+
+
+def test_the_loss_on_gathered_states_is_the_models_own(model: PeftModel, examples: list[Example]) -> None:
+    write_adapter(model, some_adapter(model))
+    batch = next(batches(examples, 8, 0, CPU))
+    labels = batch.input_ids.clone()
+    labels[:, 0] = -100
+    labels[:, 1:][~batch.predicts] = -100
+    padding = torch.tensor([[i < len(e.input_ids) for i in range(batch.input_ids.shape[1])] for e in examples[:8]])
+    own = model(input_ids=batch.input_ids, attention_mask=padding.long(), labels=labels).loss
+    ours = answer_loss(model, batch)
+    torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients(ours, model), gradients(own, model), rtol=1e-4, atol=1e-6)
+
+
+def gradients(loss: torch.Tensor, model: PeftModel) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+
+
+def test_training_lowers_the_loss_moves_only_the_adapter_and_reports(model: PeftModel, examples: list[Example]) -> None:
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    seen: list[tuple[int, int, float]] = []
+    results = [
+        train_steps(
+            model, examples, batch_size=16, epochs=2, learning_rate=1e-2, pad_id=0, progress=lambda *a: seen.append(a)
+        )
+        for _ in range(3)
+    ]
+    assert results[2].loss < 0.8 * results[0].loss
+    assert results[0].rows == 80
+    assert results[0].tokens == 2 * sum(len(example.input_ids) for example in examples)
+    assert [step[:2] for step in seen[:6]] == [(i, 6) for i in range(1, 7)]
+    weighted = sum(loss * rows for (_, _, loss), rows in zip(seen[:6], [16, 16, 8] * 2, strict=True))
+    assert results[0].loss == pytest.approx(weighted / 80)
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if not p.requires_grad)
+
+
+def test_the_same_start_and_rows_give_the_same_adapter_bit_by_bit(model: PeftModel, examples: list[Example]) -> None:
+    start = initial_adapter(adapter_schema(model), 1)
+    ends = []
+    for _ in range(2):
+        write_adapter(model, start)
+        train_steps(model, examples[:16], batch_size=8, epochs=1, learning_rate=1e-3, pad_id=0)
+        ends.append(read_adapter(model))
+    assert np.array_equal(*ends)
+    assert not np.array_equal(ends[0], start)
