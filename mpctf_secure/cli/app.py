@@ -111,7 +111,9 @@ def _as_ours(error: BaseException) -> MpctfError:
 
 def print_error(error: MpctfError) -> None:
     """One error: line, one hint: line, on standard error; control characters from peers do not reach the terminal."""
-    typer.echo(f"error: {_one_line(error.message)}", err=True)
+    unnamed = [culprit for culprit in error.culprits if culprit not in error.message]
+    blame = f" (culprit: {', '.join(unnamed)})" if unnamed else ""
+    typer.echo(f"error: {_one_line(error.message + blame)}", err=True)
     typer.echo(f"hint: {_one_line(error.hint or 'mpctf-secure --help; --debug shows the traceback')}", err=True)
 
 

@@ -60,6 +60,7 @@ def start_run(
     except (MpctfError, KeyboardInterrupt) as error:
         results = None
         failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint="start it again")
+        failure.culprits = tuple(roster.named(failure.culprits))
     content = report.build(run.coordinator, proposal, folder, results, failure)
     report.write(folder, content)
     if run.coordinator and run.coordinator.contract:

@@ -6,7 +6,7 @@ The file is JSON; what is hashed and signed is the canonical encoding of its fie
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
@@ -72,7 +72,7 @@ class Roster:
                 return member
         raise SecurityError("TLS key is not in the roster")
 
-    def named(self, identities: Sequence[str]) -> list[str]:
+    def named(self, identities: Iterable[str]) -> list[str]:
         """Names for identity keys in hex, for messages to people; what is no member's key stays as it is."""
         names = {member.identity.hex(): str(member.name) for member in self.members}
         return [names.get(identity, identity) for identity in identities]

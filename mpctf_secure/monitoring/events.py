@@ -8,8 +8,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
+KINDS = frozenset(
+    {
+        "run_started",
+        "participant_joined",
+        "contract_closed",
+        "round_started",
+        "progress",
+        "stage_closed",
+        "dropout",
+        "refused",
+        "sum_opened",
+        "round_finished",
+        "run_ended",
+    }
+)
+
+
 class Event(NamedTuple):
-    """A kind from the closed list in docs/events.md, and its fields."""
+    """One of `KINDS`, and its fields."""
 
     kind: str
     fields: dict[str, Any]
@@ -29,6 +46,8 @@ class EventLog:
 
     def record(self, kind: str, **fields: Any) -> None:
         """Write one event; it is on disk when this returns, except for progress, which may be lost."""
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of event: {kind}")
         line = {"time": self._now().isoformat(timespec="milliseconds"), "event": kind, **fields}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()

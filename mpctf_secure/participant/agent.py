@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mpctf_secure.config.site import SiteConfig
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import MpctfError, SecurityError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
+from mpctf_secure.identity.keystore import Keys
+from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Link, Skipped
 from mpctf_secure.participant.policy import check_contract, check_proposal
@@ -36,8 +38,16 @@ _PROGRESS_SECONDS = 0.5
 
 
 def join(site: SiteConfig, report: Report) -> None:
-    """Take part in one run; returns when it is over."""
+    """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
     keys, roster = keystore.load(site.keys), keystore.load_roster(site.keys)
+    try:
+        _join(site, keys, roster, report)
+    except MpctfError as error:
+        error.culprits = tuple(roster.named(error.culprits))
+        raise
+
+
+def _join(site: SiteConfig, keys: Keys, roster: Roster, report: Report) -> None:
     name = roster.by_identity(keys.identity.public).name
     load_rows(site.data)  # a bad row is found before anybody waits for us
     base_model_hash = hash_model(site.model)

@@ -29,9 +29,12 @@ def default_quorum(members: int, colluders: int) -> int:
 
 
 def floor(cohort_size: int, colluders: int) -> int:
-    """Fewer members than this and no participant goes on: the sum would show too much to c colluders."""
+    """Fewer members than this and no participant goes on: the sum would show too much to c colluders.
+
+    c = 0 is the pair, whose members see each other's update anyway; policies allow it for no larger run.
+    """
     t = threshold(cohort_size, colluders)
-    return t if cohort_size == PAIR else max(t, colluders + 2, SMALLEST_GROUP)
+    return t if colluders == 0 else max(t, colluders + 2, SMALLEST_GROUP)
 
 
 def check_cohort_size(size: int, members: int, colluders: int, *, quorum: int, allow_pair: bool) -> None:
