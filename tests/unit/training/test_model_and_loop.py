@@ -13,7 +13,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
-from mpctf_secure.training.batching import batches
+from mpctf_secure.training.batching import batches, grouped_by_length
 from mpctf_secure.training.data import Example, load_rows, tokenise
 from mpctf_secure.training.loop import answer_loss, train_steps
 from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
@@ -104,21 +104,28 @@ def test_peft_loads_the_saved_folder_to_the_same_logits(folder: Path, model: Pef
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
 
 
-def test_batches_keep_order_and_pad_to_their_longest_row() -> None:
+def test_batches_pad_on_the_right_to_their_longest_row() -> None:
     examples = [Example((1, 2, 3), 2), Example((4, 5, 6, 7), 1), Example((8, 9), 1)]
     first, last = batches(examples, 2, 0, CPU)
-    assert first.input_ids.tolist() == [[1, 2, 3, 0], [4, 5, 6, 7]]
-    assert first.targets.tolist() == [3, 5, 6, 7]
-    assert last.input_ids.tolist() == [[8, 9]]
+    assert first.input_ids.tolist() == [[8, 9, 0], [1, 2, 3]]
+    assert first.targets.tolist() == [9, 3]
+    assert last.input_ids.tolist() == [[4, 5, 6, 7]]
+
+
+def test_rows_are_sorted_within_a_window_and_stay_in_it() -> None:
+    examples = [Example((row, *[0] * (1 + row % 3)), 1) for row in range(20)]
+    rows = [int(row) for batch in batches(examples, 2, 0, CPU) for row in batch.input_ids[:, 0]]
+    assert rows == sorted(range(16), key=lambda row: row % 3) + sorted(range(16, 20), key=lambda row: row % 3)
 
 
 def test_the_loss_on_gathered_states_is_the_models_own(model: PeftModel, examples: list[Example]) -> None:
     write_adapter(model, some_adapter(model))
+    examples = sorted(examples[:8], key=lambda example: len(example.input_ids))
     batch = next(batches(examples, 8, 0, CPU))
     labels = batch.input_ids.clone()
     labels[:, 0] = -100
     labels[:, 1:][~batch.predicts] = -100
-    padding = torch.tensor([[i < len(e.input_ids) for i in range(batch.input_ids.shape[1])] for e in examples[:8]])
+    padding = torch.tensor([[i < len(e.input_ids) for i in range(batch.input_ids.shape[1])] for e in examples])
     own = model(input_ids=batch.input_ids, attention_mask=padding.long(), labels=labels).loss
     ours = answer_loss(model, batch)
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-6)
