@@ -12,7 +12,7 @@ from rich.table import Table
 from mpctf_secure.cli.report import NO_PRIVACY
 from mpctf_secure.monitoring.events import Event
 
-_QUIET = {"contract_closed", "run_ended", "progress"}
+_QUIET = {"contract_closed", "round_started", "run_ended", "stage_closed"}
 
 
 class Screen:
@@ -40,7 +40,8 @@ class Screen:
         if event.kind == "progress":
             self._advance(event.fields)
         elif event.kind not in _QUIET:
-            self.line(_TEXTS.get(event.kind, event.kind).format(**event.fields))
+            fields = {name: _listed(value) for name, value in event.fields.items()}
+            self.line(_TEXTS[event.kind].format(**fields))
 
     def summary(self, content: dict[str, Any], folder: Path, *, as_json: bool) -> None:
         """The table of accuracies and where everything lies, or the report itself as JSON."""
@@ -65,13 +66,18 @@ class Screen:
         self._bars.update(self._tasks[name], description=description, total=fields["steps"], completed=fields["step"])
 
 
+def _listed(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, (list, tuple)) else value
+
+
 _TEXTS = {
     "run_started": "run {run}: waiting for {participants}",
     "participant_joined": "{participant} joined",
-    "round_started": "round {round}: training",
-    "stage_closed": "round {round}: {stage}: {arrived} arrived, {seconds:.1f} s",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
-    "sum_opened": "round {round}: sum of {survivors} opened, {rows} rows, mean loss {mean_loss:.3f}",
+    "sum_opened": (
+        "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}; "
+        "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
+    ),
     "round_finished": "round {round}: all hold state {state_hash:.16}…",
 }

@@ -181,8 +181,17 @@ class Coordinator:
         record, summary = self._round, summarise(total)
         record.survivors, record.summary = self._names(survivors), summary
         record.stage_done("open the sum")
-        figures = {"rows": summary.rows, "mean_loss": summary.mean_loss, "digest": digest.hex()}
-        self._record("sum_opened", round=context.round, survivors=record.survivors, **figures)
+        training = record.seconds["training"]
+        self._record(
+            "sum_opened",
+            round=context.round,
+            survivors=record.survivors,
+            rows=summary.rows,
+            mean_loss=summary.mean_loss,
+            digest=digest.hex(),
+            training_seconds=training,
+            aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
+        )
         return total, Published(header, path, spool)
 
     async def _close_round(self, contract: Contract, state: State, release: Gate[bytes], published: Published) -> State:

@@ -46,14 +46,3 @@ def _batch(examples: Sequence[Example], pad_id: int, device: torch.device) -> Ba
         input_ids[row, :length] = torch.tensor(example.input_ids)
         predicts[row, example.answer_start - 1 : length - 1] = True
     return Batch(input_ids.to(device), predicts.to(device))
-
-
-def grouped_by_length(examples: Sequence[Example], batch_size: int) -> list[Example]:
-    """An order whose consecutive batches hold rows of like length, so that little is padded.
-
-    The batches come in the order of their first rows, not from short to long.
-    """
-    ranked = sorted(range(len(examples)), key=lambda index: len(examples[index].input_ids))
-    groups = [ranked[start : start + batch_size] for start in range(0, len(ranked), batch_size)]
-    groups.sort(key=lambda group: (len(group) < batch_size, min(group)))  # a last, smaller one stays last
-    return [examples[index] for group in groups for index in group]

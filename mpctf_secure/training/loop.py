@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from mpctf_secure.training.batching import Batch, batches, grouped_by_length
+from mpctf_secure.training.batching import Batch, batches
 from mpctf_secure.training.data import Example
 from mpctf_secure.training.model import answer_logits, device_of
 
@@ -35,12 +35,11 @@ def train_steps(
     pad_id: int,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train what requires a gradient with a fresh AdamW; every epoch in one order, rows of like length together."""
+    """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives."""
     started = time.monotonic()
     optimizer = _optimizer(model, learning_rate)
     model.train()
-    ordered = grouped_by_length(examples, batch_size)
-    steps = [batch for _ in range(epochs) for batch in batches(ordered, batch_size, pad_id, device_of(model))]
+    steps = [batch for _ in range(epochs) for batch in batches(examples, batch_size, pad_id, device_of(model))]
     weighted = 0.0
     for number, batch in enumerate(steps, 1):
         loss = _step(model, batch, optimizer)

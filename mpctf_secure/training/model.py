@@ -25,11 +25,8 @@ def base_dtype() -> torch.dtype:
 
 def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model in a local transformers folder, frozen; EnvironmentUnfitError where there is none."""
-    attention = "sdpa" if torch.cuda.is_available() else "eager"  # sdpa is a fifth slower on a CPU, rows this short
     try:
-        base = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, local_files_only=True
-        )
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise EnvironmentUnfitError(f"{folder}: {reason}", hint="name a folder with config.json and weights") from error

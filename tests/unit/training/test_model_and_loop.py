@@ -13,7 +13,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
-from mpctf_secure.training.batching import batches, grouped_by_length
+from mpctf_secure.training.batching import batches
 from mpctf_secure.training.data import Example, load_rows, tokenise
 from mpctf_secure.training.loop import answer_loss, train_steps
 from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
