@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import secrets
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,11 @@ def start_run(
     folder.mkdir(parents=True)
     screen = Screen(quiet=as_json)
     screen.line(f"run folder {folder}")
-    material = prepare(config, folder, path.resolve().parent)
+    try:
+        material = prepare(config, folder, path.resolve().parent)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     roster, keys = hold_ceremony(config, folder, now)
     screen.line(
         f"ephemeral local ceremony: fresh keys, a roster of {len(roster.members)} that all signed, "
@@ -57,7 +62,7 @@ def start_run(
             asyncio.run(run.main())
             results = evaluate(config, proposal, material, folder, compare, screen)
         failure = None
-    except (MpctfError, KeyboardInterrupt) as error:
+    except (MpctfError, KeyboardInterrupt, asyncio.CancelledError) as error:
         results = None
         failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint="start it again")
         failure.culprits = tuple(roster.named(failure.culprits))

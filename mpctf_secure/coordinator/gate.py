@@ -47,8 +47,8 @@ class Gate(Generic[M]):
         self.awaited.discard(member)
         self._changed.set()
 
-    async def collect(self, seconds: float, least: int) -> None:
-        """Return when all have arrived, when fewer than `least` still can, or when the time is up."""
+    async def collect(self, seconds: float, least: int) -> bool:
+        """Return when all have arrived, when fewer than `least` still can, or when the time is up (then True)."""
         deadline = asyncio.get_running_loop().time() + seconds
         while self.awaited and len(self.arrived) + len(self.awaited) >= least:
             self._changed.clear()
@@ -56,7 +56,8 @@ class Gate(Generic[M]):
             try:
                 await asyncio.wait_for(self._changed.wait(), left)
             except TimeoutError:
-                return
+                return True
+        return False
 
     def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:
         """Let everybody pass; from now on the gate is closed. Only the first answer counts."""

@@ -232,10 +232,10 @@ class Coordinator:
     async def _collect(self, gate: Gate[Any], stage: str, seconds: float, least: int) -> None:
         """Wait at a gate; whoever is missing afterwards is a dropout of this stage."""
         awaited = {*gate.awaited, *gate.arrived}
-        await gate.collect(seconds, least)
+        late = await gate.collect(seconds, least)
         took = self._round.stage_done(stage)
         for member in sorted(awaited - set(gate.arrived)):
-            if member in self.reception.gone or took >= seconds:  # else the stage ended early, for want of others
+            if late or member in self.reception.gone:  # else the stage ended early, for want of others
                 self._drop(member, stage, self.reception.gone.get(member, f"no answer in {seconds:g} s"))
         self._record("stage_closed", round=self._round.round, stage=stage, arrived=len(gate.arrived), seconds=took)
 

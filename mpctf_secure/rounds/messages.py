@@ -1,9 +1,10 @@
 """Messages of a run around the secure aggregation: all travel as `secagg.messages.Signed`, these are their bodies.
 
-participant → coordinator    hello, facts (context: roster hash), accept, ready, progress, transition (run context),
-                             and the labels of secagg (attempt context)
-coordinator → participant    proposal, contract (context: roster hash); go, announce, skip, finish (run context);
-                             adverts, delivery, survivors, signatures, ack (attempt context); publication (run context)
+participant → coordinator    hello, facts (context: roster hash); accept, ready, progress, fetch, transition (run context);
+                             advert, shares, upload, consistency, release (attempt context)
+coordinator → participant    proposal, contract (roster hash); go, announce, noted, publication, next (run context);
+                             adverts, delivery, survivors, signatures, ack (attempt context);
+                             skip and abort, in the context of what they answer
 """
 
 from dataclasses import dataclass

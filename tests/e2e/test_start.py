@@ -87,7 +87,10 @@ def test_no_process_and_no_private_key_is_left(smoke) -> None:
     assert not list(folder.rglob("*.key"))
 
 
-def test_private_keys_are_private_and_in_no_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_run_ends_with_exit_7_no_child_no_adapter_and_no_secret_in_any_output(
+    tmp_path: Path, stop: int
+) -> None:
     runs = tmp_path / "runs"
     process = subprocess.Popen(
         [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
@@ -101,7 +104,7 @@ def test_private_keys_are_private_and_in_no_output(tmp_path: Path) -> None:
     assert len(keys) == 10
     assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
     secrets = [key.read_bytes() for key in keys]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 7
     written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file()) + (output + rest).encode()
@@ -228,6 +231,7 @@ def test_data_row_that_is_not_json_is_named_before_anything_starts(tmp_path: Pat
     result = run_cli("start", "run.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "site-2.jsonl, row 2: not JSON" in result.stderr.splitlines()[0]
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_busy_port_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_all_arrive_and_all_are_answered() -> None:
     async def scenario() -> None:
         gate: Gate[bytes] = Gate([A, B], refuse)
         waiting = [asyncio.create_task(gate.enter(member, b"m")) for member in (A, B)]
-        await gate.collect(10, 2)
+        assert not await gate.collect(10, 2)
         assert set(gate.arrived) == {A, B}
         gate.answer({A: YES, B: Answer("b", b"only for b")})
         assert await asyncio.gather(*waiting) == [YES, Answer("b", b"only for b")]
@@ -31,7 +31,7 @@ def test_late_one_is_skipped_and_a_lost_answer_is_given_again() -> None:
     async def scenario() -> None:
         gate: Gate[bytes] = Gate([A, B], refuse)
         first = asyncio.create_task(gate.enter(A, b"m"))
-        await gate.collect(0.01, 1)
+        assert await gate.collect(0.01, 1)
         gate.answer({A: YES})
         assert await first == YES
         assert await gate.enter(A, b"m") == YES
