@@ -1,8 +1,10 @@
 """Messages of a run around the secure aggregation: all travel as `secagg.messages.Signed`, these are their bodies.
 
-participant → coordinator    hello, facts (context: roster hash); accept, ready, progress, fetch, transition (run context);
+participant → coordinator    hello, facts (in the context roster hash);
+                             accept, ready, progress, fetch, transition (run context);
                              advert, shares, upload, consistency, release (attempt context)
-coordinator → participant    proposal, contract (roster hash); go, announce, noted, publication, next (run context);
+coordinator → participant    proposal, contract (roster hash);
+                             go, announce, noted, publication, next (run context);
                              adverts, delivery, survivors, signatures, ack (attempt context);
                              skip and abort, in the context of what they answer
 """
