@@ -16,8 +16,8 @@ run: banking77
 participants: {local: 4, data: train.jsonl, split: label}
 rounds: 5
 model: {base: smollm2-135m-instruct, lora: {r: 8, alpha: 16}}
-training: {learning_rate: 1e-3, batch_size: 8, max_length: 128}
-data: {size: 100}
+training: {learning_rate: 2e-3, batch_size: 8, max_length: 128}
+data: {size: 64}
 evaluation: {test: test.jsonl}
 """
 TEST_ROWS_EACH = 20

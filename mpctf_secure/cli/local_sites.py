@@ -90,6 +90,12 @@ def hold_ceremony(config: RunConfig, folder: Path, now: datetime.datetime) -> tu
     return roster, keystore.load(_keys(folder, COORDINATOR))
 
 
+def destroy_keys(config: RunConfig, folder: Path) -> None:
+    """The keys of an ephemeral ceremony are good for nothing after its run."""
+    for name in (*config.participants.names, COORDINATOR):
+        keystore.destroy(_keys(folder, name))
+
+
 def _keys(folder: Path, name: str) -> Path:
     return folder / "sites" / name / "keys"
 
@@ -140,10 +146,8 @@ class Fleet:
         children.end(list(self._children.values()))
 
     def end(self) -> None:
-        """End all processes, and destroy the keys of the ephemeral ceremony."""
+        """End all processes."""
         children.end(list(self._children.values()))
-        for name in (*self._config.participants.names, COORDINATOR):
-            keystore.destroy(_keys(self._folder, name))
 
     def _reason(self, name: str) -> str:
         code = self._children[name].wait()

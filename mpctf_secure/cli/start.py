@@ -12,7 +12,7 @@ from typing import Any
 
 from mpctf_secure.cli import report
 from mpctf_secure.cli.compare import evaluate
-from mpctf_secure.cli.local_sites import Fleet, Material, hold_ceremony, prepare
+from mpctf_secure.cli.local_sites import Fleet, Material, destroy_keys, hold_ceremony, prepare
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
@@ -24,7 +24,7 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.monitoring.events import EventLog
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
-from mpctf_secure.secagg.parameters import check_cohort_size, default_colluders, default_quorum
+from mpctf_secure.secagg.parameters import check_terms, default_colluders, default_quorum
 from mpctf_secure.training.adapters import save_adapter_folder
 from mpctf_secure.transport.server import listen
 
@@ -48,7 +48,23 @@ def start_run(
     except BaseException:
         shutil.rmtree(folder)
         raise
-    roster, keys = hold_ceremony(config, folder, now)
+    try:
+        _run_prepared(config, proposed, material, folder, compare, screen, as_json=as_json)
+    finally:
+        destroy_keys(config, folder)
+
+
+def _run_prepared(
+    config: RunConfig,
+    proposed: tuple[int, int],
+    material: Material,
+    folder: Path,
+    compare: Sequence[str],
+    screen: Screen,
+    *,
+    as_json: bool,
+) -> None:
+    roster, keys = hold_ceremony(config, folder, datetime.datetime.now(datetime.UTC))
     screen.line(
         f"ephemeral local ceremony: fresh keys, a roster of {len(roster.members)} that all signed, "
         f"hash {roster.hash.hex()[:16]}…"
@@ -57,16 +73,15 @@ def start_run(
     events = EventLog(folder / "events.jsonl", lambda: datetime.datetime.now(datetime.UTC))
     events.listeners.append(screen.show)
     run = _Run(config, proposal, material, roster, keys, folder, events)
+    accuracies, failure = None, None
     try:
         with screen:
             asyncio.run(run.main())
-            results = evaluate(config, proposal, material, folder, compare, screen)
-        failure = None
+            accuracies = evaluate(config, proposal, material, folder, compare, screen)
     except (MpctfError, KeyboardInterrupt, asyncio.CancelledError) as error:
-        results = None
         failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint="start it again")
         failure.culprits = tuple(roster.named(failure.culprits))
-    content = report.build(run.coordinator, proposal, folder, results, failure)
+    content = report.build(run.coordinator, proposal, folder, accuracies, failure)
     report.write(folder, content)
     if run.coordinator and run.coordinator.contract:
         report.write_contract(folder, run.coordinator.contract)
@@ -78,11 +93,11 @@ def start_run(
 
 
 def _cohort_rules(config: RunConfig) -> tuple[int, int]:
-    """(colluders, quorum), refused here if no cohort could ever satisfy them."""
+    """(colluders, quorum), refused here if the sites would refuse them."""
     members = config.participants.local
     colluders = default_colluders(members) if config.secagg.colluders == "auto" else config.secagg.colluders
     quorum = config.quorum or default_quorum(members, colluders)
-    check_cohort_size(members, members, colluders, quorum=quorum, allow_pair=config.secagg.allow_pair)
+    check_terms(members, colluders=colluders, quorum=quorum, allow_pair=config.secagg.allow_pair)
     return colluders, quorum
 
 
@@ -141,8 +156,8 @@ class _Run:
             self._save(contract, state)
             await asyncio.to_thread(fleet.finish, _ENDING_SECONDS)
         finally:
-            await listener.stop(1.0)
             fleet.end()
+            await listener.stop(1.0)
 
     def _save(self, contract: Contract, state: State) -> None:
         unfinished = self._folder / "adapter.part"

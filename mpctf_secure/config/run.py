@@ -9,7 +9,7 @@ from mpctf_secure.config.base import Frozen
 BUILTIN = "builtin:"
 """Prefix of data and models that the program makes itself: builtin:intents, builtin:tiny-llama."""
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -39,7 +39,7 @@ class Participants(Frozen):
 class Lora(Frozen):
     """The adapter's shape."""
 
-    r: Count = 8
+    r: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Count = 16
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 

@@ -27,18 +27,36 @@ class Gate(Generic[M]):
 
     def __init__(self, awaited: Iterable[IdentityKey], accept: Callable[[IdentityKey, M], None]) -> None:
         self.awaited = set(awaited)
-        self.arrived: list[IdentityKey] = []
+        self.closed = False
         self._accept = accept
+        self._arrived: dict[IdentityKey, M] = {}
         self._changed = asyncio.Event()
         self._replies: asyncio.Future[Callable[[IdentityKey], Answer]] = asyncio.get_running_loop().create_future()
 
+    @property
+    def arrived(self) -> list[IdentityKey]:
+        """Who is in, in the order of arrival."""
+        return list(self._arrived)
+
+    @property
+    def messages(self) -> list[M]:
+        """What they brought."""
+        return list(self._arrived.values())
+
     async def enter(self, sender: IdentityKey, message: M) -> Answer:
-        """Hand in a message and wait for the answer; raises what `accept` raises."""
-        if not self._replies.done():
+        """Hand in a message and wait for the answer; raises what `accept` raises.
+
+        Once the gate is closed nothing is accepted any more, for the protocol has moved on; whoever comes then, again
+        or late, only waits for the answer.
+        """
+        if not self.closed and (sender in self.awaited or sender in self._arrived):
             self._accept(sender, message)
-            if sender not in self.arrived:
-                self.arrived.append(sender)
+            self._arrived[sender] = message
             self.drop(sender)
+        return await self.wait(sender)
+
+    async def wait(self, sender: IdentityKey) -> Answer:
+        """The answer, once there is one."""
         reply = await asyncio.shield(self._replies)
         return reply(sender)
 
@@ -48,7 +66,7 @@ class Gate(Generic[M]):
         self._changed.set()
 
     async def collect(self, seconds: float, least: int) -> bool:
-        """Return when all have arrived, when fewer than `least` still can, or when the time is up (then True)."""
+        """Close when all have arrived, when fewer than `least` still can, or when the time is up (then True)."""
         deadline = asyncio.get_running_loop().time() + seconds
         while self.awaited and len(self.arrived) + len(self.awaited) >= least:
             self._changed.clear()
@@ -56,10 +74,13 @@ class Gate(Generic[M]):
             try:
                 await asyncio.wait_for(self._changed.wait(), left)
             except TimeoutError:
+                self.closed = True
                 return True
+        self.closed = True
         return False
 
     def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:
-        """Let everybody pass; from now on the gate is closed. Only the first answer counts."""
+        """Let everybody pass. Only the first answer counts."""
+        self.closed = True
         if not self._replies.done():
             self._replies.set_result(lambda sender: replies.get(sender, otherwise))

@@ -20,8 +20,10 @@ from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Position, Progress
 from mpctf_secure.secagg.messages import Signed
 
-NEXT, NOTED = Answer("next", b""), Answer("noted", b"")
+NOTED = Answer("noted", b"")
 _KEPT_ROUNDS = 2
+_PROGRESS_SECONDS = 0.2
+_OF_AN_ATTEMPT = {"advert", "shares", "consistency", "release"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
 
 
@@ -48,6 +50,8 @@ class Reception:
         self._record = record
         self._gates: dict[tuple[str, bytes, int], Gate[Any]] = {}
         self._published: dict[int, asyncio.Future[Published | None]] = {}
+        self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
+        self._progress_at: dict[str, float] = {}
         self._ended: str | None = None
 
     def open(
@@ -64,9 +68,9 @@ class Reception:
         return gate
 
     def open_round(self, number: int) -> None:
-        """Let the round's sum be asked for, and forget gates so old that only their default answer matters."""
+        """Let the round's sum be asked for, and forget old gates but the transitions, which late sites still need."""
         self._published[number] = asyncio.get_running_loop().create_future()
-        for old in [key for key in self._gates if 0 < key[2] <= number - _KEPT_ROUNDS]:
+        for old in [key for key in self._gates if 0 < key[2] <= number - _KEPT_ROUNDS and key[0] != "transition"]:
             del self._gates[old]
 
     def publish(self, number: int, published: Published) -> None:
@@ -100,21 +104,43 @@ class Reception:
         reader.end()
         self.traffic.bytes_up[peer.name] += len(request)
         answer = await self._answer(peer, label, ctx, message)
-        reply = self.sign(answer.label, ctx, answer.body)
+        reply = self._reply(ctx, answer)
         self.traffic.bytes_down[peer.name] += len(reply)
         return reply
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
-        """Spool a masked input, then wait at the gate like with any message."""
+        """Spool a masked input, then wait at the gate like with any message. One stream a member: the newest."""
         ctx = await anext(pieces, b"")
         gate = self._find("upload", ctx, None)
-        if gate is None or ctx not in self.spools or peer.identity not in {*gate.awaited, *gate.arrived}:
+        if gate is None or ctx not in self.spools:
             return self.sign(SKIP.label, ctx, SKIP.body)
-        with self._refusing(peer):
-            upload = await self.spools[ctx].receive(pieces)
-        self.traffic.bytes_up[peer.name] += upload.size
-        answer = await self._enter(gate, peer, "upload", ctx, upload, Signed.decode(upload.trailer))
-        return self.sign(answer.label, ctx, answer.body)
+        if gate.closed or peer.identity not in {*gate.awaited, *gate.arrived}:
+            return self._reply(ctx, await gate.wait(peer.identity))
+        with self._newest_stream(peer):
+            with self._refusing(peer):
+                upload = await self.spools[ctx].receive(pieces)
+            if upload is None:
+                return b""  # to nobody: the connection is gone
+            self.traffic.bytes_up[peer.name] += upload.size
+            try:
+                signed = Signed.decode(upload.trailer)
+                return self._reply(ctx, await self._enter(gate, peer, "upload", ctx, upload, signed))
+            finally:
+                upload.path.unlink(missing_ok=True)  # it is still there if it was not kept
+
+    @contextlib.contextmanager
+    def _newest_stream(self, peer: Member) -> Iterator[None]:
+        """End the peer's older stream, whose connection may have died unnoticed."""
+        mine = asyncio.current_task()
+        if older := self._uploading.get(peer.identity):
+            older.cancel()
+        if mine is not None:
+            self._uploading[peer.identity] = mine
+        try:
+            yield
+        finally:
+            if self._uploading.get(peer.identity) is mine:
+                del self._uploading[peer.identity]
 
     async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
         """The published sum of a round, once there is one."""
@@ -132,6 +158,9 @@ class Reception:
             self.traffic.bytes_down[peer.name] += len(chunk)
             yield chunk
 
+    def _reply(self, ctx: bytes, answer: Answer) -> bytes:
+        return self.sign(answer.label, ctx, answer.body)
+
     @property
     def _abort(self) -> Answer:
         return Answer("abort", (self._ended or "").encode())
@@ -143,19 +172,27 @@ class Reception:
             case "hello":
                 self._check_sender(peer, signed, label, self._roster.hash)
                 return Answer("proposal", self._proposal.encode())
-            case "progress":
+            case "progress" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
-                self._record("progress", participant=peer.name, **vars(Progress.decode(signed.body)))
+                self._note_progress(peer, Progress.decode(signed.body))
                 return NOTED
+        if self._ended is not None:
+            return self._abort
         number = Position.decode(signed.body).round if label in _POSITIONED else None
         gate = self._find(label, ctx, number)
         if gate:
             return await self._enter(gate, peer, label, ctx, message, signed)
-        if self._ended is not None:
-            return self._abort
-        if number is not None and number < max(self._published, default=0):  # so late that its gate is forgotten
-            return SKIP if label == "ready" else NEXT
+        self._check_sender(peer, signed, label, signed.ctx)
+        if label in _OF_AN_ATTEMPT or (label == "ready" and number is not None and number < max(self._published)):
+            return SKIP  # so late that its gate is forgotten
         raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
+
+    def _note_progress(self, peer: Member, progress: Progress) -> None:
+        """A few events a second from one participant at the most, whatever it sends."""
+        now = asyncio.get_running_loop().time()
+        if now - self._progress_at.get(peer.name, 0) > _PROGRESS_SECONDS:
+            self._progress_at[peer.name] = now
+            self._record("progress", participant=peer.name, **vars(progress))
 
     def _find(self, label: str, ctx: bytes, number: int | None) -> Gate[Any] | None:
         matches = (gate for (a, b, n), gate in self._gates.items() if (a, b) == (label, ctx) and number in {None, n})
@@ -184,4 +221,6 @@ class Reception:
             raise SecurityError("message is not signed by who sent it", culprits=[peer.name])
         if peer.identity not in self.active:
             raise SecurityError(f"{peer.name} is not in this run", culprits=[peer.name])
+        if peer.identity in self.gone:
+            raise SecurityError(f"{peer.name} is out of this run: {self.gone[peer.identity]}", culprits=[peer.name])
         message.verify(label, ctx)

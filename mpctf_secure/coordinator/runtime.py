@@ -14,9 +14,10 @@ import numpy as np
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.reception import NEXT, Published, Reception
+from mpctf_secure.coordinator.reception import Published, Reception
 from mpctf_secure.coordinator.spool import Spool, Upload
 from mpctf_secure.errors import MpctfError, ParticipationError, SecurityError, UsageError
+from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
@@ -26,7 +27,7 @@ from mpctf_secure.rounds.messages import Announce, Facts, Position, Publication
 from mpctf_secure.rounds.state import State, Sum, initial_state, next_state, round_context, summarise
 from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import Context, check_cohort_size
+from mpctf_secure.secagg.parameters import Context, check_cohort
 from mpctf_secure.secagg.server import Server
 
 GO, ACK = Answer("go", b""), Answer("ack", b"")
@@ -119,8 +120,17 @@ class Coordinator:
         self._round.ring_bits = context.ring_bits
         release, server, spool, left = await self._aggregate(context, ready)
         total, header = await self._open_sum(contract, context, server.survivors, spool, left)
-        following = await asyncio.to_thread(next_state, contract, state, total)
-        return await self._close_round(contract, following, release, header)
+        following = await asyncio.to_thread(self._next_state, contract, state, total)
+        return await self._close_round(contract, following, context.threshold, release, header)
+
+    def _next_state(self, contract: Contract, state: State, total: Sum) -> State:
+        try:
+            return next_state(contract, state, total)
+        except SecurityError as error:
+            raise ParticipationError(
+                f"round {state.round + 1}: {error.message}; a participant put in what none may, and masks hide which",
+                hint="compare the sites' logs; nothing of this round was published",
+            ) from error
 
     async def _aggregate(
         self, context: Context, ready: Gate[bytes]
@@ -194,37 +204,35 @@ class Coordinator:
         )
         return total, Published(header, path, spool)
 
-    async def _close_round(self, contract: Contract, state: State, release: Gate[bytes], published: Published) -> State:
+    async def _close_round(
+        self, contract: Contract, state: State, threshold: int, release: Gate[bytes], published: Published
+    ) -> State:
         """Publish, wait until the participants hold the same state, and open the next round."""
         transition = self._open_positioned("transition", contract, state.round, state)
         self.reception.publish(state.round, published)
         release.answer({}, otherwise=ACK)
-        await self._collect(transition, "transition", self._timeouts.stage, 1)
+        await self._collect(transition, "transition", self._timeouts.stage, threshold)
+        if len(transition.arrived) < threshold:
+            raise ParticipationError(f"round {state.round}: too few participants hold the next state")
         self._record("round_finished", round=state.round, state_hash=state.hash(contract).hex())
         published.spool.clear()
         self.reception.spools.clear()
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
-        transition.answer({}, otherwise=NEXT)
+        transition.answer({}, otherwise=Answer("next", enc_sequence(transition.messages)))
         return state
 
     def _check_cohort(self, cohort: tuple[IdentityKey, ...]) -> None:
-        proposal = self._proposal
+        proposal, members = self._proposal, len(self._proposal.participants)
         try:
-            check_cohort_size(
-                len(cohort),
-                len(proposal.participants),
-                proposal.colluders,
-                quorum=proposal.quorum,
-                allow_pair=proposal.allow_pair,
-            )
-        except UsageError as error:
+            check_cohort(len(cohort), members, colluders=proposal.colluders, quorum=proposal.quorum)
+        except ParticipationError as error:
             lost = sorted(
                 {*self._names(self.reception.gone), *(entry["participant"] for entry in self._round.dropouts)}
             )
             raise ParticipationError(
-                f"round {self._round.round}: {len(proposal.participants) - len(lost)} of {len(proposal.participants)} "
-                f"participants are left, the contract asks for {proposal.quorum}; lost: {', '.join(lost)}",
+                f"round {self._round.round}: {members - len(lost)} of {members} participants "
+                f"are left, the contract asks for {proposal.quorum}; lost: {', '.join(lost)}",
                 hint="report.json says at which stage and why",
                 culprits=lost,
             ) from error
@@ -258,8 +266,10 @@ class Coordinator:
         self._record("dropout", round=self._round.round, **entry)
 
     def _accept_facts(self, sender: IdentityKey, message: bytes) -> None:
-        self._facts[sender] = Facts.decode(Signed.decode(message).body)
-        self._record("participant_joined", participant=self._name(sender))
+        facts = Facts.decode(Signed.decode(message).body)
+        if sender not in self._facts:
+            self._record("participant_joined", participant=self._name(sender))
+        self._facts[sender] = facts
 
     def _name(self, member: IdentityKey) -> str:
         return str(self._roster.by_identity(member).name)

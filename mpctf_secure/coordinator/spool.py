@@ -33,25 +33,33 @@ class Spool:
         self._sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
         folder.mkdir(parents=True)
 
-    async def receive(self, pieces: AsyncIterator[bytes]) -> Upload:
-        """Write the chunks, whose sizes the schema dictates; SecurityError for any other stream."""
+    async def receive(self, pieces: AsyncIterator[bytes]) -> Upload | None:
+        """Write the chunks, whose sizes the schema dictates; SecurityError for any other stream.
+
+        None for a stream that breaks off, which is the network's fault: the sender comes again.
+        """
         descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         hashes = []
-        trailer = b""
+        complete = False
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 for size in self._sizes:
                     chunk = await anext(pieces, b"")
+                    if not chunk:
+                        return None
                     if len(chunk) != size:
                         raise SecurityError(f"upload has a chunk of {len(chunk)} bytes instead of {size}")
                     hashes.append(sha256(chunk))
                     stream.write(chunk)
                 trailer = await anext(pieces, b"")
+                if not trailer:
+                    return None
                 if await anext(pieces, None) is not None:
                     raise SecurityError("upload goes on after its digest")
-        except BaseException:
-            Path(name).unlink()
-            raise
+                complete = True
+        finally:
+            if not complete:
+                Path(name).unlink(missing_ok=True)
         return Upload(Path(name), masks.digest(hashes), trailer, sum(self._sizes))
 
     def keep(self, owner: IdentityKey, upload: Upload) -> None:

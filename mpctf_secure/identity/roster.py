@@ -4,7 +4,6 @@ The file is JSON; what is hashed and signed is the canonical encoding of its fie
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -103,7 +102,9 @@ def parse(text: str) -> Roster:
         members = tuple(_member(item) for item in content["members"])
         signatures = {str(name): bytes.fromhex(value) for name, value in content["signatures"].items()}
         roster = Roster(int(content["version"]), members, signatures)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+        if not 1 <= roster.version < 1 << 32:
+            raise ValueError("version is out of range")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise SecurityError("roster cannot be parsed", hint="get the file again from the coordinator") from error
     verify(roster)
     return roster

@@ -1,14 +1,17 @@
 """One participant in one run, from hello to the last transition."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from mpctf_secure.aggregation.lora import Vector
 from mpctf_secure.config.site import SiteConfig
-from mpctf_secure.errors import MpctfError, SecurityError
-from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.errors import MpctfError, ParticipationError, SecurityError, UsageError
+from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.hazmat.signature import SigningKey
@@ -21,14 +24,14 @@ from mpctf_secure.participant.policy import check_contract, check_proposal
 from mpctf_secure.partition.slices import fixed_size, round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Announce, Facts, Position, Progress, Publication
-from mpctf_secure.rounds.state import State, Sum, grid, initial_state, next_state, round_context
+from mpctf_secure.rounds.messages import Announce, Facts, Position, Progress
+from mpctf_secure.rounds.state import State, Sum, grid, initial_state, most_chunks, next_state, round_context
 from mpctf_secure.secagg import codec, masks
 from mpctf_secure.secagg.client import Client
-from mpctf_secure.secagg.messages import Survivors
-from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.messages import Signed, Survivors
+from mpctf_secure.secagg.parameters import Context, check_cohort, threshold
 from mpctf_secure.training.data import load_rows
-from mpctf_secure.training.launch import Job, JobSpec, Trained
+from mpctf_secure.training.launch import Job, JobSpec
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.transport.client import Channel
 
@@ -72,6 +75,24 @@ def _join(site: SiteConfig, keys: Keys, roster: Roster, report: Report) -> None:
         channel.close()
 
 
+@dataclass(frozen=True)
+class Contribution:
+    """What a site puts into a round: its clipped update [d], rows, mean loss, and whether the norm was clipped."""
+
+    update: Vector
+    rows: int
+    loss: float
+    norm_clipped: bool
+
+
+@dataclass
+class Seen:
+    """What the coordinator showed of an attempt; the publication must agree with it."""
+
+    cohort: tuple[IdentityKey, ...] | None = None
+    survivors: tuple[IdentityKey, ...] | None = None
+
+
 class Participant:
     """A site inside a run whose contract it accepted."""
 
@@ -98,23 +119,25 @@ class Participant:
         """All rounds; the final state, which every participant and the coordinator hold alike."""
         state = initial_state(self._contract)
         for _ in range(self._contract.rounds):
+            seen = Seen()
             try:
-                survivors = self._contribute(state, self._train(state))
+                self._contribute(state, self._train(state), seen)
             except Skipped:
-                survivors = None
                 self._report(f"{self._name}: round {state.round + 1} goes on without this site")
-            state = next_state(self._contract, state, self._fetch(state, survivors))
-            position = Position(state.round, state.hash(self._contract))
-            self._ask("transition", position.encode(), "next")
+            total = self._fetch(state, seen)
+            state = next_state(self._contract, state, total)
+            self._agree(state, total)
         return state
 
-    def _ask(self, label: str, body: bytes, expect: str) -> bytes:
-        return self._link.ask(label, self._contract.run_context, body, expect)
-
-    def _train(self, state: State) -> Trained:
+    def _train(self, state: State) -> Contribution:
         count = fixed_size(self._contract.data.size, self._job.rows)
         rows = round_slice(state.round + 1, count, self._job.rows, self._contract.seed, self._name)
-        return self._job.train(state.adapter, rows, self._progress(state.round + 1))
+        trained = self._job.train(state.adapter, rows, self._progress(state.round + 1))
+        # Whatever is wrong with an update shows before this site is counted in a cohort.
+        if not math.isfinite(trained.loss):
+            raise UsageError("the local loss is not a number", hint="lower training.learning_rate")
+        update, norm_clipped = clip_to_norm(trained.adapter - state.adapter, self._contract.privacy.clip_norm)
+        return Contribution(update, trained.rows, trained.loss, norm_clipped)
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         told = 0.0
@@ -123,62 +146,91 @@ class Participant:
             nonlocal told
             if step == steps or time.monotonic() - told > _PROGRESS_SECONDS:
                 told = time.monotonic()
-                self._ask("progress", Progress(round_number, step, steps).encode(), "noted")
+                body = Progress(round_number, step, steps).encode()
+                self._link.tell("progress", self._contract.run_context, body)
 
         return progress
 
-    def _contribute(self, state: State, trained: Trained) -> Survivors:
-        """The stages of one attempt; returns the survivor tuple that this site signed."""
+    def _contribute(self, state: State, contribution: Contribution, seen: Seen) -> None:
+        """The stages of one attempt; what the coordinator showed of it stays in `seen`, however it ends."""
         context = self._context(state)
+        seen.cohort = context.cohort
+        lanes, scalars = self._encode(state, contribution, context)
         ctx = context.digest()
         client = Client(context, self._key, os.urandom)
         adverts = self._link.send("advert", client.advertise(), ctx, "adverts")
         delivery = self._link.send("shares", client.share(adverts), ctx, "delivery")
-        masked = client.mask(delivery, *self._encode(state, trained, context))
+        masked = client.mask(delivery, lanes, scalars)
         claim = self._link.upload(lambda: _upload(client, ctx, masked), ctx, "survivors")
-        signatures = self._link.send("consistency", client.confirm(claim), ctx, "signatures")
+        confirmation = client.confirm(claim)
+        seen.survivors = Survivors.decode(claim).survivors
+        signatures = self._link.send("consistency", confirmation, ctx, "signatures")
         self._link.send("release", client.release(signatures), ctx, "ack")
-        return Survivors.decode(claim)
 
     def _context(self, state: State) -> Context:
         position = Position(state.round + 1, state.hash(self._contract))
-        announce = Announce.decode(self._ask("ready", position.encode(), "announce"))
-        if announce.round != position.round or not set(announce.cohort) <= self._members:
-            raise SecurityError("announced cohort is not of this round and contract", culprits=["coordinator"])
-        if len(announce.cohort) < self._contract.quorum:
-            raise SecurityError("announced cohort is below the contract's quorum", culprits=["coordinator"])
-        return round_context(self._contract, state, announce.cohort)
+        run_context = self._contract.run_context
+        body = self._link.ask("ready", run_context, position.encode(), "announce", skippable=True)
+        announce = Announce.decode(body)
+        if announce.round != position.round:
+            raise SecurityError("announced cohort is of another round", culprits=["coordinator"])
+        return self._cohort_context(state, announce.cohort)
 
-    def _encode(self, state: State, trained: Trained, context: Context) -> tuple[masks.Lanes, masks.Lanes]:
-        """Clip, weigh and quantise the update; its rounding bits come from the run secret and the update itself."""
-        update, norm_clipped = clip_to_norm(trained.adapter - state.adapter, self._contract.privacy.clip_norm)
-        lattice = grid(self._contract, state, len(context.cohort))
-        info = enc("mpctf-secure/rounding/v1", context.round, sha256(update.tobytes()), len(context.cohort))
+    def _cohort_context(self, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
+        """The attempt's context for a cohort that the contract allows."""
+        contract = self._contract
+        try:
+            check_cohort(len(cohort), len(contract.participants), colluders=contract.colluders, quorum=contract.quorum)
+        except ParticipationError as error:
+            raise SecurityError(error.message, culprits=["coordinator"]) from error
+        if not set(cohort) <= self._members:
+            raise SecurityError("cohort holds somebody outside the contract", culprits=["coordinator"])
+        return round_context(contract, state, cohort)
+
+    def _encode(self, state: State, contribution: Contribution, context: Context) -> tuple[masks.Lanes, masks.Lanes]:
+        """Weigh and quantise the update; its rounding bits come from the run secret and the update itself."""
+        members = len(context.cohort)
+        info = enc("mpctf-secure/rounding/v1", context.round, sha256(contribution.update.tobytes()), members)
         lanes, clipped = codec.encode(
-            update, trained.rows / self._contract.weight_cap, lattice, Generator(hkdf(self._run_secret, info))
+            contribution.update,
+            contribution.rows / self._contract.weight_cap,
+            grid(self._contract, state, members),
+            Generator(hkdf(self._run_secret, info)),
         )
-        loss = round(trained.loss * trained.rows * codec.LOSS_SCALE)
-        scalars = [trained.rows, loss, int(norm_clipped), *clipped]
-        return lanes, codec.encode_scalars(scalars, len(context.cohort))
+        loss = round(contribution.loss * contribution.rows * codec.LOSS_SCALE)
+        scalars = [contribution.rows, loss, int(contribution.norm_clipped), *clipped]
+        return lanes, codec.encode_scalars(scalars, members)
 
-    def _fetch(self, state: State, survivors: Survivors | None) -> Sum:
+    def _fetch(self, state: State, seen: Seen) -> Sum:
+        """The published sum, if it is of the cohort and survivors that this site saw, and of the schema's size."""
         position = Position(state.round + 1, state.hash(self._contract))
-        publication, chunks = self._link.fetch_sum(self._contract.run_context, position)
-        # Who took part in the attempt knows whose inputs were opened; a sum of others would be another sum.
-        if survivors is not None and publication.survivors != survivors.survivors:
-            raise SecurityError("published sum is of other survivors than were signed", culprits=["coordinator"])
-        return decode_sum(self._contract, state, publication, chunks)
+        run_context, most = self._contract.run_context, most_chunks(self._contract)
+        publication, chunks = self._link.fetch_sum(run_context, position, most)
+        context = self._cohort_context(state, publication.cohort)
+        if seen.cohort not in {None, publication.cohort} or seen.survivors not in {None, publication.survivors}:
+            raise SecurityError("published sum is of another cohort or other survivors", culprits=["coordinator"])
+        if not set(publication.survivors) <= set(context.cohort) or len(set(publication.survivors)) < context.floor:
+            raise SecurityError("published sum has too few survivors", culprits=["coordinator"])
+        sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
+        if [len(chunk) for chunk in chunks] != sizes:
+            raise SecurityError("published sum does not have the schema's size", culprits=["coordinator"])
+        lanes = np.frombuffer(b"".join(chunks[:-1]), masks.LANE_TYPES[context.ring_bits])
+        return Sum(lanes, np.frombuffer(chunks[-1], "<u8"), publication.cohort, publication.survivors)
 
+    def _agree(self, state: State, total: Sum) -> None:
+        """Sign the state I arrived at, and see that t others did: two different states never both get so many.
 
-def decode_sum(contract: Contract, state: State, publication: Publication, chunks: Iterator[bytes]) -> Sum:
-    """The published lanes and scalars; SecurityError unless their sizes are those of the schema."""
-    context = round_context(contract, state, publication.cohort)
-    pieces = list(chunks)
-    sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
-    if [len(piece) for piece in pieces] != sizes or not set(publication.survivors) <= set(publication.cohort):
-        raise SecurityError("published sum does not have the schema's size", culprits=["coordinator"])
-    lanes = np.frombuffer(b"".join(pieces[:-1]), masks.LANE_TYPES[context.ring_bits])
-    return Sum(lanes, np.frombuffer(pieces[-1], "<u8"), publication.cohort, publication.survivors)
+        Without this a coordinator could publish two sums in the last round, where no later context shows it.
+        """
+        run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
+        answer = self._link.ask("transition", run_context, position, "next")
+        signers = set()
+        for message in map(Signed.decode, decode_sequence(answer)):
+            message.verify("transition", run_context)
+            if message.sender in self._members and message.body == position:
+                signers.add(message.sender)
+        if len(signers) < threshold(len(total.cohort), self._contract.colluders):
+            raise SecurityError(f"only {len(signers)} participants hold my state", culprits=["coordinator"])
 
 
 def _upload(client: Client, ctx: bytes, masked: masks.MaskedInput) -> Iterator[bytes]:

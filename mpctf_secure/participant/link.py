@@ -1,6 +1,6 @@
 """Signed talk with the coordinator: each message out is signed for its context, each answer is checked."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from mpctf_secure.errors import InterruptedRunError, SecurityError
 from mpctf_secure.hazmat.encoding import enc
@@ -27,36 +27,43 @@ class Link:
         self._key = key
         self._coordinator = coordinator
 
-    def ask(self, label: str, ctx: bytes, body: bytes, expect: str) -> bytes:
+    def ask(self, label: str, ctx: bytes, body: bytes, expect: str, *, skippable: bool = False) -> bytes:
         """Sign and send; the body of the answer, which must carry the label `expect`."""
-        return self.send(label, Signed.make(label, ctx, self._key, body).encode(), ctx, expect)
+        message = Signed.make(label, ctx, self._key, body).encode()
+        return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect, skippable=skippable)
+
+    def tell(self, label: str, ctx: bytes, body: bytes) -> None:
+        """Sign and send what may get lost; only the end of the run is heeded."""
+        message = Signed.make(label, ctx, self._key, body).encode()
+        answer = self._channel.try_exchange(enc(label, ctx, message))
+        if answer is not None:
+            self._check(answer, ctx, "noted", skippable=False)
 
     def send(self, label: str, message: bytes, ctx: bytes, expect: str) -> bytes:
-        """Send a message that is signed already; label and ctx only say which stage it is for."""
-        return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect)
+        """Send a message of an attempt, signed already; label and ctx only say which stage it is for."""
+        return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect, skippable=True)
 
     def upload(self, pieces: Callable[[], Iterable[bytes]], ctx: bytes, expect: str) -> bytes:
         """Stream a masked input."""
-        return self._check(self._channel.upload(pieces), ctx, expect)
+        return self._check(self._channel.upload(pieces), ctx, expect, skippable=True)
 
-    def fetch_sum(self, ctx: bytes, position: Position) -> tuple[Publication, Iterator[bytes]]:
+    def fetch_sum(self, ctx: bytes, position: Position, most_chunks: int) -> tuple[Publication, list[bytes]]:
         """The published sum of a round: its header and its chunks, which are what the header's digest says."""
         request = Signed.make("fetch", ctx, self._key, position.encode()).encode()
-        answer = self._channel.download(request)
-        publication = Publication.decode(self._check(next(answer, b""), ctx, "publication"))
-        chunks = list(answer)
+        header, *chunks = self._channel.download(request, 1 + most_chunks) or [b""]
+        publication = Publication.decode(self._check(header, ctx, "publication", skippable=False))
         if publication.round != position.round or digest(map(sha256, chunks)) != publication.digest:
             raise SecurityError("published sum is not what its header says", culprits=[self._coordinator.name])
-        return publication, iter(chunks)
+        return publication, chunks
 
-    def _check(self, answer: bytes, ctx: bytes, expect: str) -> bytes:
+    def _check(self, answer: bytes, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
         reply = Signed.decode(answer)
         if reply.sender != self._coordinator.identity:
             raise SecurityError("answer is not signed by the coordinator", culprits=[reply.sender.hex()])
         if reply.label == "abort":
             reply.verify("abort", ctx)
             raise InterruptedRunError(f"the coordinator ended the run: {reply.body.decode(errors='replace')}")
-        if reply.label == SKIP:
+        if skippable and reply.label == SKIP:
             reply.verify(SKIP, ctx)
             raise Skipped
         reply.verify(expect, ctx)

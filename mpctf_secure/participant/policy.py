@@ -1,11 +1,11 @@
 """What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
 
 from mpctf_secure.config.site import Policy
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
-from mpctf_secure.secagg.parameters import PAIR, default_quorum
+from mpctf_secure.secagg.parameters import check_terms
 
 COORDINATOR = ("coordinator",)
 
@@ -18,23 +18,16 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
     named = proposal.participants
     if name not in named or len(set(named)) != len(named) or not set(named) <= enrolled:
         raise SecurityError("proposal does not name me, or names somebody not in the roster", culprits=COORDINATOR)
-    _check_floors(proposal, policy)
-
-
-def _check_floors(proposal: Proposal, policy: Policy) -> None:
-    members, colluders = len(proposal.participants), proposal.colluders
-    if members == PAIR:
-        if not policy.allow_pair:
-            raise SecurityError(
-                "a run of two shows each the other's update",
-                hint="set policy.allow_pair: true in the site file if that is acceptable",
-                culprits=COORDINATOR,
-            )
-        return
-    if not 1 <= colluders <= members - 2:
-        raise SecurityError(f"colluders: {colluders} is outside [1, {members - 2}]", culprits=COORDINATOR)
-    if proposal.quorum < default_quorum(members, colluders):
-        raise SecurityError(f"quorum: {proposal.quorum} is too low for {members} participants", culprits=COORDINATOR)
+    try:
+        check_terms(
+            len(named),
+            colluders=proposal.colluders,
+            quorum=proposal.quorum,
+            allow_pair=proposal.allow_pair and policy.allow_pair,
+        )
+    except UsageError as error:
+        hint = "a pair also needs policy.allow_pair: true in the site file"
+        raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=COORDINATOR) from error
 
 
 def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None:

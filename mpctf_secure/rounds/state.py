@@ -1,5 +1,6 @@
 """The model state of a run, and the one function that makes the next one from a published sum."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, decode_mean, decode_scalars
-from mpctf_secure.secagg.masks import Lanes
+from mpctf_secure.secagg.masks import Lanes, chunk_sizes
 from mpctf_secure.secagg.parameters import Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
@@ -57,9 +58,13 @@ def initial_state(contract: Contract) -> State:
 
 def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
     """The quantisation of the next round; the ring follows from state and cohort and is never chosen."""
-    sizes = tuple(int(np.prod(shape)) for _, shape in contract.tensors)
     bits = NARROW_BITS if state.narrow and cohort_size <= MOST_IN_NARROW_RING else WIDE_BITS
-    return Grid(sizes, state.ranges, bits, cohort_size)
+    return Grid(_sizes(contract), state.ranges, bits, cohort_size)
+
+
+def most_chunks(contract: Contract) -> int:
+    """How many chunks a published sum has at the most, in the wide ring."""
+    return len(chunk_sizes(WIDE_BITS, sum(_sizes(contract)), len(SCALAR_NAMES) + len(contract.tensors)))
 
 
 def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
@@ -115,20 +120,31 @@ def next_state(contract: Contract, state: State, total: Sum) -> State:
     mean = decode_mean(total.lanes, summary.rows, contract.weight_cap, lattice)
     _check_norm(contract, lattice, mean, most_rows / summary.rows)
     adapter = fedavg.step(state.adapter, mean, contract.aggregation.server_learning_rate)
-    narrow = summary.coordinates_clipped <= MOST_CLIPPED
-    ranges = _next_ranges(lattice, mean, contract.privacy.clip_norm) if narrow else _wide_ranges(contract)
+    largest = _largest(lattice, mean)
+    # A tensor that has not moved yet gives no scale: everything stays wide for another round.
+    narrow = summary.coordinates_clipped <= MOST_CLIPPED and min(largest) > 0
+    ranges = _next_ranges(largest, contract.privacy.clip_norm) if narrow else _wide_ranges(contract)
     return State(state.round + 1, adapter, ranges, narrow)
+
+
+def _sizes(contract: Contract) -> tuple[int, ...]:
+    return tuple(math.prod(shape) for _, shape in contract.tensors)
 
 
 def _wide_ranges(contract: Contract) -> tuple[float, ...]:
     return (contract.privacy.clip_norm,) * len(contract.tensors)
 
 
-def _next_ranges(lattice: Grid, mean: Vector, clip_norm: float) -> tuple[float, ...]:
-    """2^e just above 8·max|mean| of each tensor. A maximum, unlike a sum or a norm, has the same bits everywhere."""
+def _largest(lattice: Grid, mean: Vector) -> list[float]:
+    """max|mean| of each tensor [T]. A maximum, unlike a sum or a norm, has the same bits everywhere."""
     largest = [0.0] * len(lattice.sizes)
     for tensor, where, _ in lattice.slabs():
         largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
+    return largest
+
+
+def _next_ranges(largest: list[float], clip_norm: float) -> tuple[float, ...]:
+    """2^e just above 8·max|mean| of each tensor, between 2⁻²⁰·C and C."""
     powers = (float(np.ldexp(1.0, int(np.frexp(_HEADROOM * top)[1]))) for top in largest)
     return tuple(min(max(power, _SMALLEST_RANGE * clip_norm), clip_norm) for power in powers)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc, enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
@@ -31,25 +31,42 @@ def default_quorum(members: int, colluders: int) -> int:
 def floor(cohort_size: int, colluders: int) -> int:
     """Fewer members than this and no participant goes on: the sum would show too much to c colluders.
 
-    c = 0 is the pair, whose members see each other's update anyway; policies allow it for no larger run.
+    c = 0 is the pair, whose members see each other's update anyway.
     """
     t = threshold(cohort_size, colluders)
-    return t if colluders == 0 else max(t, colluders + 2, SMALLEST_GROUP)
+    return max(t, PAIR) if colluders == 0 else max(t, colluders + 2, SMALLEST_GROUP)
 
 
-def check_cohort_size(size: int, members: int, colluders: int, *, quorum: int, allow_pair: bool) -> None:
-    """Refuse a cohort (attempt 1's) that could never end well; UsageError says which bound it breaks."""
-    if size == PAIR and not allow_pair:
+def check_terms(members: int, *, colluders: int, quorum: int, allow_pair: bool) -> None:
+    """Refuse a run whose terms are weaker than the protocol's; UsageError names the term.
+
+    Coordinator and sites both call this: a coordinator that may choose c or the quorum could choose a threshold at
+    which two survivor sets open, or a cohort of one.
+    """
+    if members == PAIR and not allow_pair:
         raise UsageError(
             "two participants learn each other's update by subtracting their own from the sum",
             hint="enrol a third one, or set secagg.allow_pair: true if both accept that",
         )
-    smallest = PAIR if allow_pair and members == PAIR else max(colluders + 2, SMALLEST_GROUP)
-    if not max(smallest, quorum) <= size <= min(members, MAX_COHORT):
-        raise UsageError(
-            f"a cohort of {size} is outside [{max(smallest, quorum)}, {min(members, MAX_COHORT)}]",
-            hint=f"it must hold quorum ({quorum}), colluders + 2 ({colluders + 2}) and at most {MAX_COHORT} members",
-        )
+    least_c, most_c = (0, 0) if members == PAIR else (default_colluders(members), members - 2)
+    least_quorum = max(default_quorum(members, colluders), min(members, SMALLEST_GROUP))
+    for name, value, least, most in (
+        ("participants", members, PAIR, MAX_COHORT),
+        ("secagg.colluders", colluders, least_c, most_c),
+        ("quorum", quorum, least_quorum, members),
+    ):
+        if not least <= value <= most:
+            raise UsageError(
+                f"{name}: {value} is outside [{least}, {most}] for {members} participants",
+                hint="leave quorum and secagg.colluders out, and they follow from the number of participants",
+            )
+
+
+def check_cohort(cohort_size: int, members: int, *, colluders: int, quorum: int) -> None:
+    """Refuse a cohort (attempt 1's) below the contract's quorum or that could never end well."""
+    least = max(quorum, floor(cohort_size, colluders))
+    if not least <= cohort_size <= members:
+        raise ParticipationError(f"a cohort of {cohort_size} of {members} participants is below {least}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,9 @@ class Context:
                 raise SecurityError("cohort is not in strictly ascending order of identity keys")
         if not set(self.cohort) <= set(self.first_cohort):
             raise SecurityError("cohort of a later attempt holds somebody whom attempt 1 did not")
+        # A cohort of one would sum nothing but its own input.
+        if not PAIR <= self.floor <= len(self.cohort):
+            raise SecurityError(f"a cohort of {len(self.cohort)} is below the floor of {self.floor}")
 
     @property
     def threshold(self) -> int:

@@ -44,6 +44,7 @@ class Server:
         self._received: dict[IdentityKey, bytes] = {}  # of the stage that is open, verified
         self._adverts: dict[IdentityKey, Advert] = {}  # U1
         self._adverts_hash = b""
+        self._public_keys: set[bytes] = set()
         self._dealings: dict[IdentityKey, Dealing] = {}  # U2
         self._tuple: Survivors | None = None
         self._releases: dict[IdentityKey, Release] = {}
@@ -74,7 +75,11 @@ class Server:
         """One signed advert."""
         message = self._verified(ServerState.ADVERTS, "advert", data)
         if self._is_new(message.sender, data):
-            verify_adverts(self.context, [data])
+            advert = verify_adverts(self.context, [data])[message.sender]
+            # Here and not when the stage closes: two colluders with one key would end the attempt for everybody.
+            if {advert.mask_key, advert.share_key} & self._public_keys:
+                raise SecurityError("advert repeats somebody's public key", culprits=[message.sender.hex()])
+            self._public_keys |= {advert.mask_key, advert.share_key}
             self._received[message.sender] = data
 
     def close_adverts(self) -> bytes:

@@ -1,12 +1,13 @@
 """A participant's channel to the coordinator: dials out, retries while the network blinks, never changes a message."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 
-from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.identity import certificate
 from mpctf_secure.identity.keystore import Keys
 from mpctf_secure.identity.roster import Roster
@@ -15,6 +16,7 @@ from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, UPLOAD
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_SHORT_SECONDS = 5.0
 
 
 class Channel:
@@ -29,9 +31,9 @@ class Channel:
         )
         options = (("grpc.ssl_target_name_override", roster.coordinator.name), *KEEPALIVE)
         self._channel = grpc.secure_channel(address, credentials, options=options)
-        self._exchange: Callable[[bytes], bytes] = self._channel.unary_unary(EXCHANGE)
+        self._exchange: Callable[..., bytes] = self._channel.unary_unary(EXCHANGE)
         self._upload: Callable[[Iterator[bytes]], bytes] = self._channel.stream_unary(UPLOAD)
-        self._download: Callable[[bytes], Iterable[bytes]] = self._channel.unary_stream(DOWNLOAD)
+        self._download: Callable[[bytes], Any] = self._channel.unary_stream(DOWNLOAD)
         self._address = address
         self._patience = patience
 
@@ -43,9 +45,27 @@ class Channel:
         """Send a stream that can be made again from its beginning."""
         return self._patiently(lambda: self._upload(iter(pieces())))
 
-    def download(self, request: bytes) -> Iterator[bytes]:
-        """The pieces of the answer; a break in the middle starts the whole call again."""
-        return iter(self._patiently(lambda: list(self._download(request))))
+    def try_exchange(self, request: bytes) -> bytes | None:
+        """Send one message whose loss does no harm: one short try, None if nothing came back."""
+        try:
+            return self._exchange(request, timeout=_SHORT_SECONDS)
+        except grpc.RpcError:
+            return None
+
+    def download(self, request: bytes, most: int) -> list[bytes]:
+        """The pieces of the answer, at most `most`, SecurityError for a stream that goes on.
+
+        A break in the middle starts the whole call again.
+        """
+        return self._patiently(lambda: self._pieces(request, most))
+
+    def _pieces(self, request: bytes, most: int) -> list[bytes]:
+        call = self._download(request)
+        pieces = list(itertools.islice(call, most + 1))
+        if len(pieces) > most:
+            call.cancel()
+            raise SecurityError(f"answer goes on after {most} pieces", culprits=["coordinator"])
+        return pieces
 
     def close(self) -> None:
         """Cancel what is open."""

@@ -42,7 +42,9 @@ async def listen(address: str, roster: Roster, keys: Keys, handler: Handler) -> 
     """Serve on `address` (IP:port); EnvironmentUnfitError where the port is not free."""
     # Without SO_REUSEPORT a second coordinator on one port fails instead of stealing half of the calls.
     options = (("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000), *KEEPALIVE)
-    server = grpc.aio.server(options=options)
+    # A participant has one call waiting, and for moments a second one.
+    most_calls = 4 * len(roster.participants)
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
     server.add_generic_rpc_handlers((_Methods(roster, handler),))
     try:
         port = server.add_secure_port(address, _credentials(roster, keys))
@@ -93,7 +95,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _peer(self, context: Any) -> Member:
         """Who calls, from the TLS key: names in a certificate are what its owner wrote there."""
         session = context.auth_context()
-        if session.get("ssl_tls_version", [TLS_VERSION]) != [TLS_VERSION]:
+        if session.get("ssl_tls_version") != [TLS_VERSION]:
             raise SecurityError("connection is not TLS 1.3")
         pem = next(iter(session.get("x509_pem_cert", [])), b"")
         member = self._roster.by_spki(certificate.spki_hash(certificate.from_pem(pem)))

@@ -1,6 +1,6 @@
 """A participant's link against a coordinator that lies about the run: answers, contracts, publications."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -33,8 +33,11 @@ class Scripted:
     def upload(self, pieces: Callable[[], Iterable[bytes]]) -> bytes:
         return self.answers[0]
 
-    def download(self, request: bytes) -> Iterator[bytes]:
-        return iter(self.answers)
+    def download(self, request: bytes, most: int) -> list[bytes]:
+        return list(self.answers)
+
+    def try_exchange(self, request: bytes) -> bytes | None:
+        return self.answers[0] if self.answers else None
 
 
 def link(*answers: bytes) -> Link:
@@ -66,9 +69,23 @@ def test_answer_is_refused(lie: bytes) -> None:
 
 def test_true_skip_and_abort_are_what_they_say() -> None:
     with pytest.raises(Skipped):
-        link(answer("skip")).ask("advert", CTX, b"", "adverts")
+        link(answer("skip")).send("advert", b"", CTX, "adverts")
     with pytest.raises(InterruptedRunError, match="gone fishing"):
         link(answer("abort", b"gone fishing")).ask("advert", CTX, b"", "adverts")
+
+
+def test_skip_outside_an_attempt_is_refused() -> None:
+    """As an answer to progress it would end training in the middle and leave the next round its result."""
+    with pytest.raises(SecurityError):
+        link(answer("skip")).tell("progress", CTX, b"")
+    with pytest.raises(SecurityError):
+        link(answer("skip")).ask("transition", CTX, b"", "next")
+
+
+def test_lost_progress_does_no_harm() -> None:
+    link().tell("progress", CTX, b"")
+    with pytest.raises(InterruptedRunError):
+        link(answer("abort")).tell("progress", CTX, b"")
 
 
 def publication(**changes: object) -> bytes:
@@ -88,6 +105,6 @@ PUBLICATIONS = {
 @pytest.mark.parametrize("pieces", PUBLICATIONS.values(), ids=PUBLICATIONS.keys())
 def test_published_sum_is_refused(pieces: list[bytes]) -> None:
     position = Position(2, bytes(32))
-    assert list(link(publication(), *CHUNKS).fetch_sum(CTX, position)[1]) == CHUNKS
+    assert link(publication(), *CHUNKS).fetch_sum(CTX, position, 2)[1] == CHUNKS
     with pytest.raises(SecurityError):
-        link(*pieces).fetch_sum(CTX, position)
+        link(*pieces).fetch_sum(CTX, position, 2)

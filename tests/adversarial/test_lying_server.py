@@ -48,6 +48,28 @@ def test_bad_public_key_aborts_before_masked_input_and_names_the_peer(spoil) -> 
     assert with_advert(Attempt(3), 2, good) != adverts
 
 
+def test_second_advert_with_a_key_is_refused_and_the_others_go_on() -> None:
+    attempt = Attempt(4)
+    adverts = [client.advertise() for client in attempt.clients]
+    copied = Signed.decode(adverts[0]).body
+    twin = attempt.clients[3]
+    for advert in adverts[:3]:
+        attempt.server.accept_advert(advert)
+    with pytest.raises(SecurityError, match="repeats somebody's public key") as caught:
+        attempt.server.accept_advert(Signed.make("advert", attempt.context.digest(), twin.key, copied).encode())
+    assert caught.value.culprits == (twin.me.hex(),)
+    assert len(decode_sequence(attempt.server.close_adverts())) == 3
+
+
+def test_cohort_of_one_is_no_cohort() -> None:
+    """A coordinator that announced it would get one participant's input as the sum."""
+    with pytest.raises(SecurityError, match="below the floor"):
+        make_context([SigningKey(b"\1" * 32)])
+    pair = make_context([SigningKey(bytes([i]) * 32) for i in (1, 2)])
+    with pytest.raises(SecurityError, match="below the floor"):
+        replace(pair, cohort=pair.cohort[:1], first_cohort=pair.cohort[:1])
+
+
 def test_reflected_key_aborts() -> None:
     """A peer that repeats my key would share with the others the masks that I share with them."""
     attempt = Attempt(3)

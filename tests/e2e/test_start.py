@@ -191,9 +191,9 @@ BAD_FILES = {
     "no YAML at all": ("a: [", 2, "not YAML", "indentation"),
     "a list instead of fields": ("- a\n", 2, "not a mapping", "configs/"),
     "an empty file": ("", 2, "not a mapping", "configs/"),
-    "a cohort below the quorum": (GOOD + "quorum: 5\n", 2, "a cohort of 4 is outside [5, 4]", "quorum"),
+    "a cohort below the quorum": (GOOD + "quorum: 5\n", 2, "quorum: 5 is outside [3, 4]", "quorum"),
     "more colluders than a cohort bears": (
-        GOOD + "secagg: {colluders: 3}\n", 2, "a cohort of 4 is outside [5, 4]", "colluders"),
+        GOOD + "secagg: {colluders: 3}\n", 2, "secagg.colluders: 3 is outside [1, 2]", "colluders"),
     "two participants without consent": (
         GOOD.replace("local: 4", "local: 2"), 2, "learn each other's update", "allow_pair"),
     "one participant": (GOOD.replace("local: 4", "local: 1"), 2, "participants.local", "got 1"),
@@ -244,6 +244,7 @@ def test_busy_port_is_named(tmp_path: Path) -> None:
     lines = [line for line in result.stderr.splitlines() if not line.startswith("E")]
     assert lines[0] == f"error: cannot listen on {address}"
     assert lines[1].startswith("hint: the port is in use")
+    assert not list(tmp_path.rglob("*.key"))
 
 
 def test_json_report_is_all_of_standard_output(tmp_path: Path) -> None:

@@ -61,3 +61,31 @@ def test_refused_message_neither_arrives_nor_stops_the_others() -> None:
         assert gate.arrived == []
 
     asyncio.run(scenario())
+
+
+def test_closed_gate_accepts_nothing_and_lets_nobody_fail() -> None:
+    """A repeated message that comes while the sum is being opened must not cost its sender the run."""
+
+    async def scenario() -> None:
+        gate: Gate[bytes] = Gate([A, B], refuse)
+        first = asyncio.create_task(gate.enter(A, b"m"))
+        await gate.collect(0.01, 1)
+        again, late = (asyncio.create_task(gate.enter(member, b"bad")) for member in (A, B))
+        await asyncio.sleep(0)
+        assert gate.arrived == [A]
+        gate.answer({A: YES})
+        assert await asyncio.gather(first, again, late) == [YES, YES, SKIP]
+
+    asyncio.run(scenario())
+
+
+def test_stranger_is_not_counted() -> None:
+    async def scenario() -> None:
+        gate: Gate[bytes] = Gate([A], refuse)
+        stranger = asyncio.create_task(gate.enter(C, b"m"))
+        await asyncio.sleep(0)
+        assert gate.arrived == []
+        gate.answer({})
+        assert await stranger == SKIP
+
+    asyncio.run(scenario())

@@ -73,7 +73,12 @@ def newer(content: dict) -> None:
     content["version"] = 2
 
 
+def absurd_version(content: dict) -> None:
+    content["version"] = -1
+
+
 FORGERIES = [
+    absurd_version,
     drop_signature, swap_identity, small_order_identity, swap_certificates, add_member_alone, two_coordinators,
     unordered, newer,
 ]  # fmt: skip

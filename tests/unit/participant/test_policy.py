@@ -5,13 +5,14 @@ import pytest
 
 from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
 from mpctf_secure.config.site import Policy
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import ceremony
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.participant.policy import check_contract, check_proposal
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
+from mpctf_secure.secagg.parameters import check_terms
 
 NAMES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
 FACTS = Facts(b"\1" * 32, (("t", (2, 3)),))
@@ -42,6 +43,8 @@ REFUSED = {
     "no colluders bound": {"colluders": 0},
     "colluders that leave no two honest members": {"colluders": 3},
     "a quorum at which two survivor sets could both open": {"quorum": 2},
+    "a pair whose quorum is one": {"participants": ("bank-b", "insurer-d"), "colluders": 0, "quorum": 1},
+    "a pair with colluders": {"participants": ("bank-b", "insurer-d"), "colluders": 1, "quorum": 2},
     "a pair without this site's consent": {"participants": ("bank-b", "insurer-d"), "colluders": 0, "quorum": 2},
 }
 
@@ -55,8 +58,24 @@ def test_proposal_below_a_floor_is_refused_and_the_coordinator_named(roster: Ros
 
 
 def test_pair_is_accepted_where_the_site_allows_it(roster: Roster) -> None:
-    pair = proposal(roster, participants=("bank-b", "insurer-d"), colluders=0, quorum=2)
+    terms: dict[str, object] = {"participants": ("bank-b", "insurer-d"), "colluders": 0, "quorum": 2}
+    pair = proposal(roster, **terms, allow_pair=True)
     check_proposal(pair, Policy(allow_pair=True), roster, "insurer-d")
+    for weaker in ({"quorum": 1}, {"colluders": 1}, {"allow_pair": False}):
+        with pytest.raises(SecurityError):
+            check_proposal(
+                proposal(roster, **{**terms, "allow_pair": True, **weaker}),
+                Policy(allow_pair=True),
+                roster,
+                "insurer-d",
+            )
+
+
+def test_coordinator_cannot_choose_fewer_colluders_than_the_default() -> None:
+    """Of ten, c = 1 would give t = 6: two survivor sets could both open with three real colluders."""
+    check_terms(10, colluders=3, quorum=7, allow_pair=False)
+    with pytest.raises(UsageError, match="colluders"):
+        check_terms(10, colluders=1, quorum=6, allow_pair=False)
 
 
 def sealed(terms: Proposal, **changes: object) -> Contract:

@@ -77,6 +77,13 @@ def test_next_state_is_the_mean_update_added_and_the_ring_narrows() -> None:
     assert all(r == 2.0 ** np.log2(r).round() and r < 1 for r in following.ranges)
 
 
+def test_tensor_that_has_not_moved_keeps_the_ring_wide() -> None:
+    agreed = contract()
+    still = [np.where(np.arange(600) < 400, 0, update).astype(np.float32) for update in updates()]
+    following = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), still))
+    assert (following.narrow, following.ranges) == (False, (1.0, 1.0))
+
+
 def test_clipping_in_the_narrow_ring_widens_it_again() -> None:
     agreed = contract()
     state = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), updates(0.0001)))

@@ -79,8 +79,13 @@ def test_participant_is_known_by_its_tls_key(world: World) -> None:
     channel = world.channel("bank-b")
     assert channel.exchange(b"hello") == b"bank-b:hello"
     assert channel.upload(lambda: iter([b"a", b"b"])) == b"ab"
-    assert list(channel.download(b"xyz")) == [b"x", b"y", b"z"]
+    assert channel.download(b"xyz", 3) == [b"x", b"y", b"z"]
     channel.close()
+
+
+def test_download_that_goes_on_is_refused(world: World) -> None:
+    with pytest.raises(SecurityError, match="goes on after 3 pieces"):
+        world.channel("bank-b").download(b"x" * 100_000, 3)
 
 
 def test_refusal_travels_with_its_hint_and_class(world: World) -> None:

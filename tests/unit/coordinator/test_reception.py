@@ -1,0 +1,182 @@
+"""The reception against participants that break off, repeat, flood and lie."""
+
+import asyncio
+import datetime
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from simulator import make_context
+
+from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
+from mpctf_secure.coordinator.gate import Answer
+from mpctf_secure.coordinator.reception import Reception
+from mpctf_secure.coordinator.spool import Spool, Upload
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.identity import ceremony, keystore
+from mpctf_secure.ids import IdentityKey, ParticipantName
+from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.rounds.messages import Progress
+from mpctf_secure.secagg.masks import chunk_sizes, digest
+from mpctf_secure.secagg.messages import Signed
+
+NAMES = ("bank-b", "hospital-a", "telecom-c")
+YES = Answer("survivors", b"")
+
+
+class World:
+    """A reception with one upload gate open."""
+
+    def __init__(self, home: Path) -> None:
+        folders = {ParticipantName(name): home / name for name in (*NAMES, "coordinator")}
+        self.roster = ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC))
+        self.keys = {name: keystore.load(home / name).identity for name in (*NAMES, "coordinator")}
+        self.peers = {str(member.name): member for member in self.roster.members}
+        self.events: list[str] = []
+        self.context = make_context([self.keys[name] for name in NAMES])
+        self.ctx = self.context.digest()
+        self.folder = home / "spool"
+        self.chunks = [bytes(size) for size in chunk_sizes(32, self.context.dimension, self.context.scalars)]
+
+    def open(self) -> None:
+        terms = Proposal(
+            run_id="r", roster_hash=self.roster.hash.hex(), participants=NAMES, quorum=3, colluders=1, allow_pair=False,
+            rounds=1, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(), aggregation=Aggregation(),
+            privacy=Privacy(),
+        )  # fmt: skip
+        self.reception = Reception(terms, self.roster, self.keys["coordinator"], self.record)
+        self.spool = self.reception.spools[self.ctx] = Spool(self.folder, self.context)
+        self.gate = self.reception.open("upload", self.ctx, 1, self.context.cohort, self.keep)
+
+    def record(self, kind: str, **_: object) -> None:
+        self.events.append(kind)
+
+    def keep(self, sender: IdentityKey, upload: Upload) -> None:
+        if Signed.decode(upload.trailer).body != enc(upload.digest):
+            raise SecurityError("upload is not what its digest says")
+        self.spool.keep(sender, upload)
+
+    def stream(self, name: str, chunks: list[bytes] | None = None) -> list[bytes]:
+        sent = self.chunks if chunks is None else chunks
+        trailer = Signed.make("upload", self.ctx, self.keys[name], enc(digest(map(sha256, self.chunks)))).encode()
+        return [self.ctx, *sent, trailer]
+
+    async def upload(self, name: str, pieces: list[bytes]) -> bytes:
+        async def stream() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return await self.reception.upload(self.peers[name], stream())
+
+    def label(self, reply: bytes) -> str:
+        return Signed.decode(reply).label
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(path.suffix for path in self.folder.iterdir())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to be")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_upload_that_breaks_off_may_come_again(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        for cut in range(1, len(world.chunks) + 2):
+            assert await world.upload("bank-b", world.stream("bank-b")[:cut]) == b""
+        assert world.files == []
+        again = asyncio.create_task(world.upload("bank-b", world.stream("bank-b")))
+        await until(lambda: world.gate.arrived)
+        world.gate.answer({}, otherwise=YES)
+        assert world.label(await again) == "survivors"
+        assert world.reception.gone == {}
+
+    asyncio.run(scenario())
+
+
+def test_repeated_uploads_leave_one_file(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        tasks = []
+        for _ in range(5):
+            tasks.append(asyncio.create_task(world.upload("bank-b", world.stream("bank-b"))))
+        await until(lambda: all(task.done() for task in tasks[:-1]) and world.files == [".masked"])
+        world.gate.answer({}, otherwise=YES)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert world.label(await world.upload("bank-b", world.stream("bank-b"))) == "survivors"
+        assert world.files == [".masked"]
+
+    asyncio.run(scenario())
+
+
+WRONG_STREAMS = {
+    "a chunk of another size": lambda w: [b"x" * 7],
+    "other bytes than the signed digest": lambda w: [b"\1" * len(w.chunks[0]), *w.chunks[1:]],
+    "more after the digest": lambda w: [*w.chunks, Signed.make("upload", w.ctx, w.keys["bank-b"], b"").encode()],
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG_STREAMS.values(), ids=WRONG_STREAMS.keys())
+def test_wrong_upload_is_refused_its_sender_is_out_and_nothing_stays_on_disk(world: World, spoil) -> None:
+    async def scenario() -> None:
+        world.open()
+        with pytest.raises(SecurityError):
+            await world.upload("bank-b", world.stream("bank-b", spoil(world)))
+        assert world.files == []
+        assert [*world.reception.gone] == [world.peers["bank-b"].identity]
+        assert world.peers["bank-b"].identity not in world.gate.awaited
+        hello = Signed.make("hello", world.roster.hash, world.keys["bank-b"], b"").encode()
+        with pytest.raises(SecurityError, match="out of this run"):
+            await world.reception.exchange(world.peers["bank-b"], enc("hello", world.roster.hash, hello))
+
+    asyncio.run(scenario())
+
+
+def test_message_of_another_organisation_is_refused(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        hello = Signed.make("hello", world.roster.hash, world.keys["hospital-a"], b"").encode()
+        with pytest.raises(SecurityError, match="not signed by who sent it"):
+            await world.reception.exchange(world.peers["bank-b"], enc("hello", world.roster.hash, hello))
+        assert world.reception.gone == {}
+
+    asyncio.run(scenario())
+
+
+def test_flood_of_progress_makes_few_events(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        for step in range(300):
+            body = Progress(1, step, 300).encode()
+            message = Signed.make("progress", world.ctx, world.keys["bank-b"], body).encode()
+            await world.reception.exchange(world.peers["bank-b"], enc("progress", world.ctx, message))
+        assert world.events.count("progress") < 10
+
+    asyncio.run(scenario())
+
+
+def test_end_of_the_run_reaches_who_waits_and_who_comes_later(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        waiting = asyncio.create_task(world.upload("bank-b", world.stream("bank-b")))
+        await until(lambda: world.gate.arrived)
+        world.reception.end("enough")
+        assert world.label(await waiting) == "abort"
+        late = Signed.make("ready", world.ctx, world.keys["bank-b"], b"").encode()
+        assert (
+            world.label(await world.reception.exchange(world.peers["bank-b"], enc("ready", world.ctx, late))) == "abort"
+        )
+
+    asyncio.run(scenario())
