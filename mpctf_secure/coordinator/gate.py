@@ -67,16 +67,16 @@ class Gate(Generic[M]):
 
     async def collect(self, seconds: float, least: int) -> bool:
         """Close when all have arrived, when fewer than `least` still can, or when the time is up (then True)."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self.awaited and len(self.arrived) + len(self.awaited) >= least:
-            self._changed.clear()
-            left = deadline - asyncio.get_running_loop().time()
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except TimeoutError:
-                self.closed = True
-                return True
-        self.closed = True
+        try:
+            # Not wait_for: before Python 3.12 it can swallow a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                while self.awaited and len(self.arrived) + len(self.awaited) >= least:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return True
+        finally:
+            self.closed = True
         return False
 
     def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:

@@ -99,10 +99,9 @@ class RealRun:
     def _tap_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         original = agent.Participant._encode
 
-        def encode(participant, state, trained, context):
-            lanes, scalars = original(participant, state, trained, context)
-            update = trained.adapter - state.adapter
-            self.inputs[participant._name, context.round] = Input(update, lanes.copy(), scalars.copy())
+        def encode(participant, state, contribution, context):
+            lanes, scalars = original(participant, state, contribution, context)
+            self.inputs[participant._name, context.round] = Input(contribution.update, lanes.copy(), scalars.copy())
             return lanes, scalars
 
         monkeypatch.setattr(agent.Participant, "_encode", encode)
