@@ -76,7 +76,7 @@ _TEXTS = {
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
     "sum_opened": (
-        "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}; "
+        "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}, {clipped} updates clipped; "
         "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
     ),
     "round_finished": "round {round}: all hold state {state_hash:.16}…",

@@ -198,6 +198,7 @@ class Coordinator:
             survivors=record.survivors,
             rows=summary.rows,
             mean_loss=summary.mean_loss,
+            clipped=summary.norm_clipped,
             digest=digest.hex(),
             training_seconds=training,
             aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
