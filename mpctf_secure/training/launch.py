@@ -48,7 +48,7 @@ class Trained:
 
 
 class Job:
-    """A running torchrun job. `schema`, `rows` and `hardware` are what its rank 0 reported."""
+    """A running torchrun job. `schema`, `rows`, `truncated` and `hardware` are what its rank 0 reported."""
 
     def __init__(self, spec: JobSpec, work: Path) -> None:
         self._log = work / "worker.log"
@@ -67,7 +67,7 @@ class Job:
                 children.end([self._process])
                 raise
         self.schema = tuple((name, tuple(shape)) for name, shape in described["schema"])
-        self.rows = int(described["rows"])
+        self.rows, self.truncated = int(described["rows"]), int(described["truncated"])
         self.hardware: dict[str, Any] = described["hardware"]
 
     def train(self, adapter: Vector, rows: list[int], progress: Callable[[int, int], None]) -> Trained:

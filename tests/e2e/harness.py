@@ -24,6 +24,7 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.participant import agent
+from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg import codec
@@ -97,14 +98,14 @@ class RealRun:
         self._tap_inputs(monkeypatch)
 
     def _tap_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = agent.Participant._encode
+        original = Participant._encode
 
         def encode(participant, state, contribution, context):
             lanes, scalars = original(participant, state, contribution, context)
             self.inputs[participant._name, context.round] = Input(contribution.update, lanes.copy(), scalars.copy())
             return lanes, scalars
 
-        monkeypatch.setattr(agent.Participant, "_encode", encode)
+        monkeypatch.setattr(Participant, "_encode", encode)
 
     def site(self, name: str, address: str) -> SiteConfig:
         home = self.folder / "sites" / name

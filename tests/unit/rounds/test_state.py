@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import TENSORS
+from samples import make_contract as contract
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
+from mpctf_secure.config.run import Privacy, Training
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.ids import IdentityKey
@@ -16,30 +18,7 @@ from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State, Sum, grid, initial_state, next_state, round_context
 from mpctf_secure.secagg import codec
 
-TENSORS = (("m.lora_A.weight", (4, 100)), ("m.lora_B.weight", (50, 4)))
 COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
-
-
-def contract(**changes: object) -> Contract:
-    fields: dict[str, object] = {
-        "run_id": "run-1",
-        "roster_hash": "00" * 32,
-        "participants": ("a", "b", "c", "d"),
-        "quorum": 3,
-        "colluders": 1,
-        "allow_pair": False,
-        "rounds": 3,
-        "seed": 7,
-        "base_model": "tiny",
-        "lora": Lora(),
-        "training": Training(),
-        "data": Data(size=10),
-        "aggregation": Aggregation(),
-        "privacy": Privacy(clip_norm=1.0),
-        "base_model_hash": "11" * 32,
-        "tensors": TENSORS,
-    }
-    return Contract(**{**fields, **changes})
 
 
 def total_of(agreed: Contract, state: State, updates: list[np.ndarray], rows: int = 10) -> Sum:

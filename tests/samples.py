@@ -1,0 +1,28 @@
+"""A contract for tests, one term changed at a time."""
+
+from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
+from mpctf_secure.rounds.contract import Contract
+
+TENSORS = (("m.lora_A.weight", (4, 100)), ("m.lora_B.weight", (50, 4)))
+
+
+def make_contract(**changes: object) -> Contract:
+    fields: dict[str, object] = {
+        "run_id": "run-1",
+        "roster_hash": "00" * 32,
+        "participants": ("a", "b", "c", "d"),
+        "quorum": 3,
+        "colluders": 1,
+        "allow_pair": False,
+        "rounds": 3,
+        "seed": 7,
+        "base_model": "tiny",
+        "lora": Lora(),
+        "training": Training(),
+        "data": Data(size=10),
+        "aggregation": Aggregation(),
+        "privacy": Privacy(clip_norm=1.0),
+        "base_model_hash": "11" * 32,
+        "tensors": TENSORS,
+    }
+    return Contract(**{**fields, **changes})

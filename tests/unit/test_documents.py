@@ -1,0 +1,28 @@
+"""What the documents promise is there."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from mpctf_secure.config.run import RunConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_claim_of_the_threat_model_names_a_test_that_exists() -> None:
+    claims = re.findall(r"`([a-z0-9_/]+\.py)::(\w+)`", (ROOT / "threat-model.md").read_text())
+    assert len(claims) > 10
+    missing = [
+        (file, name)
+        for file, name in claims
+        if f"def {name}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []
+
+
+def test_every_example_config_is_valid() -> None:
+    examples = sorted((ROOT / "configs").glob("*.yaml"))
+    assert [path.stem for path in examples] == ["demo", "own-data", "smoke"]
+    for path in examples:
+        RunConfig.model_validate(yaml.safe_load(path.read_text()))
