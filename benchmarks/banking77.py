@@ -14,7 +14,7 @@ from pathlib import Path
 RUN = """\
 run: banking77
 participants: {local: 4, data: train.jsonl, split: label}
-rounds: 5
+rounds: 6
 model: {base: smollm2-135m-instruct, lora: {r: 8, alpha: 16}}
 training: {learning_rate: 2e-3, batch_size: 8, max_length: 128}
 data: {size: 64}
