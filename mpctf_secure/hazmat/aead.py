@@ -5,7 +5,6 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from mpctf_secure.errors import SecurityError
 
-TAG_BYTES = 16
 _NONCE = bytes(12)
 
 

@@ -5,7 +5,7 @@ has one encoding and a signature over it is a signature over the value.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import signature
@@ -16,7 +16,6 @@ from mpctf_secure.hazmat.signature import SIGNATURE_BYTES, SigningKey
 from mpctf_secure.ids import IdentityKey
 
 KEY_BYTES = 32
-SecretKind = Literal["self-mask", "mask-key"]
 
 
 @dataclass(frozen=True)
