@@ -1,7 +1,6 @@
 """`mpctf-secure start`: the coordinator in this process, local participants in their own, the report at the end."""
 
 import asyncio
-import contextlib
 import datetime
 import secrets
 import shutil
@@ -168,5 +167,4 @@ class _Run:
 def _cancel_on_sigterm() -> None:
     task: asyncio.Task[Any] | None = asyncio.current_task()
     if task is not None:
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
