@@ -63,7 +63,7 @@ def _data(config: RunConfig, target: Path, beside: Path) -> tuple[dict[str, Path
 
 def _split(config: RunConfig, source: Path, target: Path) -> Iterator[tuple[str, Path]]:
     rows, names = load_rows(source), config.participants.names
-    lines = [line for line in source.read_bytes().splitlines() if line.strip()]
+    lines = [line for line in source.read_bytes().split(b"\n") if line.strip()]
     if config.participants.split == "label":
         parts = split_by_label([answer_text(row) for row in rows], len(names), config.seed)
     else:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.ledger import RoundRecord
@@ -24,7 +22,7 @@ from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Announce, Facts, Position, Publication
-from mpctf_secure.rounds.state import State, Sum, initial_state, next_state, round_context, summarise
+from mpctf_secure.rounds.state import State, Sum, initial_state, next_state, round_context, sum_of, summarise
 from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import Context, check_cohort
@@ -183,9 +181,7 @@ class Coordinator:
         """The sum, on disk before anybody gets it, and its signed header."""
         path = self._folder / f"round-{context.round}.sum"
         digest = await asyncio.to_thread(spool.open_sum, survivors, left, path)
-        *lanes, scalars = spool.read_sum(path)
-        vector = np.frombuffer(b"".join(lanes), masks.LANE_TYPES[context.ring_bits])
-        total = Sum(vector, np.frombuffer(scalars, "<u8"), context.cohort, survivors)
+        total = sum_of(context, survivors, list(spool.read_sum(path)))
         publication = Publication(context.round, context.cohort, survivors, digest)
         header = self.reception.sign("publication", contract.run_context, publication.encode())
         record, summary = self._round, summarise(total)

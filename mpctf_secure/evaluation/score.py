@@ -4,13 +4,13 @@ Usage: python -m mpctf_secure.evaluation.score REQUEST.json; a line of JSON for 
 beside the request.
 """
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from peft import PeftModel
 from pydantic import Field
 from safetensors.numpy import load_file
@@ -93,9 +93,7 @@ class Scorer:
         loaded = [(self._examples(part.data), part.rounds) for part in parts]
         for number in range(len(parts[0].rounds) if parts else 0):
             slices = [[examples[index] for index in rounds[number]] for examples, rounds in loaded]
-            order = np.argsort([position for part in slices for position in range(len(part))], kind="stable")
-            flat = [example for part in slices for example in part]
-            yield [flat[index] for index in order]
+            yield [example for turn in itertools.zip_longest(*slices) for example in turn if example is not None]
 
     def _examples(self, path: Path) -> list[Example]:
         return tokenise(load_rows(path), self._tokenizer, self._request.training.max_length)[0]

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from mpctf_secure.aggregation.lora import Vector
 from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
@@ -20,7 +18,7 @@ from mpctf_secure.partition.slices import fixed_size, round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import Announce, Position, Progress
-from mpctf_secure.rounds.state import State, Sum, grid, initial_state, most_chunks, next_state, round_context
+from mpctf_secure.rounds.state import State, Sum, grid, initial_state, most_chunks, next_state, round_context, sum_of
 from mpctf_secure.secagg import codec, masks
 from mpctf_secure.secagg.client import Client
 from mpctf_secure.secagg.messages import Signed, Survivors
@@ -175,8 +173,7 @@ class Participant:
         sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
         if [len(chunk) for chunk in chunks] != sizes:
             raise SecurityError("published sum does not have the schema's size", culprits=["coordinator"])
-        lanes = np.frombuffer(b"".join(chunks[:-1]), masks.LANE_TYPES[context.ring_bits])
-        return Sum(lanes, np.frombuffer(chunks[-1], "<u8"), publication.cohort, publication.survivors)
+        return sum_of(context, publication.survivors, chunks)
 
     def _agree(self, state: State, total: Sum) -> None:
         """Sign the state I arrived at, and see that t others did: two different states never both get so many.

@@ -1,6 +1,7 @@
 """The model state of a run, and the one function that makes the next one from a published sum."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, decode_mean, decode_scalars
-from mpctf_secure.secagg.masks import Lanes, chunk_sizes
+from mpctf_secure.secagg.masks import LANE_TYPES, SCALAR_BITS, Lanes, chunk_sizes
 from mpctf_secure.secagg.parameters import Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
@@ -48,6 +49,12 @@ class Sum:
     scalars: Lanes
     cohort: tuple[IdentityKey, ...]
     survivors: tuple[IdentityKey, ...]
+
+
+def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequence[bytes]) -> Sum:
+    """The sum in its chunks, the scalar block last; the caller has checked their sizes."""
+    lanes = np.frombuffer(b"".join(chunks[:-1]), LANE_TYPES[context.ring_bits])
+    return Sum(lanes, np.frombuffer(chunks[-1], LANE_TYPES[SCALAR_BITS]), context.cohort, survivors)
 
 
 def initial_state(contract: Contract) -> State:

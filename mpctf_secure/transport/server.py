@@ -66,16 +66,15 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, roster: Roster, handler: Handler) -> None:
         self._roster = roster
         self._handler = handler
+        self._methods = {
+            EXCHANGE: grpc.unary_unary_rpc_method_handler(self._exchange),
+            UPLOAD: grpc.stream_unary_rpc_method_handler(self._upload),
+            DOWNLOAD: grpc.unary_stream_rpc_method_handler(self._download),
+        }
 
     def service(self, handler_call_details: Any) -> Any:
-        match handler_call_details.method:
-            case method if method == EXCHANGE:
-                return grpc.unary_unary_rpc_method_handler(self._exchange)
-            case method if method == UPLOAD:
-                return grpc.stream_unary_rpc_method_handler(self._upload)
-            case method if method == DOWNLOAD:
-                return grpc.unary_stream_rpc_method_handler(self._download)
-        return None
+        """The method that a call names, None where there is none such."""
+        return self._methods.get(handler_call_details.method)
 
     async def _exchange(self, request: bytes, context: Any) -> bytes:
         async with _refusing(context):
