@@ -15,6 +15,7 @@ def make_contract(**changes: object) -> Contract:
         "colluders": 1,
         "allow_pair": False,
         "rounds": 3,
+        "void_rounds": 2,
         "seed": 7,
         "base_model": "tiny",
         "lora": Lora(),

@@ -1,7 +1,7 @@
 """One attempt of secure aggregation in memory, with dropouts at any stage and a server that may be made to lie."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,21 +10,18 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg import masks
-from mpctf_secure.secagg.client import Client
+from mpctf_secure.secagg.chunks import LANE_TYPES
+from mpctf_secure.secagg.chunks import digest as chunks_digest
+from mpctf_secure.secagg.client import Client, entropy_bytes
 from mpctf_secure.secagg.parameters import Context, default_colluders
 from mpctf_secure.secagg.server import Server
 
 STAGES = ("advertise", "share", "upload", "confirm", "release")
 
 
-def randomness(seed: bytes) -> Callable[[int], bytes]:
-    """A reproducible stand-in for os.urandom."""
-    counter = iter(range(1 << 30))
-
-    def rand(size: int) -> bytes:
-        return hashlib.shake_256(seed + next(counter).to_bytes(4, "big")).digest(size)
-
-    return rand
+def make_client(context: Context, key: SigningKey) -> Client:
+    """A client with reproducible entropy in the place of the operating system's."""
+    return Client(context, key, hashlib.shake_256(key.public).digest(entropy_bytes(context.threshold)))
 
 
 def make_context(keys: Iterable[SigningKey], *, bits: int = 32, dimension: int = 50, scalars: int = 4) -> Context:
@@ -62,10 +59,10 @@ class Attempt:
     def __post_init__(self) -> None:
         keys = [SigningKey(sha256(f"{self.seed}/{i}".encode())) for i in range(self.n)]
         self.context = replace(make_context(keys, bits=self.bits, dimension=self.dimension), **self.changes)
-        self.clients = [Client(self.context, key, randomness(key.public)) for key in keys]
+        self.clients = [make_client(self.context, key) for key in keys]
         self.server = Server(self.context)
         draw = np.random.default_rng(self.seed)
-        kind = masks.LANE_TYPES[self.bits]
+        kind = LANE_TYPES[self.bits]
         self.lanes = [draw.integers(0, 1 << self.bits, self.dimension, dtype=kind) for _ in keys]
         self.scalars = [draw.integers(0, 1 << 64, 4, dtype=np.uint64) for _ in keys]
         self.uploads: dict[IdentityKey, list[bytes]] = {}
@@ -91,7 +88,7 @@ class Attempt:
             client = self.clients[i]
             chunks = list(client.mask(deliveries[client.me], self.lanes[i], self.scalars[i]).chunks())
             self.transcript.extend(chunks)
-            digest = masks.digest(map(sha256, chunks))
+            digest = chunks_digest(map(sha256, chunks))
             self.uploads[client.me] = chunks
             self.server.accept_upload(self.sent(client.declare(digest)), digest)
         return self.server.close_uploads()
@@ -112,10 +109,10 @@ class Attempt:
 
     def opened(self, left: tuple[masks.Mask, ...]) -> tuple[np.ndarray, np.ndarray]:
         """The sum of lanes and of scalars after removing the masks that are left."""
+        layout = self.context.layout
         pieces = [self.uploads[member] for member in self.server.survivors]
-        per_chunk = list(zip(*pieces, strict=True))
-        *vector, scalars = masks.unmask_chunks(per_chunk, self.bits, left, len(per_chunk) - 1)
-        return np.frombuffer(b"".join(vector), masks.LANE_TYPES[self.bits]), np.frombuffer(scalars, "<u8")
+        per_chunk = enumerate(zip(*pieces, strict=True))
+        return layout.join([masks.unmask_chunk(iter(piece), left, layout, number) for number, piece in per_chunk])
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         adverts = self.advertise()

@@ -109,6 +109,7 @@ def _propose(config: RunConfig, run_id: str, roster: Roster, rules: tuple[int, i
         quorum=rules[1],
         allow_pair=config.secagg.allow_pair,
         rounds=config.rounds,
+        void_rounds=min(config.secagg.void_rounds, config.rounds - 1),
         seed=config.seed,
         base_model=config.model.base,
         lora=config.model.lora,

@@ -80,6 +80,8 @@ class Secagg(Frozen):
 
     colluders: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     allow_pair: bool = False
+    void_rounds: Annotated[int, Field(ge=0)] = 2
+    """How many rounds may end without a sum; one round at least must have one."""
 
 
 class Privacy(Frozen):

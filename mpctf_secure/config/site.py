@@ -13,6 +13,8 @@ class Policy(Frozen):
 
     allow_pair: bool = False
     """Accept a run of two, in which each learns the other's update by subtraction."""
+    smallest_sum: Annotated[int, Field(ge=2, le=100)] = 2
+    """The fewest organisations whose updates may be opened as one sum; the protocol itself asks for 3 and for t."""
 
 
 class SiteConfig(Frozen):

@@ -1,7 +1,8 @@
 """A gate: one stage at which participants arrive with a message and wait until all may pass."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from mpctf_secure.ids import IdentityKey
@@ -28,6 +29,7 @@ class Gate(Generic[M]):
     def __init__(self, awaited: Iterable[IdentityKey], accept: Callable[[IdentityKey, M], None]) -> None:
         self.awaited = set(awaited)
         self.closed = False
+        self._limits: set[asyncio.Timeout] = set()
         self._accept = accept
         self._arrived: dict[IdentityKey, M] = {}
         self._changed = asyncio.Event()
@@ -76,11 +78,26 @@ class Gate(Generic[M]):
         except TimeoutError:
             return True
         finally:
-            self.closed = True
+            self._close()
         return False
 
     def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:
         """Let everybody pass. Only the first answer counts."""
-        self.closed = True
+        self._close()
         if not self._replies.done():
             self._replies.set_result(lambda sender: replies.get(sender, otherwise))
+
+    @contextlib.asynccontextmanager
+    async def while_open(self) -> AsyncIterator[None]:
+        """End the block with TimeoutError when the gate closes: no stalled stream outlives its stage."""
+        async with asyncio.timeout(None) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+    def _close(self) -> None:
+        self.closed = True
+        for limit in self._limits:
+            limit.reschedule(asyncio.get_running_loop().time())

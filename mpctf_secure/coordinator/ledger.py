@@ -20,15 +20,17 @@ class RoundRecord:
     bytes_up: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_down: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     ring_bits: int = 0
+    attempts: int = 0
+    void: str | None = None
     summary: RoundSummary | None = None
     _stage_began: float = field(default_factory=time.monotonic)
 
     def stage_done(self, stage: str) -> float:
-        """Book the time since the last call under `stage`; returns it in seconds."""
+        """Add the time since the last call to `stage`; returns it in seconds."""
         now = time.monotonic()
-        self.seconds[stage] = round(now - self._stage_began, 3)
-        self._stage_began = now
-        return self.seconds[stage]
+        took, self._stage_began = round(now - self._stage_began, 3), now
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + took
+        return took
 
     def to_dict(self) -> dict[str, Any]:
         """For report.json."""
@@ -37,6 +39,8 @@ class RoundRecord:
             "round": self.round,
             "cohort": self.cohort,
             "survivors": self.survivors,
+            "attempts": self.attempts,
+            "void": self.void,
             "dropouts": self.dropouts,
             "rows": summary and summary.rows,
             "mean_loss": summary and summary.mean_loss,

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
@@ -17,7 +16,7 @@ from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Position, Progress
+from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress
 from mpctf_secure.secagg.messages import Signed
 
 NOTED = Answer("noted", b"")
@@ -28,12 +27,38 @@ _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: t
 
 
 @dataclass(frozen=True)
-class Published:
-    """A sum on disk and its signed header."""
+class Outcome:
+    """How a round ended: a signed header, and the chunks of the sum on disk where there is one."""
 
     header: bytes
-    path: Path
-    spool: Spool
+    chunks: Callable[[], Iterable[bytes]] = tuple
+
+
+class News:
+    """What became of a round so far: its latest attempt after the first, then its outcome."""
+
+    def __init__(self) -> None:
+        self._announce: Announce | None = None
+        self._outcome: Outcome | Answer | None = None
+        self._changed = asyncio.Event()
+
+    def tell(self, news: Announce | Outcome | Answer) -> None:
+        """Let everybody who waits look; an outcome is final, an answer means that the run is over."""
+        if isinstance(news, Announce):
+            self._announce = news
+        else:
+            self._outcome = self._outcome or news
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def after(self, attempt: int, member: IdentityKey) -> Announce | Outcome | Answer:
+        """The outcome, or an attempt above `attempt` that this member may take part in."""
+        while True:
+            if self._outcome:
+                return self._outcome
+            if self._announce and self._announce.attempt > attempt and member in self._announce.cohort:
+                return self._announce
+            await self._changed.wait()
 
 
 class Reception:
@@ -49,7 +74,7 @@ class Reception:
         self._key = key
         self._record = record
         self._gates: dict[tuple[str, bytes, int], Gate[Any]] = {}
-        self._published: dict[int, asyncio.Future[Published | None]] = {}
+        self._news: dict[int, News] = {}
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
         self._progress_at: dict[str, float] = {}
         self._ended: str | None = None
@@ -68,14 +93,22 @@ class Reception:
         return gate
 
     def open_round(self, number: int) -> None:
-        """Let the round's sum be asked for, and forget old gates but the transitions, which late sites still need."""
-        self._published[number] = asyncio.get_running_loop().create_future()
+        """Let the round's outcome be asked for; forget old gates but the transitions, which late sites still need."""
+        self._news[number] = News()
         for old in [key for key in self._gates if 0 < key[2] <= number - _KEPT_ROUNDS and key[0] != "transition"]:
             del self._gates[old]
 
-    def publish(self, number: int, published: Published) -> None:
-        """Hand the sum to whoever asks for it."""
-        self._published[number].set_result(published)
+    def tell(self, number: int, news: Announce | Outcome) -> None:
+        """Hand the news of a round to whoever asks for it."""
+        self._news[number].tell(news)
+
+    def end_attempt(self, ctx: bytes) -> None:
+        """Nothing more is taken for this attempt; whoever waits in it is sent to ask for news."""
+        for (_, gate_ctx, _), gate in self._gates.items():
+            if gate_ctx == ctx:
+                gate.answer({})
+        if spool := self.spools.pop(ctx, None):
+            spool.clear()
 
     def lose(self, name: str, reason: str) -> None:
         """A participant is known to have left: no stage waits for it any more."""
@@ -89,9 +122,8 @@ class Reception:
         self._ended = reason
         for gate in self._gates.values():
             gate.answer({}, otherwise=self._abort)
-        for publication in self._published.values():
-            if not publication.done():
-                publication.set_result(None)
+        for news in self._news.values():
+            news.tell(self._abort)
 
     def sign(self, label: str, ctx: bytes, body: bytes) -> bytes:
         """A message of the coordinator."""
@@ -110,15 +142,21 @@ class Reception:
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
         """Spool a masked input, then wait at the gate like with any message. One stream a member: the newest."""
-        ctx = await anext(pieces, b"")
+        opening = Reader(await anext(pieces, b""))
+        ctx, size = opening.bytes(32), opening.integer()
+        opening.end()
         gate = self._find("upload", ctx, None)
         if gate is None or ctx not in self.spools:
             return self.sign(SKIP.label, ctx, SKIP.body)
         if gate.closed or peer.identity not in {*gate.awaited, *gate.arrived}:
             return self._reply(ctx, await gate.wait(peer.identity))
         with self._newest_stream(peer):
-            with self._refusing(peer):
-                upload = await self.spools[ctx].receive(pieces)
+            try:
+                with self._refusing(peer):
+                    async with gate.while_open():
+                        upload = await self.spools[ctx].receive(pieces, size)
+            except TimeoutError:
+                return self._reply(ctx, await gate.wait(peer.identity))
             if upload is None:
                 return b""  # to nobody: the connection is gone
             self.traffic.bytes_up[peer.name] += upload.size
@@ -143,20 +181,22 @@ class Reception:
                 del self._uploading[peer.identity]
 
     async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
-        """The published sum of a round, once there is one."""
+        """What became of a round, once the peer cannot know it yet: an attempt, or the outcome."""
         message = Signed.decode(request)
         self._check_sender(peer, message, "fetch", message.ctx)
-        number = Position.decode(message.body).round
-        if number not in self._published:
-            raise SecurityError(f"there is no round {number}", culprits=[peer.name])
-        published = await asyncio.shield(self._published[number])
-        if published is None:
-            yield self.sign(self._abort.label, message.ctx, self._abort.body)
-            return
-        yield published.header
-        for chunk in published.spool.read_sum(published.path):
-            self.traffic.bytes_down[peer.name] += len(chunk)
-            yield chunk
+        fetch = Fetch.decode(message.body)
+        if fetch.position.round not in self._news:
+            raise SecurityError(f"there is no round {fetch.position.round}", culprits=[peer.name])
+        news = await self._news[fetch.position.round].after(fetch.attempt, peer.identity)
+        if isinstance(news, Announce):
+            yield self.sign("announce", message.ctx, news.encode())
+        elif isinstance(news, Answer):
+            yield self._reply(message.ctx, news)
+        else:
+            yield news.header
+            for chunk in news.chunks():
+                self.traffic.bytes_down[peer.name] += len(chunk)
+                yield chunk
 
     def _reply(self, ctx: bytes, answer: Answer) -> bytes:
         return self.sign(answer.label, ctx, answer.body)
@@ -183,7 +223,7 @@ class Reception:
         if gate:
             return await self._enter(gate, peer, label, ctx, message, signed)
         self._check_sender(peer, signed, label, signed.ctx)
-        if label in _OF_AN_ATTEMPT or (label == "ready" and number is not None and number < max(self._published)):
+        if label in _OF_AN_ATTEMPT or (label == "ready" and number is not None and number < max(self._news)):
             return SKIP  # so late that its gate is forgotten
         raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
 

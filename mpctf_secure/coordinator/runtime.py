@@ -6,13 +6,14 @@ finds the next one open. What is published is on disk before anybody gets it.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.reception import Published, Reception
+from mpctf_secure.coordinator.reception import Outcome, Reception
 from mpctf_secure.coordinator.spool import Spool, Upload
 from mpctf_secure.errors import MpctfError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
@@ -21,14 +22,38 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Announce, Facts, Position, Publication
-from mpctf_secure.rounds.state import State, Sum, initial_state, next_state, round_context, sum_of, summarise
+from mpctf_secure.rounds.messages import Announce, Facts, Position, Publication, Void
+from mpctf_secure.rounds.state import (
+    State,
+    Sum,
+    initial_state,
+    next_state,
+    round_context,
+    sum_of,
+    summarise,
+    void_state,
+)
 from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import Context, check_cohort
+from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
+from mpctf_secure.secagg.proof import BadDealerError
 from mpctf_secure.secagg.server import Server
+from mpctf_secure.secagg.transitions import ServerState
 
 GO, ACK = Answer("go", b""), Answer("ack", b"")
+
+
+class Finished(NamedTuple):
+    """A round's end: the state it leads to, what everybody is told, and the gate where the releasers wait."""
+
+    state: State
+    outcome: Outcome
+    release: Gate[bytes] | None = None
+
+
+def announcement(context: Context) -> Announce:
+    """What participants are told of an attempt."""
+    return Announce(context.round, context.attempt, context.cohort, context.first_cohort)
 
 
 class Coordinator:
@@ -106,6 +131,7 @@ class Coordinator:
         return self.reception.open(label, contract.run_context, number, self.reception.active, accept)
 
     async def _run_round(self, contract: Contract, state: State) -> State:
+        """One round: attempts until a sum is opened or none can be; either way all agree on the next state."""
         number, ready = state.round + 1, self._ready
         self._round = self.reception.traffic = RoundRecord(number)
         self.rounds.append(self._round)
@@ -116,26 +142,78 @@ class Coordinator:
         self._round.cohort = self._names(cohort)
         context = round_context(contract, state, cohort)
         self._round.ring_bits = context.ring_bits
-        release, server, spool, left = await self._aggregate(context, ready)
-        total, header = await self._open_sum(contract, context, server.survivors, spool, left)
+        while True:
+            self._round.attempts = context.attempt
+            server = Server(context)
+            try:
+                finished = await self._attempt(contract, state, server, ready)
+            except (ParticipationError, SecurityError) as error:
+                self.reception.end_attempt(context.digest())
+                following = self._next_context(server)
+                self._record("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
+                if following is None:
+                    finished = self._void(contract, state, context, error)
+                    break
+                context = following
+            else:
+                break
+        return await self._close_round(contract, context, finished)
+
+    def _next_context(self, server: Server) -> Context | None:
+        """The next attempt's context; None where there may be none: shares were asked for, or too few are left."""
+        context = server.context
+        left = tuple(member for member in context.cohort if member not in self.reception.gone)
+        opened = server.state in {ServerState.RELEASES, ServerState.OPENED}
+        if opened or len(left) < context.floor or context.attempt == MAX_ATTEMPTS:
+            return None
+        return context.retry(context.attempt + 1, left)
+
+    def _void(self, contract: Contract, state: State, context: Context, error: MpctfError) -> Finished:
+        """The round has no sum: the model stays, and a dealer who is proved to have spoilt it is out."""
+        proof = b""
+        if isinstance(error, BadDealerError):
+            proof = error.proof.encode()
+            for culprit in error.culprits:
+                self.reception.lose(self._name(IdentityKey(bytes.fromhex(culprit))), f"convicted: {error.message}")
+        try:
+            following = void_state(contract, state)
+        except ParticipationError as last:
+            raise ParticipationError(f"{last.message}: {error.message}", culprits=error.culprits) from error
+        self._round.void = error.message
+        self._record("round_void", round=following.round, reason=error.message, convicted=bool(proof))
+        void = Void(announcement(context), error.message, proof)
+        header = self.reception.sign("void", contract.run_context, void.encode())
+        return Finished(following, Outcome(header))
+
+    async def _attempt(self, contract: Contract, state: State, server: Server, ready: Gate[bytes]) -> Finished:
+        """One attempt and its sum, which is on disk before anybody gets it."""
+        context = server.context
+        spool = Spool(self._folder / f"round-{context.round}-{context.attempt}", context)
+        self.reception.spools[context.digest()] = spool
+        release, left = await self._aggregate(server, spool, ready)
+        path = self._folder / f"round-{context.round}.sum"
+        digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
+        total = sum_of(context, server.survivors, list(spool.read_sum(path)))
         following = await asyncio.to_thread(self._next_state, contract, state, total)
-        return await self._close_round(contract, following, context.threshold, release, header)
+        self._note_sum(context, server.survivors, total, digest)
+        publication = Publication(announcement(context), server.survivors, digest)
+        header = self.reception.sign("publication", contract.run_context, publication.encode())
+        return Finished(following, Outcome(header, partial(spool.read_sum, path)), release)
 
     def _next_state(self, contract: Contract, state: State, total: Sum) -> State:
         try:
             return next_state(contract, state, total)
         except SecurityError as error:
+            # Not the coordinator's fault, whatever a participant would say of the same sum.
             raise ParticipationError(
-                f"round {state.round + 1}: {error.message}; a participant put in what none may, and masks hide which",
-                hint="compare the sites' logs; nothing of this round was published",
+                f"{error.message}; a participant put in what none may, and masks hide which"
             ) from error
 
     async def _aggregate(
-        self, context: Context, ready: Gate[bytes]
-    ) -> tuple[Gate[bytes], Server, Spool, tuple[masks.Mask, ...]]:
-        """The stages of the round's attempt, up to the masks that are left on the sum; the last gate stays shut."""
-        server, ctx, number = Server(context), context.digest(), context.round
-        spool = self.reception.spools[ctx] = Spool(self._folder / f"round-{number}", context)
+        self, server: Server, spool: Spool, ready: Gate[bytes]
+    ) -> tuple[Gate[bytes], tuple[masks.Mask, ...]]:
+        """The stages of an attempt, up to the masks that are left on the sum; the last gate stays shut."""
+        context, ctx, number = server.context, server.context.digest(), server.context.round
 
         def keep(sender: IdentityKey, upload: Upload) -> None:
             server.accept_upload(upload.trailer, upload.digest)
@@ -145,8 +223,7 @@ class Coordinator:
             return self.reception.open(label, ctx, number, server.expected, accept)
 
         advert = stage("advert", lambda _, message: server.accept_advert(message))
-        announce = Answer("announce", Announce(number, context.cohort).encode())
-        ready.answer(dict.fromkeys(context.cohort, announce))
+        self._announce(context, ready)
         await self._collect(advert, "advertise keys", self._timeouts.stage, context.floor)
         adverts = Answer("adverts", server.close_adverts())
 
@@ -168,22 +245,17 @@ class Coordinator:
         release = stage("release", lambda _, message: server.accept_release(message))
         consistency.answer(dict.fromkeys(server.survivors, signatures))
         await self._collect(release, "unmask", self._timeouts.stage, context.threshold)
-        return release, server, spool, server.close_releases()
+        return release, server.close_releases()
 
-    async def _open_sum(
-        self,
-        contract: Contract,
-        context: Context,
-        survivors: tuple[IdentityKey, ...],
-        spool: Spool,
-        left: tuple[masks.Mask, ...],
-    ) -> tuple[Sum, Published]:
-        """The sum, on disk before anybody gets it, and its signed header."""
-        path = self._folder / f"round-{context.round}.sum"
-        digest = await asyncio.to_thread(spool.open_sum, survivors, left, path)
-        total = sum_of(context, survivors, list(spool.read_sum(path)))
-        publication = Publication(context.round, context.cohort, survivors, digest)
-        header = self.reception.sign("publication", contract.run_context, publication.encode())
+    def _announce(self, context: Context, ready: Gate[bytes]) -> None:
+        """Attempt 1 is the answer to `ready`; later ones are news of the round."""
+        announce = announcement(context)
+        if context.attempt == 1:
+            ready.answer(dict.fromkeys(context.cohort, Answer("announce", announce.encode())))
+        else:
+            self.reception.tell(context.round, announce)
+
+    def _note_sum(self, context: Context, survivors: tuple[IdentityKey, ...], total: Sum, digest: bytes) -> None:
         record, summary = self._round, summarise(total)
         record.survivors, record.summary = self._names(survivors), summary
         record.stage_done("open the sum")
@@ -199,21 +271,20 @@ class Coordinator:
             training_seconds=training,
             aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
         )
-        return total, Published(header, path, spool)
 
-    async def _close_round(
-        self, contract: Contract, state: State, threshold: int, release: Gate[bytes], published: Published
-    ) -> State:
-        """Publish, wait until the participants hold the same state, and open the next round."""
+    async def _close_round(self, contract: Contract, context: Context, finished: Finished) -> State:
+        """Tell the outcome, wait until the participants hold the same state, and open the next round."""
+        state = finished.state
         transition = self._open_positioned("transition", contract, state.round, state)
-        self.reception.publish(state.round, published)
-        release.answer({}, otherwise=ACK)
-        await self._collect(transition, "transition", self._timeouts.stage, threshold)
-        if len(transition.arrived) < threshold:
-            raise ParticipationError(f"round {state.round}: too few participants hold the next state")
+        self.reception.tell(state.round, finished.outcome)
+        if finished.release:
+            finished.release.answer({}, otherwise=ACK)
+        await self._collect(transition, "transition", self._timeouts.stage, context.threshold)
+        if len(transition.arrived) < context.threshold:
+            void = f"; it is void: {self._round.void}" if self._round.void else ""
+            raise ParticipationError(f"round {state.round}: too few participants hold the next state{void}")
         self._record("round_finished", round=state.round, state_hash=state.hash(contract).hex())
-        published.spool.clear()
-        self.reception.spools.clear()
+        self.reception.end_attempt(context.digest())
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
         transition.answer({}, otherwise=Answer("next", enc_sequence(transition.messages)))

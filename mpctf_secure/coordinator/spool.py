@@ -10,7 +10,9 @@ from pathlib import Path
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.parallel import ordered_map
 from mpctf_secure.secagg import masks
+from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.parameters import Context
 
 
@@ -29,26 +31,28 @@ class Spool:
 
     def __init__(self, folder: Path, context: Context) -> None:
         self._folder = folder
-        self._bits = context.ring_bits
-        self._sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
+        self._layout = context.layout
+        self._sizes = context.layout.sizes
         folder.mkdir(parents=True)
 
-    async def receive(self, pieces: AsyncIterator[bytes]) -> Upload | None:
-        """Write the chunks, whose sizes the schema dictates; SecurityError for any other stream.
+    async def receive(self, pieces: AsyncIterator[bytes], size: int) -> Upload | None:
+        """Write the chunks of an upload said to have `size` bytes; SecurityError for any but the schema's sizes.
 
         None for a stream that breaks off, which is the network's fault: the sender comes again.
         """
+        if size != self._layout.size:
+            raise SecurityError(f"upload announces {size} bytes instead of {self._layout.size}")
         descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         hashes = []
         complete = False
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                for size in self._sizes:
+                for expected in self._sizes:
                     chunk = await anext(pieces, b"")
                     if not chunk:
                         return None
-                    if len(chunk) != size:
-                        raise SecurityError(f"upload has a chunk of {len(chunk)} bytes instead of {size}")
+                    if len(chunk) != expected:
+                        raise SecurityError(f"upload has a chunk of {len(chunk)} bytes instead of {expected}")
                     hashes.append(sha256(chunk))
                     stream.write(chunk)
                 trailer = await anext(pieces, b"")
@@ -60,7 +64,7 @@ class Spool:
         finally:
             if not complete:
                 Path(name).unlink(missing_ok=True)
-        return Upload(Path(name), masks.digest(hashes), trailer, sum(self._sizes))
+        return Upload(Path(name), digest(hashes), trailer, sum(self._sizes))
 
     def keep(self, owner: IdentityKey, upload: Upload) -> None:
         """A verified upload, from now on the owner's."""
@@ -70,14 +74,19 @@ class Spool:
         """Write the sum of the survivors' uploads without the masks that are left; returns its digest."""
         hashes = []
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(self._of(owner).open("rb")) for owner in survivors]
+            files = [stack.enter_context(self._of(owner).open("rb")).fileno() for owner in survivors]
             output = stack.enter_context(target.open("wb"))
-            per_chunk = ([stream.read(size) for stream in files] for size in self._sizes)
-            for chunk in masks.unmask_chunks(per_chunk, self._bits, left, len(self._sizes) - 1):
-                hashes.append(sha256(chunk))
+
+            def open_chunk(number: int) -> tuple[bytes, bytes]:
+                pieces = (os.pread(file, self._sizes[number], self._layout.offset(number)) for file in files)
+                chunk = masks.unmask_chunk(pieces, left, self._layout, number)
+                return chunk, sha256(chunk)
+
+            for chunk, chunk_hash in ordered_map(open_chunk, range(len(self._sizes))):
+                hashes.append(chunk_hash)
                 output.write(chunk)
             os.fsync(output.fileno())
-        return masks.digest(hashes)
+        return digest(hashes)
 
     def read_sum(self, path: Path) -> Iterator[bytes]:
         """The chunks of a written sum."""

@@ -17,20 +17,23 @@ T = TypeVar("T")
 
 SEED_BYTES = 32
 CHUNK_BYTES = 1 << 20
-_PIECE_BYTES = 1 << 18
-_ZEROS = bytes(_PIECE_BYTES)
+_FIRST_BLOCK = 2
+_ZEROS = bytes(CHUNK_BYTES)
+
+
+def fill(seed: bytes, chunk: int, target: npt.NDArray[np.uint8]) -> None:
+    """Write the first bytes of chunk number `chunk` over `target`, at most `CHUNK_BYTES`."""
+    if len(seed) != SEED_BYTES or target.size > CHUNK_BYTES:
+        raise ValueError("a seed has 32 bytes and a chunk at most 2^20")
+    counter_block = chunk.to_bytes(12, "big") + _FIRST_BLOCK.to_bytes(4, "big")
+    encryptor = Cipher(algorithms.AES(seed), modes.CTR(counter_block)).encryptor()
+    encryptor.update_into(memoryview(_ZEROS)[: target.size], target.data)
 
 
 def keystream(seed: bytes, chunk: int, length: int = CHUNK_BYTES) -> npt.NDArray[np.uint8]:
-    """The first `length` ≤ 2²⁰ bytes of chunk number `chunk`, as a fresh array."""
-    if len(seed) != SEED_BYTES or not 0 <= length <= CHUNK_BYTES:
-        raise ValueError("a seed has 32 bytes and a chunk at most 2^20")
-    counter_block = chunk.to_bytes(12, "big") + (2).to_bytes(4, "big")
-    encryptor = Cipher(algorithms.AES(seed), modes.CTR(counter_block)).encryptor()
+    """The first `length` bytes of one chunk, as a fresh array."""
     stream = np.empty(length, np.uint8)
-    for start in range(0, length, _PIECE_BYTES):
-        piece = min(_PIECE_BYTES, length - start)
-        encryptor.update_into(_ZEROS[:piece], stream[start : start + piece].data)
+    fill(seed, chunk, stream)
     return stream
 
 

@@ -4,22 +4,29 @@ The prime is the smallest above 2²⁵⁶, so every 32-byte string is a field el
 clamped or reduced. A share is the polynomial's value at x ≥ 1 as 33 big-endian bytes.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 
 from mpctf_secure.errors import SecurityError
 
 PRIME = 2**256 + 297
 SECRET_BYTES = 32
 SHARE_BYTES = 33
+COEFFICIENT_BYTES = 64
 
-Randomness = Callable[[int], bytes]
 
+def split(secret: bytes, entropy: bytes, count: int) -> list[bytes]:
+    """Shares for x = 1 … `count`; any t of them give the secret, fewer nothing at all.
 
-def split(secret: bytes, threshold: int, count: int, rand: Randomness) -> list[bytes]:
-    """Shares for x = 1 … `count`; any `threshold` of them give the secret, fewer nothing at all."""
-    if len(secret) != SECRET_BYTES or not 1 <= threshold <= count:
-        raise ValueError("a secret has 32 bytes and 1 ≤ threshold ≤ count")
-    coefficients = [int.from_bytes(secret, "big"), *(_uniform(rand) for _ in range(threshold - 1))]
+    `entropy` holds t − 1 coefficients of 64 uniform bytes each. Reduced mod p they are within 2⁻²⁵⁴ of uniform
+    (the way of RFC 9380, section 5), and one length of entropy always suffices.
+    """
+    degree, rest = divmod(len(entropy), COEFFICIENT_BYTES)
+    if len(secret) != SECRET_BYTES or rest or not degree < count:
+        raise ValueError("a secret has 32 bytes, a coefficient 64, and the threshold is at most the number of shares")
+    coefficients = [int.from_bytes(secret, "big")]
+    for start in range(0, len(entropy), COEFFICIENT_BYTES):
+        coefficients.append(int.from_bytes(entropy[start : start + COEFFICIENT_BYTES], "big") % PRIME)
     return [_evaluate(coefficients, x).to_bytes(SHARE_BYTES, "big") for x in range(1, count + 1)]
 
 
@@ -28,8 +35,9 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
 
     SecurityError if a share is no field element or the result has more than 32 bytes, which honest shares never give.
     """
-    values = {x: check_share(share) for x, share in shares.items()}
-    secret = sum(value * _weight_at_zero(x, values) for x, value in values.items()) % PRIME
+    values = [check_share(share) for share in shares.values()]
+    weights = _weights_at_zero(tuple(shares))
+    secret = sum(value * weight for value, weight in zip(values, weights, strict=True)) % PRIME
     if secret >= 2**256:
         raise SecurityError("shares do not combine to a 32-byte secret")
     return secret.to_bytes(SECRET_BYTES, "big")
@@ -43,13 +51,6 @@ def check_share(share: bytes) -> int:
     return value
 
 
-def _uniform(rand: Randomness) -> int:
-    # Rejection: reducing 257 bits mod p would make small values twice as likely.
-    while (value := int.from_bytes(rand(SHARE_BYTES), "big") & ((1 << 257) - 1)) >= PRIME:
-        pass
-    return value
-
-
 def _evaluate(coefficients: list[int], x: int) -> int:
     value = 0
     for coefficient in reversed(coefficients):
@@ -57,10 +58,15 @@ def _evaluate(coefficients: list[int], x: int) -> int:
     return value
 
 
-def _weight_at_zero(x: int, points: Mapping[int, int]) -> int:
-    numerator = denominator = 1
-    for other in points:
-        if other != x:
-            numerator = numerator * other % PRIME
-            denominator = denominator * (other - x) % PRIME
-    return numerator * pow(denominator, -1, PRIME) % PRIME
+@functools.lru_cache(maxsize=4)
+def _weights_at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
+    """Lagrange's weights; the points are public and the same for every secret of an attempt."""
+    weights = []
+    for x in points:
+        numerator = denominator = 1
+        for other in points:
+            if other != x:
+                numerator = numerator * other % PRIME
+                denominator = denominator * (other - x) % PRIME
+        weights.append(numerator * pow(denominator, -1, PRIME) % PRIME)
+    return tuple(weights)

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpctf_secure import files
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import KEY_BYTES, SigningKey
 from mpctf_secure.identity import certificate, roster
@@ -16,6 +17,7 @@ from mpctf_secure.identity.roster import Member, Role, Roster
 from mpctf_secure.ids import IdentityKey, ParticipantName
 
 _IDENTITY, _TLS_KEY, _TLS_CERTIFICATE, _ROSTER = "identity.key", "tls.key", "tls.crt", "roster.json"
+_ROUNDS = "rounds"
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,45 @@ def load_roster(folder: Path) -> Roster:
 
 def destroy(folder: Path) -> None:
     """Unlink the private keys; what the disk keeps of deleted files is not in our hands."""
-    for name in (_IDENTITY, _TLS_KEY):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / _IDENTITY, folder / _TLS_KEY, *(folder / _ROUNDS).glob("*.key")):
+        path.unlink(missing_ok=True)
+
+
+def run_secret(folder: Path, run_id: str) -> bytes:
+    """The site's 32-byte secret of one run, drawn when it is first asked for."""
+    path = _round_key(folder, run_id)
+    if not path.exists():
+        create_round_key(folder, run_id)
+    return _read_private(path)
+
+
+def destroy_run_secret(folder: Path, run_id: str) -> None:
+    """Unlink it."""
+    destroy_round_key(folder, run_id)
+
+
+def create_round_key(folder: Path, name: str) -> None:
+    """A fresh 32-byte key for the sealed file of one round."""
+    (folder / _ROUNDS).mkdir(mode=0o700, exist_ok=True)
+    _write_private(_round_key(folder, name), os.urandom(KEY_BYTES))
+
+
+def load_round_key(folder: Path, name: str) -> bytes:
+    """The key of a round that is not closed; EnvironmentUnfitError where there is none."""
+    return _read_private(_round_key(folder, name))
+
+
+def destroy_round_key(folder: Path, name: str) -> None:
+    """Unlink it: nobody reads the round's sealed file again, as far as file systems delete."""
+    _round_key(folder, name).unlink(missing_ok=True)
+
+
+def _round_key(folder: Path, name: str) -> Path:
+    return folder / _ROUNDS / f"{name}.key"
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
+    files.create(path, content, 0o600)
 
 
 def _read_private(path: Path) -> bytes:

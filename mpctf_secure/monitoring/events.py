@@ -18,6 +18,8 @@ KINDS = frozenset(
         "dropout",
         "refused",
         "sum_opened",
+        "attempt_failed",
+        "round_void",
         "round_finished",
         "run_ended",
     }

@@ -45,7 +45,7 @@ def _join(site: SiteConfig, keys: Keys, roster: Roster, report: Report) -> None:
             check_contract(contract, proposal, facts)
             link.ask("accept", contract.run_context, b"", "go")
             members = {member.identity for member in roster.participants if member.name in contract.participants}
-            Participant(name, link, keys.identity, contract, job, members, report).run()
+            Participant(name, link, keys.identity, contract, job, members, site, report).run()
         finally:
             job.close()
     finally:

@@ -1,18 +1,29 @@
 """Signed talk with the coordinator: each message out is signed for its context, each answer is checked."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from mpctf_secure.errors import InterruptedRunError, SecurityError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member
-from mpctf_secure.rounds.messages import Position, Publication
-from mpctf_secure.secagg.masks import digest
+from mpctf_secure.rounds.messages import Announce, Fetch, Publication, Void
+from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.transport.client import Channel
 
 SKIP = "skip"
+
+
+class Published(NamedTuple):
+    """A sum in its chunks, and its header."""
+
+    header: Publication
+    chunks: list[bytes]
+
+
+Outcome = Announce | Published | Void
 
 
 class Skipped(Exception):  # noqa: N818
@@ -47,14 +58,28 @@ class Link:
         """Stream a masked input."""
         return self._check(self._channel.upload(pieces), ctx, expect, skippable=True)
 
-    def fetch_sum(self, ctx: bytes, position: Position, most_chunks: int) -> tuple[Publication, list[bytes]]:
-        """The published sum of a round: its header and its chunks, which are what the header's digest says."""
-        request = Signed.make("fetch", ctx, self._key, position.encode()).encode()
-        header, *chunks = self._channel.download(request, 1 + most_chunks) or [b""]
-        publication = Publication.decode(self._check(header, ctx, "publication", skippable=False))
-        if publication.round != position.round or digest(map(sha256, chunks)) != publication.digest:
+    def fetch(self, ctx: bytes, request: Fetch, most_chunks: int) -> Outcome:
+        """What became of a round: another attempt, its published sum with chunks as its header says, or nothing."""
+        message = Signed.make("fetch", ctx, self._key, request.encode()).encode()
+        header, *chunks = self._channel.download(message, 1 + most_chunks) or [b""]
+        outcome = self._decode_outcome(header, ctx)
+        announce = outcome if isinstance(outcome, Announce) else outcome.announce
+        if announce.round != request.position.round:
+            raise SecurityError("answer is about another round", culprits=[self._coordinator.name])
+        if not isinstance(outcome, Publication):
+            return outcome
+        if digest(map(sha256, chunks)) != outcome.digest:
             raise SecurityError("published sum is not what its header says", culprits=[self._coordinator.name])
-        return publication, chunks
+        return Published(outcome, chunks)
+
+    def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
+        match label := Signed.decode(header).label:
+            case "announce":
+                return Announce.decode(self._check(header, ctx, label, skippable=False))
+            case "void":
+                return Void.decode(self._check(header, ctx, label, skippable=False))
+            case _:
+                return Publication.decode(self._check(header, ctx, "publication", skippable=False))
 
     def _check(self, answer: bytes, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
         reply = Signed.decode(answer)

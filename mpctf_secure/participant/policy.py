@@ -5,7 +5,7 @@ from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
-from mpctf_secure.secagg.parameters import check_terms
+from mpctf_secure.secagg.parameters import check_terms, floor
 
 COORDINATOR = ("coordinator",)
 
@@ -28,6 +28,13 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
     except UsageError as error:
         hint = "a pair also needs policy.allow_pair: true in the site file"
         raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=COORDINATOR) from error
+    least = floor(proposal.quorum, proposal.colluders)
+    if least < policy.smallest_sum:
+        raise SecurityError(
+            f"proposal: a sum of {least} could be opened, this site's policy.smallest_sum is {policy.smallest_sum}",
+            hint="ask the coordinator for a higher quorum",
+            culprits=COORDINATOR,
+        )
 
 
 def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None:

@@ -1,28 +1,44 @@
 """One participant's rounds: train, take part in the attempt, apply the published sum, agree on the next state."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mpctf_secure.aggregation.lora import Vector
+from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
-from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity import keystore
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.participant.link import Link, Skipped
+from mpctf_secure.parallel import ordered_map
+from mpctf_secure.participant.attempts import Attempts, Input
+from mpctf_secure.participant.link import Link, Outcome, Published, Skipped
+from mpctf_secure.participant.round_file import RoundFile
 from mpctf_secure.partition.slices import fixed_size, round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Announce, Position, Progress
-from mpctf_secure.rounds.state import State, Sum, grid, initial_state, most_chunks, next_state, round_context, sum_of
-from mpctf_secure.secagg import codec, masks
-from mpctf_secure.secagg.client import Client
-from mpctf_secure.secagg.messages import Signed, Survivors
+from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress, Void
+from mpctf_secure.rounds.state import (
+    State,
+    Sum,
+    grid,
+    initial_state,
+    most_chunks,
+    next_state,
+    round_context,
+    sum_of,
+    void_state,
+)
+from mpctf_secure.secagg import codec
+from mpctf_secure.secagg.chunks import digest
+from mpctf_secure.secagg.masks import MaskedInput
+from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import Context, check_cohort, threshold
+from mpctf_secure.secagg.proof import DealerProof
+from mpctf_secure.secagg.verification import COORDINATOR
 from mpctf_secure.training.launch import Job
 
 Report = Callable[[str], None]
@@ -40,16 +56,8 @@ class Contribution:
     norm_clipped: bool
 
 
-@dataclass
-class Seen:
-    """What the coordinator showed of an attempt; the publication must agree with it."""
-
-    cohort: tuple[IdentityKey, ...] | None = None
-    survivors: tuple[IdentityKey, ...] | None = None
-
-
 class Participant:
-    """A site inside a run whose contract it accepted."""
+    """A site inside a run whose contract it accepted; `folder` holds what survives a crash."""
 
     def __init__(
         self,
@@ -59,6 +67,7 @@ class Participant:
         contract: Contract,
         job: Job,
         members: set[IdentityKey],
+        site: SiteConfig,
         report: Report,
     ) -> None:
         self._name = name
@@ -67,22 +76,33 @@ class Participant:
         self._contract = contract
         self._job = job
         self._members = members
+        self._site = site
         self._report = report
-        self._run_secret = os.urandom(32)
+        self._run_secret = keystore.run_secret(site.keys, contract.run_id)
 
     def run(self) -> State:
         """All rounds; the final state, which every participant and the coordinator hold alike."""
         state = initial_state(self._contract)
         for _ in range(self._contract.rounds):
-            seen = Seen()
-            try:
-                self._contribute(state, self._train(state), seen)
-            except Skipped:
-                self._report(f"{self._name}: round {state.round + 1} goes on without this site")
-            total = self._fetch(state, seen)
-            state = next_state(self._contract, state, total)
-            self._agree(state, total)
+            state = self._round(state)
+        keystore.destroy_run_secret(self._site.keys, self._contract.run_id)
         return state
+
+    def _round(self, state: State) -> State:
+        """Train, take part in attempts until the round has an outcome, arrive at the next state with the others."""
+        contribution = self._train(state)
+        folder, run_id = self._site.work / "rounds" / self._contract.run_id, self._contract.run_id
+        file = RoundFile(folder, self._site.keys, run_id, state.round + 1)
+        attempts = Attempts(file, self._key, lambda announce: self._context(state, announce))
+        outcome: Outcome | None = self._ready(state)
+        while outcome is None or isinstance(outcome, Announce):
+            if outcome:
+                self._take_part(state, contribution, attempts, outcome)
+            outcome = self._fetch(state, attempts)
+        following, first_cohort = self._apply(state, attempts, outcome)
+        self._agree(following, len(first_cohort))
+        file.close()
+        return following
 
     def _train(self, state: State) -> Contribution:
         count = fixed_size(self._contract.data.size, self._job.rows)
@@ -110,72 +130,111 @@ class Participant:
 
         return progress
 
-    def _contribute(self, state: State, contribution: Contribution, seen: Seen) -> None:
-        """The stages of one attempt; what the coordinator showed of it stays in `seen`, however it ends."""
-        context = self._context(state)
-        seen.cohort = context.cohort
-        lanes, scalars = self._encode(state, contribution, context)
-        ctx = context.digest()
-        client = Client(context, self._key, os.urandom)
-        adverts = self._link.send("advert", client.advertise(), ctx, "adverts")
-        delivery = self._link.send("shares", client.share(adverts), ctx, "delivery")
-        masked = client.mask(delivery, lanes, scalars)
-        claim = self._link.upload(lambda: _upload(client, ctx, masked), ctx, "survivors")
-        confirmation = client.confirm(claim)
-        seen.survivors = Survivors.decode(claim).survivors
-        signatures = self._link.send("consistency", confirmation, ctx, "signatures")
-        self._link.send("release", client.release(signatures), ctx, "ack")
-
-    def _context(self, state: State) -> Context:
+    def _ready(self, state: State) -> Announce | None:
+        """Say that the update is there; the first attempt, or None if it began without this site."""
         position = Position(state.round + 1, state.hash(self._contract))
-        run_context = self._contract.run_context
-        body = self._link.ask("ready", run_context, position.encode(), "announce", skippable=True)
+        try:
+            body = self._link.ask("ready", self._contract.run_context, position.encode(), "announce", skippable=True)
+        except Skipped:
+            return None
         announce = Announce.decode(body)
         if announce.round != position.round:
-            raise SecurityError("announced cohort is of another round", culprits=["coordinator"])
-        return self._cohort_context(state, announce.cohort)
+            raise SecurityError("announced cohort is of another round", culprits=[COORDINATOR])
+        return announce
 
-    def _cohort_context(self, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
-        """The attempt's context for a cohort that the contract allows."""
-        contract = self._contract
+    def _take_part(self, state: State, contribution: Contribution, attempts: Attempts, announce: Announce) -> None:
+        """The stages of one attempt, as far as it goes with this site."""
         try:
-            check_cohort(len(cohort), len(contract.participants), colluders=contract.colluders, quorum=contract.quorum)
-        except ParticipationError as error:
-            raise SecurityError(error.message, culprits=["coordinator"]) from error
-        if not set(cohort) <= self._members:
-            raise SecurityError("cohort holds somebody outside the contract", culprits=["coordinator"])
-        return round_context(contract, state, cohort)
+            advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
+            ctx = self._context(state, announce).digest()
+            delivery = self._link.send(
+                "shares", attempts.share(self._link.send("advert", advert, ctx, "adverts")), ctx, "delivery"
+            )
+            masked = attempts.mask(delivery)
+            claim = self._link.upload(lambda: _upload(attempts, ctx, masked), ctx, "survivors")
+            signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
+            self._link.send("release", attempts.release(signatures), ctx, "ack")
+        except Skipped:
+            self._report(
+                f"{self._name}: attempt {announce.attempt} of round {announce.round} goes on without this site"
+            )
+        except SecurityError as error:
+            # A peer's fault ends the attempt for this site; the coordinator's ends the run.
+            if COORDINATOR in error.culprits or not error.culprits:
+                raise
+            self._report(f"{self._name}: left attempt {announce.attempt} of round {announce.round}: {error.message}")
 
-    def _encode(self, state: State, contribution: Contribution, context: Context) -> tuple[masks.Lanes, masks.Lanes]:
+    def _context(self, state: State, announce: Announce) -> Context:
+        """An attempt's context, for cohorts that the contract allows."""
+        contract, first = self._contract, announce.first_cohort
+        try:
+            check_cohort(len(first), len(contract.participants), colluders=contract.colluders, quorum=contract.quorum)
+            context = round_context(contract, state, first)
+            if announce.attempt > 1 or announce.cohort != first:
+                context = context.retry(announce.attempt, announce.cohort)
+        except (ParticipationError, SecurityError) as error:
+            raise SecurityError(f"announced cohort: {error.message}", culprits=[COORDINATOR]) from error
+        if not set(first) <= self._members:
+            raise SecurityError(
+                "cohort holds somebody who is not in the contract, or convicted", culprits=[COORDINATOR]
+            )
+        return context
+
+    def _encode(self, state: State, contribution: Contribution, context: Context) -> Input:
         """Weigh and quantise the update; its rounding bits come from the run secret and the update itself."""
-        members = len(context.cohort)
+        members = len(context.first_cohort)
         info = enc("mpctf-secure/rounding/v1", context.round, sha256(contribution.update.tobytes()), members)
         lanes, clipped = codec.encode(
             contribution.update,
             contribution.rows / self._contract.weight_cap,
             grid(self._contract, state, members),
-            Generator(hkdf(self._run_secret, info)),
+            hkdf(self._run_secret, info),
+            ordered_map,
         )
         loss = round(contribution.loss * contribution.rows * codec.LOSS_SCALE)
         scalars = [contribution.rows, loss, int(contribution.norm_clipped), *clipped]
         return lanes, codec.encode_scalars(scalars, members)
 
-    def _fetch(self, state: State, seen: Seen) -> Sum:
-        """The published sum, if it is of the cohort and survivors that this site saw, and of the schema's size."""
-        position = Position(state.round + 1, state.hash(self._contract))
-        run_context, most = self._contract.run_context, most_chunks(self._contract)
-        publication, chunks = self._link.fetch_sum(run_context, position, most)
-        context = self._cohort_context(state, publication.cohort)
-        if seen.cohort not in {None, publication.cohort} or seen.survivors not in {None, publication.survivors}:
-            raise SecurityError("published sum is of another cohort or other survivors", culprits=["coordinator"])
-        if not set(publication.survivors) <= set(context.cohort) or len(set(publication.survivors)) < context.floor:
-            raise SecurityError("published sum has too few survivors", culprits=["coordinator"])
-        sizes = masks.chunk_sizes(context.ring_bits, context.dimension, context.scalars)
-        if [len(chunk) for chunk in chunks] != sizes:
-            raise SecurityError("published sum does not have the schema's size", culprits=["coordinator"])
-        return sum_of(context, publication.survivors, chunks)
+    def _fetch(self, state: State, attempts: Attempts) -> Outcome:
+        known = attempts.announce.attempt if attempts.announce else 0
+        request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)
+        return self._link.fetch(self._contract.run_context, request, most_chunks(self._contract))
 
-    def _agree(self, state: State, total: Sum) -> None:
+    def _apply(
+        self, state: State, attempts: Attempts, outcome: Published | Void
+    ) -> tuple[State, tuple[IdentityKey, ...]]:
+        """The next state, and the first cohort of the round that led to it."""
+        if isinstance(outcome, Void):
+            return self._accept_void(state, outcome), outcome.announce.first_cohort
+        total = self._verified_sum(state, attempts, outcome)
+        return next_state(self._contract, state, total), total.first_cohort
+
+    def _accept_void(self, state: State, void: Void) -> State:
+        context = self._context(state, void.announce)
+        self._report(f"{self._name}: round {state.round + 1} is void: {void.reason}")
+        if void.proof:
+            convicted = DealerProof.decode(void.proof).convict(context)
+            self._members.discard(convicted)
+            self._report(f"{self._name}: the shares of {convicted.hex()[:16]}… convict it; it is out of the run")
+        return void_state(self._contract, state)
+
+    def _verified_sum(self, state: State, attempts: Attempts, outcome: Published) -> Sum:
+        """The published sum, if it is of the attempt and survivors that this site saw, and of the schema's size."""
+        header, chunks = outcome
+        context = self._context(state, header.announce)
+        if attempts.announce and header.announce != attempts.announce:
+            later = header.announce.attempt > attempts.announce.attempt
+            if not later or header.announce.first_cohort != attempts.announce.first_cohort or attempts.released:
+                raise SecurityError("published sum is of another attempt", culprits=[COORDINATOR])
+        elif attempts.confirmed not in {None, header.survivors}:
+            raise SecurityError("published sum is of other survivors", culprits=[COORDINATOR])
+        if not set(header.survivors) <= set(context.cohort) or len(set(header.survivors)) < context.floor:
+            raise SecurityError("published sum has too few survivors", culprits=[COORDINATOR])
+        if [len(chunk) for chunk in chunks] != context.layout.sizes:
+            raise SecurityError("published sum does not have the schema's size", culprits=[COORDINATOR])
+        return sum_of(context, header.survivors, chunks)
+
+    def _agree(self, state: State, cohort_size: int) -> None:
         """Sign the state I arrived at, and see that t others did: two different states never both get so many.
 
         Without this a coordinator could publish two sums in the last round, where no later context shows it.
@@ -187,15 +246,23 @@ class Participant:
             message.verify("transition", run_context)
             if message.sender in self._members and message.body == position:
                 signers.add(message.sender)
-        if len(signers) < threshold(len(total.cohort), self._contract.colluders):
-            raise SecurityError(f"only {len(signers)} participants hold my state", culprits=["coordinator"])
+        if len(signers) < threshold(cohort_size, self._contract.colluders):
+            raise SecurityError(f"only {len(signers)} participants hold my state", culprits=[COORDINATOR])
 
 
-def _upload(client: Client, ctx: bytes, masked: masks.MaskedInput) -> Iterator[bytes]:
-    """ctx, the chunks, then the signed digest: the same bytes however often it is read."""
-    yield ctx
+def _upload(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Iterator[bytes]:
+    """ctx and length, the chunks, then the signed digest: the same bytes however often it is read.
+
+    A chunk travels while the next ones are masked.
+    """
+
+    def hashed(number: int) -> tuple[bytes, bytes]:
+        chunk = masked.chunk(number)
+        return chunk, sha256(chunk)
+
+    yield enc(ctx, masked.layout.size)
     hashes = []
-    for chunk in masked.chunks():
-        hashes.append(sha256(chunk))
+    for chunk, chunk_hash in ordered_map(hashed, range(len(masked.layout.sizes))):
+        hashes.append(chunk_hash)
         yield chunk
-    yield client.declare(masks.digest(hashes))
+    yield attempts.declare(digest(hashes))

@@ -25,6 +25,7 @@ class Proposal(Frozen):
     colluders: Annotated[int, Field(ge=0)]
     allow_pair: bool
     rounds: Count
+    void_rounds: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     base_model: str
     lora: Lora

@@ -4,7 +4,7 @@ participant → coordinator    hello, facts (in the context roster hash);
                              accept, ready, progress, fetch, transition (run context);
                              advert, shares, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);
-                             go, announce, noted, publication, next (run context);
+                             go, announce, noted, publication, void, next (run context);
                              adverts, delivery, survivors, signatures, ack (attempt context);
                              skip and abort, in the context of what they answer
 """
@@ -16,6 +16,7 @@ from mpctf_secure.aggregation.lora import Schema
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
 from mpctf_secure.hazmat.kdf import HASH_BYTES
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.secagg.parameters import MAX_COHORT
 
 KEY_BYTES = 32
 
@@ -104,30 +105,52 @@ class Progress:
 
 @dataclass(frozen=True)
 class Announce:
-    """Who is in the round's cohort; everything else of the attempt follows from contract and state."""
+    """An attempt and who may take part in it; everything else of it follows from contract and state."""
 
     round: int
+    attempt: int
     cohort: tuple[IdentityKey, ...]
+    first_cohort: tuple[IdentityKey, ...]
+    """The cohort of the round's attempt 1."""
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
         reader = Reader(body)
-        announce = cls(reader.integer(), tuple(map(IdentityKey, reader.sequence(KEY_BYTES))))
+        announce = cls(reader.integer(), reader.integer(), _members(reader), _members(reader))
         reader.end()
         return announce
 
     def encode(self) -> bytes:
         """The body."""
-        return enc(self.round) + enc_sequence(self.cohort)
+        return enc(self.round, self.attempt) + enc_sequence(self.cohort) + enc_sequence(self.first_cohort)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Asks what became of a round, by one who holds a state and knows its attempts up to this one (0: none)."""
+
+    position: Position
+    attempt: int
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Parse."""
+        reader = Reader(body)
+        fetch = cls(Position.decode(reader.bytes()), reader.integer())
+        reader.end()
+        return fetch
+
+    def encode(self) -> bytes:
+        """The body."""
+        return enc(self.position.encode(), self.attempt)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """The header of a published sum; `digest` covers the chunks that follow it."""
+    """The header of a published sum: which attempt, whose inputs; `digest` covers the chunks that follow it."""
 
-    round: int
-    cohort: tuple[IdentityKey, ...]
+    announce: Announce
     survivors: tuple[IdentityKey, ...]
     digest: bytes
 
@@ -135,15 +158,35 @@ class Publication:
     def decode(cls, body: bytes) -> Self:
         """Parse."""
         reader = Reader(body)
-        publication = cls(
-            reader.integer(),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES))),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES))),
-            reader.bytes(HASH_BYTES),
-        )
+        publication = cls(Announce.decode(reader.bytes()), _members(reader), reader.bytes(HASH_BYTES))
         reader.end()
         return publication
 
     def encode(self) -> bytes:
         """The body."""
-        return enc(self.round) + enc_sequence(self.cohort) + enc_sequence(self.survivors) + enc(self.digest)
+        return enc(self.announce.encode()) + enc_sequence(self.survivors) + enc(self.digest)
+
+
+@dataclass(frozen=True)
+class Void:
+    """A round that cannot be finished: its last attempt, why, and the proof against a dealer where there is one."""
+
+    announce: Announce
+    reason: str
+    proof: bytes
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Parse; the proof is checked with the attempt's context."""
+        reader = Reader(body)
+        void = cls(Announce.decode(reader.bytes()), reader.text(limit=1024), reader.bytes())
+        reader.end()
+        return void
+
+    def encode(self) -> bytes:
+        """The body."""
+        return enc(self.announce.encode(), self.reason, self.proof)
+
+
+def _members(reader: Reader) -> tuple[IdentityKey, ...]:
+    return tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT)))

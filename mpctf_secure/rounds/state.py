@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mpctf_secure.aggregation import fedavg
 from mpctf_secure.aggregation.lora import Vector, initial_adapter
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import ParticipationError, SecurityError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.secagg.chunks import Lanes, Layout
 from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, decode_mean, decode_scalars
-from mpctf_secure.secagg.masks import LANE_TYPES, SCALAR_BITS, Lanes, chunk_sizes
 from mpctf_secure.secagg.parameters import Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
@@ -28,7 +28,8 @@ _SMALLEST_RANGE = 2.0**-20
 class State:
     """Everything the next round depends on: adapter [d], a range per tensor [T], which ring they are good for."""
 
-    round: int  # rounds done
+    round: int  # rounds done, void ones among them
+    voids: int
     adapter: Vector
     ranges: tuple[float, ...]
     narrow: bool
@@ -37,30 +38,29 @@ class State:
         """32 bytes that differ wherever anything in the state does."""
         ranges = np.array(self.ranges, "<f8").tobytes()
         adapter = self.adapter.astype("<f4", copy=False).tobytes()
-        fields = (contract.schema_hash, self.round, int(self.narrow), ranges)
+        fields = (contract.schema_hash, self.round, self.voids, int(self.narrow), ranges)
         return sha256(enc("mpctf-secure/state/v1", *fields) + adapter)
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A published sum: lanes [d], scalars, and whose inputs it holds."""
+    """A published sum: lanes [d], scalars, the cohort its grid was made for, and whose inputs it holds."""
 
     lanes: Lanes
     scalars: Lanes
-    cohort: tuple[IdentityKey, ...]
+    first_cohort: tuple[IdentityKey, ...]
     survivors: tuple[IdentityKey, ...]
 
 
 def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequence[bytes]) -> Sum:
     """The sum in its chunks, the scalar block last; the caller has checked their sizes."""
-    lanes = np.frombuffer(b"".join(chunks[:-1]), LANE_TYPES[context.ring_bits])
-    return Sum(lanes, np.frombuffer(chunks[-1], LANE_TYPES[SCALAR_BITS]), context.cohort, survivors)
+    return Sum(*context.layout.join(chunks), context.first_cohort, survivors)
 
 
 def initial_state(contract: Contract) -> State:
     """State 0, a function of the contract. No aggregate is published yet, so every range is the clip norm."""
     adapter = initial_adapter(contract.tensors, contract.seed)
-    return State(0, adapter, _wide_ranges(contract), narrow=False)
+    return State(0, 0, adapter, _wide_ranges(contract), narrow=False)
 
 
 def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
@@ -71,11 +71,11 @@ def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
 
 def most_chunks(contract: Contract) -> int:
     """How many chunks a published sum has at the most, in the wide ring."""
-    return len(chunk_sizes(WIDE_BITS, sum(_sizes(contract)), len(SCALAR_NAMES) + len(contract.tensors)))
+    return len(Layout(WIDE_BITS, sum(_sizes(contract)), len(SCALAR_NAMES) + len(contract.tensors)).sizes)
 
 
 def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
-    """What the only attempt of the next round is bound to."""
+    """What attempt 1 of the next round is bound to."""
     lattice = grid(contract, state, len(cohort))
     parameters = (contract.privacy.model_dump_json(), contract.weight_cap, contract.aggregation.model_dump_json())
     return Context(
@@ -119,7 +119,7 @@ def next_state(contract: Contract, state: State, total: Sum) -> State:
 
     A forged sum inside the bound stays undetected: secure aggregation proves nothing about the sum itself.
     """
-    lattice = grid(contract, state, len(total.cohort))
+    lattice = grid(contract, state, len(total.first_cohort))
     summary = summarise(total)
     most_rows = len(total.survivors) * contract.weight_cap
     if not 0 < summary.rows <= most_rows:
@@ -131,7 +131,17 @@ def next_state(contract: Contract, state: State, total: Sum) -> State:
     # A tensor that has not moved yet gives no scale: everything stays wide for another round.
     narrow = summary.coordinates_clipped <= MOST_CLIPPED and min(largest) > 0
     ranges = _next_ranges(largest, contract.privacy.clip_norm) if narrow else _wide_ranges(contract)
-    return State(state.round + 1, adapter, ranges, narrow)
+    return State(state.round + 1, state.voids, adapter, ranges, narrow)
+
+
+def void_state(contract: Contract, state: State) -> State:
+    """The next state after a round that could not be finished; ParticipationError for one more than the contract bears.
+
+    The model and its ranges stay; the round number goes on, so the next round takes the next slice of data.
+    """
+    if state.voids == contract.void_rounds:
+        raise ParticipationError(f"round {state.round + 1} is void, and the contract bears {state.voids} void rounds")
+    return replace(state, round=state.round + 1, voids=state.voids + 1)
 
 
 def _sizes(contract: Contract) -> tuple[int, ...]:
@@ -145,8 +155,9 @@ def _wide_ranges(contract: Contract) -> tuple[float, ...]:
 def _largest(lattice: Grid, mean: Vector) -> list[float]:
     """max|mean| of each tensor [T]. A maximum, unlike a sum or a norm, has the same bits everywhere."""
     largest = [0.0] * len(lattice.sizes)
-    for tensor, where, _ in lattice.slabs():
-        largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
+    for slab in lattice.slabs():
+        for tensor, where in slab:
+            largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
     return largest
 
 
@@ -159,7 +170,8 @@ def _next_ranges(largest: list[float], clip_norm: float) -> tuple[float, ...]:
 def _check_norm(contract: Contract, lattice: Grid, mean: Vector, dilution: float) -> None:
     """‖mean‖ ≤ C and the most that stochastic rounding can add: one step a coordinate and participant."""
     norm = float(np.sqrt(np.square(mean, dtype=np.float64).sum()))
-    steps = (bound / lattice.largest for bound in lattice.ranges)
-    rounding = dilution * float(np.sqrt(sum(size * step**2 for size, step in zip(lattice.sizes, steps, strict=True))))
+    rounding = dilution * float(
+        np.sqrt(sum(size * step**2 for size, step in zip(lattice.sizes, lattice.steps, strict=True)))
+    )
     if not norm <= (contract.privacy.clip_norm + rounding) * (1 + 1e-6):
         raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=["coordinator"])

@@ -1,15 +1,18 @@
 """A participant's end of one attempt, without I/O.
 
 Rules of this file:
-- Whatever a method returns is for the wire; the caller stores it before its first byte leaves and, asked again,
-  sends the same bytes. Each method runs once (`transitions.CLIENT`).
+- Whatever a method returns is a function of context, identity key, entropy and the messages before. A caller that has
+  those on disk before it sends can make the same client again after a crash, by the same calls, and sends the same
+  bytes. Each method runs once (`transitions.CLIENT`).
 - Every input comes from a server that may lie. It is verified before it changes anything here.
-- Keys, the self-mask seed and polynomials come from `rand`, the operating system's generator outside tests.
+- Keys, the self-mask seed and polynomials are `entropy`, drawn from the operating system for this attempt alone.
 - An error ends the attempt for this participant; it names whose message was wrong.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import aead, agreement, shamir
@@ -17,8 +20,12 @@ from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.secagg.masks import Lanes, MaskedInput, box_key, pair_mask, self_mask
+from mpctf_secure.secagg.chunks import Lanes
+from mpctf_secure.secagg.masks import MaskedInput, box_key, pair_mask, self_mask
 from mpctf_secure.secagg.messages import (
+    KEY_BYTES,
+    MASK_KEY,
+    SELF_MASK,
     Advert,
     Dealing,
     Delivery,
@@ -32,14 +39,30 @@ from mpctf_secure.secagg.messages import (
 )
 from mpctf_secure.secagg.parameters import Context
 from mpctf_secure.secagg.transitions import CLIENT, ClientState, advance
-from mpctf_secure.secagg.verification import COORDINATOR, check_shares, verify_adverts, verify_dealings
+from mpctf_secure.secagg.verification import COORDINATOR, check_share, verify_adverts, verify_dealings
+
+
+def entropy_bytes(threshold: int) -> int:
+    """How much entropy a client of an attempt with this threshold takes: three secrets and two polynomials."""
+    return 3 * KEY_BYTES + 2 * (threshold - 1) * shamir.COEFFICIENT_BYTES
 
 
 @dataclass(frozen=True)
 class _Secrets:
+    """The attempt's entropy by use; the polynomials' coefficients as `shamir.split` takes them."""
+
     mask_private: bytes
     share_private: bytes
     self_mask: bytes
+    self_mask_polynomial: bytes
+    mask_key_polynomial: bytes
+
+    @classmethod
+    def of(cls, entropy: bytes, threshold: int) -> Self:
+        if len(entropy) != entropy_bytes(threshold):
+            raise ValueError(f"entropy has {len(entropy)} bytes instead of {entropy_bytes(threshold)}")
+        stream, polynomial = io.BytesIO(entropy), shamir.COEFFICIENT_BYTES * (threshold - 1)
+        return cls(*map(stream.read, (KEY_BYTES, KEY_BYTES, KEY_BYTES, polynomial, polynomial)))
 
     def __repr__(self) -> str:
         return "_Secrets(…)"
@@ -47,11 +70,11 @@ class _Secrets:
 
 @dataclass
 class Client:
-    """One participant in one attempt. `me` must be in the context's cohort."""
+    """One participant in one attempt; SecurityError if it is not in the context's cohort."""
 
     context: Context
     key: SigningKey
-    rand: Callable[[int], bytes]
+    entropy: bytes = field(repr=False)
     state: ClientState = field(default=ClientState.ANNOUNCED, init=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +82,7 @@ class Client:
         if self.me not in self.context.cohort:
             raise SecurityError("this participant is not in the cohort", culprits=[COORDINATOR])
         self._ctx = self.context.digest()
-        self._secrets = _Secrets(self.rand(32), self.rand(32), self.rand(32))
+        self._secrets = _Secrets.of(self.entropy, self.context.threshold)
         self._my_advert = b""
         self._my_dealing = b""
         self._adverts: Mapping[IdentityKey, Advert] = {}
@@ -103,7 +126,8 @@ class Client:
             for peer in sorted(shares)
             if peer != self.me
         ]
-        return MaskedInput(lanes, scalars, (self_mask(self._binding, self.me, self._secrets.self_mask), *pairs))
+        mine = self_mask(self._binding, self.me, self._secrets.self_mask)
+        return MaskedInput(self.context.layout, lanes, scalars, (mine, *pairs))
 
     def declare(self, digest: bytes) -> bytes:
         """The signed digest that ends the upload; without it the server may not count me in.
@@ -165,19 +189,18 @@ class Client:
 
     def _deal(self) -> ShareMessage:
         group = sorted(self._adverts)
-        by_secret = [
-            shamir.split(secret, self.context.threshold, len(self.context.first_cohort), self.rand)
-            for secret in (self._secrets.self_mask, self._secrets.mask_private)
-        ]
-        points = [self.context.x_coordinate(member) - 1 for member in group]
-        pairs = {member: SharePair(by_secret[0][x], by_secret[1][x]) for member, x in zip(group, points, strict=True)}
+        secrets, count = self._secrets, len(self.context.first_cohort)
+        self_masks = shamir.split(secrets.self_mask, secrets.self_mask_polynomial, count)
+        mask_keys = shamir.split(secrets.mask_private, secrets.mask_key_polynomial, count)
+        points = {member: self.context.x_coordinate(member) - 1 for member in group}
+        pairs = {member: SharePair(self_masks[x], mask_keys[x]) for member, x in points.items()}
         self._shares[self.me] = pairs[self.me]
         boxes = [self._seal(member, pairs[member]) for member in group if member != self.me]
         dealing = Dealing(
             self._adverts_hash,
             self_mask_commitment(self._ctx, self.me, self._secrets.self_mask),
-            tuple(commitment(self._ctx, self.me, m, "self-mask", pairs[m].self_mask) for m in group),
-            tuple(commitment(self._ctx, self.me, m, "mask-key", pairs[m].mask_key) for m in group),
+            tuple(commitment(self._ctx, self.me, m, SELF_MASK, pairs[m].self_mask) for m in group),
+            tuple(commitment(self._ctx, self.me, m, MASK_KEY, pairs[m].mask_key) for m in group),
             tuple(map(sha256, boxes)),
         )
         return ShareMessage(self._sign("shares", dealing.encode()), tuple(boxes))
@@ -212,7 +235,9 @@ class Client:
         try:
             plaintext = aead.open_once(self._box_key(dealer, self.me), box, self._associated(dealer, self.me))
             pair = SharePair.decode(plaintext)
-            check_shares(self._ctx, dealer, self.me, dealing, group.index(self.me), pair.self_mask, pair.mask_key)
+            for kind, share in ((SELF_MASK, pair.self_mask), (MASK_KEY, pair.mask_key)):
+                committed = dealing.commitments(kind)[group.index(self.me)]
+                check_share(self._ctx, dealer, self.me, kind, share, committed)
         except SecurityError as error:
             raise SecurityError(f"shares from a dealer: {error.message}", culprits=[dealer.hex()]) from error
         return pair

@@ -1,10 +1,11 @@
 """Floats ↔ ring lanes: fixed-point with one public step per tensor and room for n summands.
 
 q = round(clamp(w·u, ±R) / step) with step = R / max|q| and max|q| = ⌊(2^(b−1) − 1)/n⌋, so that n honest values never
-wrap. Rounding is stochastic from the caller's generator, hence unbiased: E[q·step] = w·u inside the range.
+wrap. Rounding is stochastic, hence unbiased: E[q·step] = w·u inside the range. Its bits come from the keystream of a
+seed: slab k, 2¹⁸ coordinates, uses chunk k, so slabs can be encoded by any thread in any order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mpctf_secure.errors import SecurityError, UsageError
-from mpctf_secure.hazmat.prg import Generator
-from mpctf_secure.secagg.masks import LANE_TYPES, SCALAR_BITS, Lanes
+from mpctf_secure.hazmat.prg import CHUNK_BYTES, keystream
+from mpctf_secure.secagg.chunks import LANE_TYPES, SCALAR_BITS, Lanes
 
 Floats = npt.NDArray[np.float32]
+Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+"""Like the built-in `map`, in order; a caller with threads to spare brings its own."""
+
 LOSS_SCALE = 2**20
 SCALAR_NAMES = ("rows", "loss", "norm_clipped")
 """The scalar block holds these sums, then one clip counter for each tensor."""
-_SLAB = 1 << 18  # coordinates worked on at once: bounds the float64 temporaries to a few MiB
+SLAB = CHUNK_BYTES // 4  # one 32-bit draw a coordinate
 
 
 @dataclass(frozen=True)
@@ -41,32 +45,78 @@ class Grid:
         """Coordinates of the whole vector."""
         return sum(self.sizes)
 
-    def slabs(self) -> Iterator[tuple[int, slice, float]]:
-        """(tensor index, coordinates, range) in pieces of at most `_SLAB` coordinates."""
+    @property
+    def steps(self) -> list[float]:
+        """What one unit of a lane is worth in each tensor [T]."""
+        return [bound / self.largest for bound in self.ranges]
+
+    def slabs(self) -> list[list[tuple[int, slice]]]:
+        """For each `SLAB` of the vector the tensors in it and their coordinates there."""
+        slabs: list[list[tuple[int, slice]]] = [[] for _ in range(-(-self.dimension // SLAB))]
         start = 0
-        for tensor, (size, bound) in enumerate(zip(self.sizes, self.ranges, strict=True)):
-            for low in range(start, start + size, _SLAB):
-                yield tensor, slice(low, min(low + _SLAB, start + size)), bound
-            start += size
+        for tensor, size in enumerate(self.sizes):
+            end = start + size
+            while start < end:
+                number = start // SLAB
+                stop = min(end, (number + 1) * SLAB)
+                slabs[number].append((tensor, slice(start, stop)))
+                start = stop
+        return slabs
 
 
-def encode(update: Floats, weight: float, grid: Grid, generator: Generator) -> tuple[Lanes, list[int]]:
-    """Lanes [d] of weight·update and, per tensor, how many coordinates lay outside ±R and were clamped."""
+def encode(update: Floats, weight: float, grid: Grid, seed: bytes, run: Run = map) -> tuple[Lanes, list[int]]:
+    """Lanes [d] of weight·update and, per tensor, how many coordinates lay outside ±R and were clamped.
+
+    UsageError names the tensor of a coordinate that is not a number.
+    """
     if update.shape != (grid.dimension,):
         raise ValueError(f"update has shape {update.shape} instead of ({grid.dimension},)")
     lanes: Lanes = np.empty(update.size, LANE_TYPES[grid.bits])
+    factors = [weight / step for step in grid.steps]
+    slabs = grid.slabs()
+    spare: list[npt.NDArray[np.float64]] = []  # one for each thread: fresh pages would cost more than the arithmetic
+
+    def encode_slab(number: int) -> list[tuple[int, int]]:
+        scratch = spare.pop() if spare else np.empty((2, SLAB))
+        parts, stream = slabs[number], keystream(seed, number)
+        first = parts[0][1].start
+        scaled, other = scratch[:, : parts[-1][1].stop - first]
+        inside = [(tensor, slice(where.start - first, where.stop - first)) for tensor, where in parts]
+        for (tensor, where), (_, here) in zip(parts, inside, strict=True):
+            np.multiply(update[where], factors[tensor], out=scaled[here], dtype=np.float64)
+        clipped = _clamp(scaled, grid.largest, inside, other)
+        scaled += np.multiply(stream.view("<u4")[: scaled.size], 2.0**-32, out=other)
+        np.floor(scaled, out=scaled)
+        # max|q| plus a draw just below 1 may round up to the next float, which is beyond the headroom.
+        np.minimum(scaled, grid.largest, out=scaled)
+        # A negative float has no unsigned value: it is written as the signed integer that it is.
+        np.copyto(lanes[first : first + scaled.size].view(f"<i{lanes.itemsize}"), scaled, casting="unsafe")
+        spare.append(scratch)
+        return clipped
+
     clipped = [0] * len(grid.sizes)
-    for tensor, where, bound in grid.slabs():
-        values = update[where].astype(np.float64) * weight
-        if not np.isfinite(values).all():
-            raise UsageError(f"update holds NaN or Inf in tensor {tensor}", hint="lower the learning rate")
-        clipped[tensor] += int((np.abs(values) > bound).sum())
-        scaled = np.clip(values, -bound, bound) / (bound / grid.largest)
-        uniform = generator.uint32(scaled.size) / 2.0**32
-        # The clip below only catches bound/step landing one float above max|q|.
-        whole = np.clip(np.floor(scaled + uniform), -grid.largest, grid.largest)
-        lanes[where] = whole.astype(np.int64).astype(lanes.dtype)
+    for counts in run(encode_slab, range(len(slabs))):
+        for tensor, count in counts:
+            clipped[tensor] += count
     return lanes, clipped
+
+
+def _clamp(
+    scaled: npt.NDArray[np.float64],
+    largest: int,
+    parts: Sequence[tuple[int, slice]],
+    scratch: npt.NDArray[np.float64],
+) -> list[tuple[int, int]]:
+    """Clamp `scaled` [s] in place to ±max|q|; (tensor, how many were outside) for each part."""
+    magnitudes = np.abs(scaled, out=scratch)
+    most = magnitudes.max()
+    if most <= largest:
+        return []
+    for tensor, where in parts:
+        if not np.isfinite(magnitudes[where]).all():
+            raise UsageError(f"update holds NaN or Inf in tensor {tensor}", hint="lower the learning rate")
+    np.clip(scaled, -largest, largest, out=scaled)
+    return [(tensor, int(np.count_nonzero(magnitudes[where] > largest))) for tensor, where in parts]
 
 
 def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid) -> Floats:
@@ -77,10 +127,10 @@ def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid) -> Floa
     if divisor <= 0:
         raise SecurityError(f"sum of weights is {divisor}, so there is no mean")
     signed: npt.NDArray[np.signedinteger[Any]] = total.view(np.dtype(f"<i{total.itemsize}"))
-    mean = np.empty(total.size, np.float32)
-    for _, where, bound in grid.slabs():
-        step = bound / grid.largest
-        mean[where] = ((signed[where].astype(np.float64) * step) * weight_cap) / divisor
+    mean, steps = np.empty(total.size, np.float32), grid.steps
+    for slab in grid.slabs():
+        for tensor, where in slab:
+            mean[where] = ((signed[where].astype(np.float64) * steps[tensor]) * weight_cap) / divisor
     return mean
 
 

@@ -1,31 +1,18 @@
-"""Masks: their keys, and adding or removing them one 1 MiB chunk at a time.
+"""Masks: their keys, and adding or removing them one chunk at a time.
 
-The vector travels as chunks of `CHUNK_BYTES`, little-endian lanes, and behind them the scalar block. Chunk k is
-masked with chunk k of each keystream, so any chunk can be made alone, and memory does not grow with the vector.
+Everything here is a pure function of a chunk's number, so that the caller may use all cores.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mpctf_secure.hazmat import agreement
+from mpctf_secure.hazmat import agreement, prg
 from mpctf_secure.hazmat.encoding import enc
-from mpctf_secure.hazmat.kdf import hkdf, sha256
-from mpctf_secure.hazmat.prg import CHUNK_BYTES, keystream
+from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.ids import IdentityKey
-
-Lanes = npt.NDArray[np.unsignedinteger[Any]]
-"""Ring elements: uint16 or uint32 for the vector, uint64 for scalars; wraparound is the ring's addition."""
-
-LANE_TYPES: Mapping[int, np.dtype[np.unsignedinteger[Any]]] = {
-    16: np.dtype("<u2"),
-    32: np.dtype("<u4"),
-    64: np.dtype("<u8"),
-}
-SCALAR_BITS = 64
+from mpctf_secure.secagg.chunks import Lanes, Layout
 
 
 @dataclass(frozen=True)
@@ -59,34 +46,21 @@ def pair_mask(binding: bytes, owner: IdentityKey, private: bytes, peer: Identity
     return Mask(vector, scalars, added=owner < peer)
 
 
-def add(lanes: Lanes, seeds: Iterable[tuple[bytes, bool]], chunk: int) -> None:
-    """Add (or subtract, where the flag is False) chunk number `chunk` of every keystream, in place."""
-    for seed, plus in seeds:
-        stream = keystream(seed, chunk, lanes.nbytes).view(lanes.dtype)
-        (np.add if plus else np.subtract)(lanes, stream, out=lanes)
-
-
-def vector_seeds(masks: Sequence[Mask], *, remove: bool = False) -> list[tuple[bytes, bool]]:
-    """Seeds and signs for the vector chunks; `remove` turns every sign."""
-    return [(mask.vector_seed, mask.added != remove) for mask in masks]
-
-
-def scalar_seeds(masks: Sequence[Mask], *, remove: bool = False) -> list[tuple[bytes, bool]]:
-    """Seeds and signs for the scalar block; `remove` turns every sign."""
-    return [(mask.scalar_seed, mask.added != remove) for mask in masks]
-
-
-def chunk_sizes(bits: int, dimension: int, scalars: int) -> list[int]:
-    """Bytes of each chunk of an upload: the vector's, then one for the scalar block."""
-    total = bits // 8 * dimension
-    full, rest = divmod(total, CHUNK_BYTES)
-    return [CHUNK_BYTES] * full + [rest] * (rest > 0) + [SCALAR_BITS // 8 * scalars]
+def apply(target: Lanes, masks: Sequence[Mask], layout: Layout, number: int, *, remove: bool = False) -> None:
+    """Put the masks on the lanes of chunk `number`, or take them off, in place."""
+    is_vector = number < layout.vector_chunks
+    scratch = np.empty(target.nbytes, np.uint8)
+    for mask in masks:
+        seed, chunk = (mask.vector_seed, number) if is_vector else (mask.scalar_seed, 0)
+        prg.fill(seed, chunk, scratch)
+        (np.add if mask.added != remove else np.subtract)(target, scratch.view(target.dtype), out=target)
 
 
 @dataclass(frozen=True)
 class MaskedInput:
-    """What may leave a participant: lanes and scalars under all masks, chunk by chunk, the same at every reading."""
+    """What may leave a participant: lanes and scalars under all masks, the same bytes at every reading."""
 
+    layout: Layout
     lanes: Lanes
     scalars: Lanes
     masks: tuple[Mask, ...]
@@ -94,33 +68,22 @@ class MaskedInput:
     def __repr__(self) -> str:
         return f"MaskedInput({self.lanes.size} lanes)"
 
+    def chunk(self, number: int) -> bytes:
+        """Chunk `number` of the upload; the scalar block is the last."""
+        piece = self.layout.cut(number, self.lanes, self.scalars).copy()
+        apply(piece, self.masks, self.layout, number)
+        return piece.tobytes()
+
     def chunks(self) -> Iterator[bytes]:
-        """The upload's chunks in order, the scalar block last."""
-        step = CHUNK_BYTES // self.lanes.itemsize
-        for number, start in enumerate(range(0, self.lanes.size, step)):
-            piece = self.lanes[start : start + step].copy()
-            add(piece, vector_seeds(self.masks), number)
-            yield piece.tobytes()
-        block = self.scalars.copy()
-        add(block, scalar_seeds(self.masks), 0)
-        yield block.tobytes()
+        """All of them in order."""
+        return map(self.chunk, range(len(self.layout.sizes)))
 
 
-def unmask_chunks(
-    uploads: Iterable[Sequence[bytes]], bits: int, masks: Sequence[Mask], vector_chunks: int
-) -> Iterator[bytes]:
-    """The chunks of the true sum, given for each chunk number that chunk of every upload."""
-    for number, pieces in enumerate(uploads):
-        is_vector = number < vector_chunks
-        kind = LANE_TYPES[bits if is_vector else SCALAR_BITS]
-        total: Lanes = np.frombuffer(pieces[0], kind).copy()
-        for piece in pieces[1:]:
-            np.add(total, np.frombuffer(piece, kind), out=total)
-        seeds = vector_seeds(masks, remove=True) if is_vector else scalar_seeds(masks, remove=True)
-        add(total, seeds, number if is_vector else 0)
-        yield total.tobytes()
-
-
-def digest(chunk_hashes: Iterable[bytes]) -> bytes:
-    """The upload's digest: SHA-256 over the SHA-256 of every chunk, so that chunks can be checked alone."""
-    return sha256(b"".join(chunk_hashes))
+def unmask_chunk(pieces: Iterator[bytes], masks: Sequence[Mask], layout: Layout, number: int) -> bytes:
+    """Chunk `number` of the true sum, from that chunk of every upload and the masks that are left on their sum."""
+    kind = layout.lane_type(number)
+    total: Lanes = np.frombuffer(next(pieces), kind).copy()
+    for piece in pieces:
+        np.add(total, np.frombuffer(piece, kind), out=total)
+    apply(total, masks, layout, number, remove=True)
+    return total.tobytes()

@@ -14,8 +14,11 @@ from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.hazmat.shamir import SHARE_BYTES
 from mpctf_secure.hazmat.signature import SIGNATURE_BYTES, SigningKey
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.secagg.parameters import MAX_COHORT, check_ascending
 
 KEY_BYTES = 32
+SELF_MASK, MASK_KEY = "self-mask", "mask-key"
+"""The two secrets that are shared, as commitments name them."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,10 @@ class Dealing:
     mask_key_shares: tuple[bytes, ...]
     boxes: tuple[bytes, ...]
 
+    def commitments(self, kind: str) -> tuple[bytes, ...]:
+        """To every member's share of one of the secrets."""
+        return {SELF_MASK: self.self_mask_shares, MASK_KEY: self.mask_key_shares}[kind]
+
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of a `shares` message."""
@@ -105,9 +112,9 @@ class Dealing:
         dealing = cls(
             reader.bytes(HASH_BYTES),
             reader.bytes(HASH_BYTES),
-            tuple(reader.sequence(HASH_BYTES)),
-            tuple(reader.sequence(HASH_BYTES)),
-            tuple(reader.sequence(HASH_BYTES)),
+            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
+            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
+            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
         )
         reader.end()
         return dealing
@@ -166,14 +173,13 @@ class Survivors:
         reader = Reader(body)
         result = cls(
             reader.bytes(HASH_BYTES),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES))),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES))),
-            tuple(reader.sequence(HASH_BYTES)),
+            tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+            tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
         )
         reader.end()
         for group in (result.dealers, result.survivors):
-            if list(group) != sorted(set(group)):
-                raise SecurityError("survivor tuple is not in strictly ascending order")
+            check_ascending(group, "survivor tuple")
         if len(result.digests) != len(result.survivors) or not set(result.survivors) <= set(result.dealers):
             raise SecurityError("survivor tuple does not fit together")
         return result
@@ -200,7 +206,7 @@ class Release:
     def decode(cls, body: bytes) -> Self:
         """Parse the body of a `release`."""
         reader = Reader(body)
-        release = cls(tuple(reader.sequence(SHARE_BYTES)), tuple(reader.sequence(SHARE_BYTES)))
+        release = cls(tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)), tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)))
         reader.end()
         return release
 
@@ -223,7 +229,7 @@ class Delivery:
     def decode(cls, body: bytes) -> Self:
         """Parse; each part is verified by the participant."""
         reader = Reader(body)
-        delivery = cls(tuple(reader.sequence()), tuple(reader.sequence()))
+        delivery = cls(tuple(reader.sequence(max_items=MAX_COHORT)), tuple(reader.sequence(max_items=MAX_COHORT)))
         reader.end()
         return delivery
 
@@ -243,7 +249,7 @@ class ShareMessage:
     def decode(cls, data: bytes) -> Self:
         """Parse; the server checks the dealing's signature and the boxes' hashes."""
         reader = Reader(data)
-        message = cls(reader.bytes(), tuple(reader.sequence()))
+        message = cls(reader.bytes(), tuple(reader.sequence(max_items=MAX_COHORT)))
         reader.end()
         return message
 

@@ -1,16 +1,21 @@
 """What both ends derive before a message flows: thresholds, floors and the context that binds every message."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc, enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.secagg.chunks import Layout
 
 PROTOCOL = "mpctf-secure/secagg/v1"
 MAX_COHORT = 100
 PAIR = 2
 SMALLEST_GROUP = 3
+MAX_ATTEMPTS = 3
+"""Tries at one round; an attempt that opens nothing shows nothing, but none goes on for ever."""
 
 
 def default_colluders(members: int) -> int:
@@ -69,6 +74,12 @@ def check_cohort(cohort_size: int, members: int, *, colluders: int, quorum: int)
         raise ParticipationError(f"a cohort of {cohort_size} of {members} participants is below {least}")
 
 
+def check_ascending(group: Sequence[bytes], name: str) -> None:
+    """A set has one order, so that equal sets have equal encodings and nobody is in it twice."""
+    if list(group) != sorted(set(group)):
+        raise SecurityError(f"{name} is not in strictly ascending order of identity keys")
+
+
 @dataclass(frozen=True)
 class Context:
     """Everything an attempt depends on. A lie about any field gives another digest, so no signature verifies."""
@@ -91,10 +102,11 @@ class Context:
 
     def __post_init__(self) -> None:
         for group in (self.cohort, self.first_cohort):
-            if list(group) != sorted(set(group)):
-                raise SecurityError("cohort is not in strictly ascending order of identity keys")
+            check_ascending(group, "cohort")
         if not set(self.cohort) <= set(self.first_cohort):
-            raise SecurityError("cohort of a later attempt holds somebody whom attempt 1 did not")
+            raise SecurityError("cohort holds somebody whom attempt 1 did not")
+        if self.attempt == 1 and self.cohort != self.first_cohort:
+            raise SecurityError("attempt 1 has two cohorts")
         # A cohort of one would sum nothing but its own input.
         if not PAIR <= self.floor <= len(self.cohort):
             raise SecurityError(f"a cohort of {len(self.cohort)} is below the floor of {self.floor}")
@@ -108,6 +120,23 @@ class Context:
     def floor(self) -> int:
         """The smallest U1, U2 and U3 under which an honest participant goes on."""
         return floor(len(self.first_cohort), self.colluders)
+
+    @property
+    def layout(self) -> Layout:
+        """How inputs of this attempt are cut for travel."""
+        return Layout(self.ring_bits, self.dimension, self.scalars)
+
+    def retry(self, attempt: int, cohort: tuple[IdentityKey, ...]) -> Self:
+        """The context of a later attempt of the round; SecurityError for one that is not allowed to follow this one.
+
+        n, t, c, x-coordinates, ring and input stay those of attempt 1, so that with one release per participant and
+        round two attempts never both open; keys and masks are fresh.
+        """
+        if not self.attempt < attempt <= MAX_ATTEMPTS:
+            raise SecurityError(f"attempt {attempt} cannot follow attempt {self.attempt}")
+        if not set(cohort) <= set(self.cohort):
+            raise SecurityError("cohort of a later attempt holds somebody whom the one before did not")
+        return replace(self, attempt=attempt, cohort=cohort)
 
     def x_coordinate(self, member: IdentityKey) -> int:
         """Where the member's Shamir shares lie: 1 + its index in the sorted cohort of attempt 1."""

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mpctf_secure.errors import ParticipationError, SecurityError
-from mpctf_secure.hazmat import agreement, shamir
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.masks import Mask, pair_mask, self_mask
 from mpctf_secure.secagg.messages import (
+    MASK_KEY,
+    SELF_MASK,
     Advert,
     Dealing,
     Delivery,
@@ -25,11 +26,11 @@ from mpctf_secure.secagg.messages import (
     ShareMessage,
     Signed,
     Survivors,
-    self_mask_commitment,
 )
 from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.proof import BadDealerError, DealerProof
 from mpctf_secure.secagg.transitions import SERVER, ServerState, advance
-from mpctf_secure.secagg.verification import check_shares, verify_adverts, verify_dealings
+from mpctf_secure.secagg.verification import check_share, recover, verify_adverts, verify_dealings
 
 
 @dataclass
@@ -43,9 +44,10 @@ class Server:
         self._ctx = self.context.digest()
         self._received: dict[IdentityKey, bytes] = {}  # of the stage that is open, verified
         self._adverts: dict[IdentityKey, Advert] = {}  # U1
-        self._adverts_hash = b""
+        self._adverts_message = self._adverts_hash = b""
         self._public_keys: set[bytes] = set()
         self._dealings: dict[IdentityKey, Dealing] = {}  # U2
+        self._signed_dealings: dict[IdentityKey, bytes] = {}
         self._tuple: Survivors | None = None
         self._releases: dict[IdentityKey, Release] = {}
 
@@ -89,6 +91,7 @@ class Server:
         self._adverts = verify_adverts(self.context, ordered)
         adverts = enc_sequence(ordered)
         self._adverts_hash = sha256(adverts)
+        self._adverts_message = adverts
         self._received = {}
         return adverts
 
@@ -107,6 +110,7 @@ class Server:
         self._close("close_shares", self.context.floor)
         parts = {dealer: ShareMessage.decode(data) for dealer, data in sorted(self._received.items())}
         dealings = [message.dealing for message in parts.values()]
+        self._signed_dealings = dict(zip(parts, dealings, strict=True))
         self._dealings = verify_dealings(self.context, tuple(self._adverts), self._adverts_hash, dealings)
         self._received = {}
         return {member: Delivery(tuple(dealings), tuple(self._boxes_to(member, parts))).encode() for member in parts}
@@ -156,15 +160,20 @@ class Server:
             self._releases[message.sender] = release
 
     def close_releases(self) -> tuple[Mask, ...]:
-        """Reconstruct; returns the masks that are still on the sum of the survivors' uploads."""
+        """Reconstruct; returns the masks that are still on the sum of the survivors' uploads.
+
+        BadDealerError for shares that match a dealer's commitments and give another secret than it announced.
+        """
         self._close("close_releases", self.context.threshold)
         claim = self._survivor_tuple
         chosen = sorted(self._releases)[: self.context.threshold]
         masks = []
         for index, owner in enumerate(claim.survivors):
-            masks.append(self._self_mask(owner, {m: self._releases[m].self_masks[index] for m in chosen}))
+            shares = {member: self._releases[member].self_masks[index] for member in chosen}
+            masks.append(self_mask(self._binding, owner, self._recover(SELF_MASK, owner, shares)))
         for index, owner in enumerate(claim.dropouts):
-            masks.extend(self._pair_masks(owner, {m: self._releases[m].mask_keys[index] for m in chosen}))
+            shares = {member: self._releases[member].mask_keys[index] for member in chosen}
+            masks.extend(self._pair_masks(owner, self._recover(MASK_KEY, owner, shares)))
         return tuple(masks)
 
     @property
@@ -212,31 +221,24 @@ class Server:
         if (len(release.self_masks), len(release.mask_keys)) != (len(claim.survivors), len(claim.dropouts)):
             raise SecurityError("release has not one share for each member", culprits=[sender.hex()])
         index = list(self._adverts).index(sender)
+        released = [
+            *((SELF_MASK, owner, share) for owner, share in zip(claim.survivors, release.self_masks, strict=True)),
+            *((MASK_KEY, owner, share) for owner, share in zip(claim.dropouts, release.mask_keys, strict=True)),
+        ]
         try:
-            for owner, share in zip(claim.survivors, release.self_masks, strict=True):
-                check_shares(self._ctx, owner, sender, self._dealings[owner], index, share, None)
-            for owner, share in zip(claim.dropouts, release.mask_keys, strict=True):
-                check_shares(self._ctx, owner, sender, self._dealings[owner], index, None, share)
+            for kind, owner, share in released:
+                check_share(self._ctx, owner, sender, kind, share, self._dealings[owner].commitments(kind)[index])
         except SecurityError as error:
             raise SecurityError(f"release: {error.message}", culprits=[sender.hex()]) from error
 
-    def _combine(self, owner: IdentityKey, shares: dict[IdentityKey, bytes]) -> bytes:
+    def _recover(self, kind: str, owner: IdentityKey, shares: dict[IdentityKey, bytes]) -> bytes:
         try:
-            return shamir.combine({self.context.x_coordinate(m): share for m, share in shares.items()})
+            return recover(self.context, kind, owner, self._adverts[owner], self._dealings[owner], shares)
         except SecurityError as error:
-            raise SecurityError(f"dealer: {error.message}", culprits=[owner.hex()]) from error
+            proof = DealerProof.make(self._adverts_message, self._signed_dealings[owner], kind, shares)
+            raise BadDealerError(error.message, owner, proof) from error
 
-    def _self_mask(self, owner: IdentityKey, shares: dict[IdentityKey, bytes]) -> Mask:
-        seed = self._combine(owner, shares)
-        # t shares that match signed commitments but give another secret prove a bad dealer to anybody.
-        if self_mask_commitment(self._ctx, owner, seed) != self._dealings[owner].self_mask:
-            raise SecurityError("dealer's shares give another self-mask seed", culprits=[owner.hex()])
-        return self_mask(self._binding, owner, seed)
-
-    def _pair_masks(self, dropout: IdentityKey, shares: dict[IdentityKey, bytes]) -> Iterable[Mask]:
-        private = self._combine(dropout, shares)
-        if agreement.public_key(private) != self._adverts[dropout].mask_key:
-            raise SecurityError("dealer's shares give another mask key", culprits=[dropout.hex()])
+    def _pair_masks(self, dropout: IdentityKey, private: bytes) -> Iterable[Mask]:
         for survivor in self.survivors:
             mask = pair_mask(self._binding, dropout, private, survivor, self._adverts[survivor].mask_key)
             # The survivor's input holds the mask with the sign that is opposite to the dropout's.

@@ -1,11 +1,11 @@
 """Checks that both ends make on signed messages. Each returns what it verified or raises and names the culprit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import agreement, shamir
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.secagg.messages import Advert, Dealing, Signed, commitment
+from mpctf_secure.secagg.messages import SELF_MASK, Advert, Dealing, Signed, commitment, self_mask_commitment
 from mpctf_secure.secagg.parameters import Context
 
 COORDINATOR = "coordinator"
@@ -60,22 +60,33 @@ def verify_dealings(
     return dealings
 
 
-def check_shares(
-    ctx: bytes,
-    dealer: IdentityKey,
-    recipient: IdentityKey,
-    dealing: Dealing,
-    index: int,
-    self_mask_share: bytes | None,
-    mask_key_share: bytes | None,
+def check_share(
+    ctx: bytes, dealer: IdentityKey, recipient: IdentityKey, kind: str, share: bytes, committed: bytes
 ) -> None:
-    """Refuse a share (None: not this kind) that is no field element or not the one the dealer committed to."""
-    for kind, share, commitments in (
-        ("self-mask", self_mask_share, dealing.self_mask_shares),
-        ("mask-key", mask_key_share, dealing.mask_key_shares),
-    ):
-        if share is None:
-            continue
-        shamir.check_share(share)
-        if commitment(ctx, dealer, recipient, kind, share) != commitments[index]:
-            raise SecurityError(f"{kind} share does not match the dealer's commitment")
+    """Refuse a share that is no field element or not the one the dealer committed to."""
+    shamir.check_share(share)
+    if commitment(ctx, dealer, recipient, kind, share) != committed:
+        raise SecurityError(f"{kind} share does not match the dealer's commitment")
+
+
+def recover(
+    context: Context,
+    kind: str,
+    dealer: IdentityKey,
+    advert: Advert,
+    dealing: Dealing,
+    shares: Mapping[IdentityKey, bytes],
+) -> bytes:
+    """The dealer's secret from t shares that match its commitments; SecurityError if it is not the one it announced."""
+    culprits = [dealer.hex()]
+    try:
+        secret = shamir.combine({context.x_coordinate(member): share for member, share in shares.items()})
+    except SecurityError as error:
+        raise SecurityError(f"dealer: {error.message}", culprits=culprits) from error
+    if kind == SELF_MASK:
+        right = self_mask_commitment(context.digest(), dealer, secret) == dealing.self_mask
+    else:
+        right = agreement.public_key(secret) == advert.mask_key
+    if not right:
+        raise SecurityError(f"dealer's {kind} shares give another secret than it announced", culprits=culprits)
+    return secret

@@ -10,9 +10,9 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.ids import IdentityKey, ParticipantName
-from mpctf_secure.participant.link import Link, Skipped
-from mpctf_secure.rounds.messages import Position, Publication
-from mpctf_secure.secagg.masks import digest
+from mpctf_secure.participant.link import Link, Published, Skipped
+from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
+from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
 
 COORDINATOR, SITE, STRANGER = (SigningKey(bytes([i]) * 32) for i in (1, 2, 3))
@@ -88,15 +88,19 @@ def test_lost_progress_does_no_harm() -> None:
         link(answer("abort")).tell("progress", CTX, b"")
 
 
-def publication(**changes: object) -> bytes:
-    fields: dict[str, object] = {"round": 2, "cohort": (), "survivors": (), "digest": digest(map(sha256, CHUNKS))}
-    return answer("publication", Publication(**{**fields, **changes}).encode())
+def publication(number: int = 2) -> bytes:
+    header = Publication(Announce(number, 1, (), ()), (), digest(map(sha256, CHUNKS)))
+    return answer("publication", header.encode())
 
 
 PUBLICATIONS = {
     "other chunks than the header's digest": [publication(), CHUNKS[0], b"x" * 24],
     "a missing chunk": [publication(), CHUNKS[0]],
-    "the sum of another round": [publication(round=1), *CHUNKS],
+    "the sum of another round": [publication(1), *CHUNKS],
+    "another attempt of another round": [answer("announce", Announce(1, 2, (), ()).encode())],
+    "a void of another round": [answer("void", Void(Announce(1, 1, (), ()), "", b"").encode())],
+    "an abort that somebody else signed": [answer("abort", key=STRANGER)],
+    "a stage's answer": [answer("adverts")],
     "no header": CHUNKS,
     "nothing": [],
 }
@@ -104,7 +108,9 @@ PUBLICATIONS = {
 
 @pytest.mark.parametrize("pieces", PUBLICATIONS.values(), ids=PUBLICATIONS.keys())
 def test_published_sum_is_refused(pieces: list[bytes]) -> None:
-    position = Position(2, bytes(32))
-    assert link(publication(), *CHUNKS).fetch_sum(CTX, position, 2)[1] == CHUNKS
+    request = Fetch(Position(2, bytes(32)), 0)
+    honest = link(publication(), *CHUNKS).fetch(CTX, request, 2)
+    assert isinstance(honest, Published)
+    assert honest.chunks == CHUNKS
     with pytest.raises(SecurityError):
-        link(*pieces).fetch_sum(CTX, position, 2)
+        link(*pieces).fetch(CTX, request, 2)

@@ -1,22 +1,28 @@
 """A participant against a coordinator that publishes another sum, cohort or state than it showed before."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from samples import make_contract
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.participant.rounds import Participant, Seen
-from mpctf_secure.rounds.messages import Position, Publication
-from mpctf_secure.rounds.state import Sum, initial_state
-from mpctf_secure.secagg.masks import chunk_sizes
+from mpctf_secure.participant.link import Outcome, Published
+from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
+from mpctf_secure.rounds.state import initial_state
+from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch import Trained
 
 KEYS = sorted((SigningKey(bytes([i]) * 32) for i in range(1, 5)), key=lambda key: key.public)
@@ -24,19 +30,19 @@ MEMBERS = tuple(IdentityKey(key.public) for key in KEYS)
 STRANGERS = tuple(IdentityKey(SigningKey(bytes([i]) * 32).public) for i in range(5, 9))
 CONTRACT = make_contract()
 STATE = initial_state(CONTRACT)
-SIZES = chunk_sizes(32, 600, 3 + 2)
-HONEST = Publication(1, MEMBERS, MEMBERS[:3], sha256(b""))
+SIZES = Layout(32, 600, 3 + 2).sizes
+FIRST = Announce(1, 1, MEMBERS, MEMBERS)
 
 
 class Coordinator:
     """A link whose other end answers what the test wants."""
 
-    def __init__(self, publication: Publication = HONEST, sizes: list[int] = SIZES, answer: bytes = b"") -> None:
-        self.publication, self.sizes, self.answer = publication, sizes, answer
+    def __init__(self, outcome: Outcome | None = None, answer: bytes = b"") -> None:
+        self.outcome, self.answer = outcome, answer
         self.asked: list[str] = []
 
-    def fetch_sum(self, ctx: bytes, position: Position, most_chunks: int) -> tuple[Publication, list[bytes]]:
-        return self.publication, [bytes(size) for size in self.sizes]
+    def fetch(self, ctx: bytes, request: Fetch, most_chunks: int) -> Outcome | None:
+        return self.outcome
 
     def ask(self, label: str, ctx: bytes, body: bytes, expect: str, *, skippable: bool = False) -> bytes:
         self.asked.append(label)
@@ -44,6 +50,15 @@ class Coordinator:
 
     def tell(self, label: str, ctx: bytes, body: bytes) -> None:
         pass
+
+
+@dataclass
+class Seen:
+    """What the coordinator showed of the round's attempts, as `Attempts` keeps it."""
+
+    announce: Announce | None = FIRST
+    confirmed: tuple[IdentityKey, ...] | None = MEMBERS[:3]
+    released: bool = False
 
 
 class Job:
@@ -58,34 +73,82 @@ class Job:
         return self.outcome
 
 
-def participant(link: Coordinator, job: Job | None = None) -> Participant:
-    return Participant("a", link, KEYS[0], CONTRACT, job, set(MEMBERS), lambda _: None)  # type: ignore[arg-type]
+def participant(folder: Path, link: Coordinator | None = None, job: Job | None = None) -> Participant:
+    keys = folder / "keys"
+    keys.mkdir(mode=0o700)
+    site = SiteConfig(coordinator="127.0.0.1:1", model=folder, data=folder, keys=keys, work=folder / "work")
+    lonely: Any = link or Coordinator()
+    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), set(MEMBERS), site, lambda _: None)
 
 
-def header(**changes: object) -> Publication:
-    return Publication(**{**vars(HONEST), **changes})
+def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
+    return Announce(1, attempt, cohort, cohort if first is None else first)
+
+
+def publication(said: Announce = FIRST, survivors: tuple[IdentityKey, ...] = MEMBERS[:3]) -> Publication:
+    return Publication(said, survivors, sha256(b""))
 
 
 LIES = {
-    "a cohort of strangers": (header(cohort=tuple(sorted(STRANGERS))), SIZES),
-    "a cohort below the quorum": (header(cohort=MEMBERS[:2], survivors=MEMBERS[:2]), SIZES),
-    "an empty cohort": (header(cohort=(), survivors=()), SIZES),
-    "no survivors": (header(survivors=()), SIZES),
-    "survivors below the floor": (header(survivors=MEMBERS[:2]), SIZES),
-    "a survivor who is not in the cohort": (header(cohort=MEMBERS[:3], survivors=MEMBERS[1:]), SIZES),
-    "another cohort than was announced": (header(cohort=MEMBERS[:3]), SIZES),
-    "other survivors than were signed": (header(survivors=MEMBERS), SIZES),
-    "a vector of another size": (HONEST, [SIZES[0] - 4, SIZES[1]]),
+    "a cohort of strangers": (publication(announce(cohort=tuple(sorted(STRANGERS)))), SIZES),
+    "a cohort below the quorum": (publication(announce(cohort=MEMBERS[:2]), MEMBERS[:2]), SIZES),
+    "an empty cohort": (publication(announce(cohort=()), ()), SIZES),
+    "no survivors": (publication(survivors=()), SIZES),
+    "survivors below the floor": (publication(survivors=MEMBERS[:2]), SIZES),
+    "one survivor three times": (publication(survivors=(MEMBERS[0],) * 3), SIZES),
+    "another cohort than was announced": (publication(announce(cohort=MEMBERS[:3])), SIZES),
+    "other survivors than were signed": (publication(survivors=MEMBERS), SIZES),
+    "an attempt that no cohort allows": (publication(announce(4)), SIZES),
+    "two cohorts in attempt 1": (publication(announce(1, MEMBERS[:3], MEMBERS)), SIZES),
+    "a later attempt of another first cohort": (publication(announce(2, MEMBERS[:3])), SIZES),
+    "a vector of another size": (publication(), [SIZES[0] - 4, SIZES[1]]),
 }
 
 
-@pytest.mark.parametrize(("publication", "sizes"), LIES.values(), ids=LIES.keys())
-def test_publication_that_does_not_fit_what_was_shown_is_refused(publication: Publication, sizes: list[int]) -> None:
-    seen = Seen(MEMBERS, MEMBERS[:3])
-    assert participant(Coordinator())._fetch(STATE, seen).survivors == MEMBERS[:3]
+@pytest.mark.parametrize(("header", "sizes"), LIES.values(), ids=LIES.keys())
+def test_publication_that_does_not_fit_what_was_shown_is_refused(
+    tmp_path: Path, header: Publication, sizes: list[int]
+) -> None:
+    site = participant(tmp_path)
+    honest = Published(publication(), [bytes(size) for size in SIZES])
+    assert site._verified_sum(STATE, Seen(), honest).survivors == MEMBERS[:3]
     with pytest.raises(SecurityError) as caught:
-        participant(Coordinator(publication, sizes))._fetch(STATE, seen)
+        site._verified_sum(STATE, Seen(), Published(header, [bytes(size) for size in sizes]))
     assert caught.value.culprits == ("coordinator",)
+
+
+def test_sum_of_a_later_attempt_is_taken_only_by_who_released_in_none_before(tmp_path: Path) -> None:
+    """Else the coordinator would open two attempts and publish the one that it likes."""
+    site = participant(tmp_path)
+    later = Published(publication(announce(2, MEMBERS[:3], MEMBERS)), [bytes(size) for size in SIZES])
+    assert site._verified_sum(STATE, Seen(), later).survivors == MEMBERS[:3]
+    with pytest.raises(SecurityError, match="another attempt"):
+        site._verified_sum(STATE, Seen(released=True), later)
+    earlier = Published(publication(), [bytes(size) for size in SIZES])
+    with pytest.raises(SecurityError, match="another attempt"):
+        site._verified_sum(STATE, Seen(later.header.announce, None), earlier)
+
+
+def test_void_round_keeps_the_model_and_counts(tmp_path: Path) -> None:
+    site, state = participant(tmp_path), STATE
+    for number in (1, 2):
+        following = site._accept_void(state, Void(Announce(number, 1, MEMBERS, MEMBERS), "no luck", b""))
+        assert (following.round, following.voids) == (number, number)
+        assert np.array_equal(following.adapter, state.adapter)
+        assert following.hash(CONTRACT) != state.hash(CONTRACT)
+        state = following
+    with pytest.raises(ParticipationError, match="bears 2 void rounds"):
+        site._accept_void(state, Void(Announce(3, 1, MEMBERS, MEMBERS), "no luck", b""))
+
+
+def test_void_with_a_proof_that_proves_nothing_is_refused(tmp_path: Path) -> None:
+    """Else the coordinator could exclude whom it likes."""
+    site = participant(tmp_path)
+    for proof in (b"no proof", DealerProof(b"\0\0\0\0", b"", "self-mask", (), ()).encode()):
+        with pytest.raises(SecurityError) as caught:
+            site._accept_void(STATE, Void(FIRST, "blame", proof))
+        assert caught.value.culprits in {("coordinator",), ()}
+    assert site._members == set(MEMBERS)
 
 
 def transition(key: SigningKey, state_hash: bytes, label: str = "transition") -> bytes:
@@ -93,7 +156,6 @@ def transition(key: SigningKey, state_hash: bytes, label: str = "transition") ->
 
 
 MINE = STATE.hash(CONTRACT)
-TOTAL = Sum(np.zeros(600, "<u4"), np.zeros(5, "<u8"), MEMBERS, MEMBERS)
 DISAGREEMENTS = {
     "too few hold my state": [transition(key, MINE) for key in KEYS[:2]],
     "half hold another one": [transition(key, MINE if i < 2 else sha256(b"other")) for i, key in enumerate(KEYS)],
@@ -105,18 +167,23 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize("said", DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys())
-def test_state_that_fewer_than_t_hold_is_refused(said: list[bytes]) -> None:
+def test_state_that_fewer_than_t_hold_is_refused(tmp_path: Path, said: list[bytes]) -> None:
     """Two sums published to two groups in the last round would otherwise give two final models."""
     honest = enc_sequence(transition(key, MINE) for key in KEYS[:3])
-    participant(Coordinator(answer=honest))._agree(STATE, TOTAL)
+    link = Coordinator(answer=honest)
+    site = participant(tmp_path, link)
+    site._agree(STATE, 4)
+    link.answer = enc_sequence(said)
     with pytest.raises(SecurityError):
-        participant(Coordinator(answer=enc_sequence(said)))._agree(STATE, TOTAL)
+        site._agree(STATE, 4)
 
 
 @pytest.mark.parametrize(("value", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (0.1, float("nan"))])
-def test_failed_training_shows_before_this_site_is_counted_in_a_cohort(value: float, loss: float) -> None:
+def test_failed_training_shows_before_this_site_is_counted_in_a_cohort(
+    tmp_path: Path, value: float, loss: float
+) -> None:
     adapter = initial_adapter(CONTRACT.tensors, 1) + np.float32(value)
     link = Coordinator()
     with pytest.raises(UsageError):
-        participant(link, Job(adapter, loss)).run()
+        participant(tmp_path, link, Job(adapter, loss)).run()
     assert link.asked == []

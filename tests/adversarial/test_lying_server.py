@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulator import Attempt, make_context, randomness
+from simulator import Attempt, make_client, make_context
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import agreement
 from mpctf_secure.hazmat.encoding import decode_sequence, enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
-from mpctf_secure.secagg import masks, verification
+from mpctf_secure.secagg import masks
+from mpctf_secure.secagg.chunks import digest as chunks_digest
 from mpctf_secure.secagg.client import Client
 from mpctf_secure.secagg.messages import Advert, Delivery, Release, ShareMessage, Signed, Survivors
 
@@ -131,7 +132,7 @@ def test_split_view_of_adverts_is_blamed_on_the_coordinator() -> None:
 def tuple_of(attempt: Attempt, members: list[Client]) -> bytes:
     everyone = tuple(sorted(client.me for client in attempt.clients))
     survivors = tuple(sorted(client.me for client in members))
-    digests = tuple(masks.digest(map(sha256, attempt.uploads[m])) for m in survivors)
+    digests = tuple(chunks_digest(map(sha256, attempt.uploads[m])) for m in survivors)
     return Survivors(members[0]._adverts_hash, everyone, survivors, digests).encode()
 
 
@@ -179,10 +180,11 @@ def test_server_that_claims_a_dropout_but_holds_its_upload_cannot_unmask_it() ->
         masks.pair_mask(victim._binding, victim.me, victim._secrets.mask_private, c.me, victim._adverts[c.me].mask_key)
         for c in attempt.clients[:3]
     ]
-    stripped = next(masks.unmask_chunks([[attempt.uploads[victim.me][0]]], 32, pairs, 1))
+    layout = attempt.context.layout
+    stripped = masks.unmask_chunk(iter([attempt.uploads[victim.me][0]]), pairs, layout, 0)
     assert not np.array_equal(np.frombuffer(stripped, "<u4"), attempt.lanes[3])
     pairs.append(masks.self_mask(victim._binding, victim.me, victim._secrets.self_mask))
-    opened = next(masks.unmask_chunks([[attempt.uploads[victim.me][0]]], 32, pairs, 1))
+    opened = masks.unmask_chunk(iter([attempt.uploads[victim.me][0]]), pairs, layout, 0)
     assert np.array_equal(np.frombuffer(opened, "<u4"), attempt.lanes[3]), "the self mask is what protects it"
 
 
@@ -200,8 +202,7 @@ def test_dealer_with_bad_share_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SecurityError, match="commitment") as caught:
         honest.mask(deliveries[honest.me], attempt.lanes[1], attempt.scalars[1])
     assert caught.value.culprits == (bad.me.hex(),)
-    monkeypatch.setattr(verification, "check_shares", lambda *_: None)
-    monkeypatch.setattr("mpctf_secure.secagg.client.check_shares", lambda *_: None)
+    monkeypatch.setattr("mpctf_secure.secagg.client.check_share", lambda *_: None)
     assert honest.mask(deliveries[honest.me], attempt.lanes[1], attempt.scalars[1])
 
 
@@ -244,7 +245,7 @@ def test_participant_outside_the_cohort_cannot_take_part() -> None:
     stranger = SigningKey(sha256(b"stranger"))
     context = make_context([SigningKey(sha256(bytes([i]))) for i in range(3)])
     with pytest.raises(SecurityError, match="not in the cohort"):
-        Client(context, stranger, randomness(b""))
+        make_client(context, stranger)
     advert = Signed.make("advert", context.digest(), stranger, Advert(b"\x09" + bytes(31), bytes(32)).encode())
     with pytest.raises(SecurityError, match="outside this stage"):
         Attempt(3, changes={}).server.__class__(context).accept_advert(advert.encode())

@@ -19,7 +19,7 @@ from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import IdentityKey, ParticipantName
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Progress
-from mpctf_secure.secagg.masks import chunk_sizes, digest
+from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
 
 NAMES = ("bank-b", "hospital-a", "telecom-c")
@@ -38,13 +38,13 @@ class World:
         self.context = make_context([self.keys[name] for name in NAMES])
         self.ctx = self.context.digest()
         self.folder = home / "spool"
-        self.chunks = [bytes(size) for size in chunk_sizes(32, self.context.dimension, self.context.scalars)]
+        self.chunks = [bytes(size) for size in self.context.layout.sizes]
 
     def open(self) -> None:
         terms = Proposal(
             run_id="r", roster_hash=self.roster.hash.hex(), participants=NAMES, quorum=3, colluders=1, allow_pair=False,
-            rounds=1, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(), aggregation=Aggregation(),
-            privacy=Privacy(),
+            rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(),
+            aggregation=Aggregation(), privacy=Privacy(),
         )  # fmt: skip
         self.reception = Reception(terms, self.roster, self.keys["coordinator"], self.record)
         self.spool = self.reception.spools[self.ctx] = Spool(self.folder, self.context)
@@ -61,7 +61,7 @@ class World:
     def stream(self, name: str, chunks: list[bytes] | None = None) -> list[bytes]:
         sent = self.chunks if chunks is None else chunks
         trailer = Signed.make("upload", self.ctx, self.keys[name], enc(digest(map(sha256, self.chunks)))).encode()
-        return [self.ctx, *sent, trailer]
+        return [enc(self.ctx, self.context.layout.size), *sent, trailer]
 
     async def upload(self, name: str, pieces: list[bytes]) -> bytes:
         async def stream() -> AsyncIterator[bytes]:

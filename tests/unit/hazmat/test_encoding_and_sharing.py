@@ -40,14 +40,13 @@ def test_trailing_missing_and_absurd_lengths_are_refused(data: bytes) -> None:
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 8), st.data())
 def test_any_t_shares_give_the_secret(secret: bytes, threshold: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(threshold, 12))
-    shares = shamir.split(secret, threshold, count, os.urandom)
+    shares = shamir.split(secret, os.urandom(64 * (threshold - 1)), count)
     chosen = data.draw(st.permutations(range(1, count + 1)))[:threshold]
     assert shamir.combine({x: shares[x - 1] for x in chosen}) == secret
 
 
 def test_fewer_than_t_shares_do_not() -> None:
-    coefficients = iter([b"\1" * 33, b"\0" + b"\2" * 32, b"\0" + b"\3" * 32])
-    shares = shamir.split(b"\7" * 32, 3, 5, lambda _: next(coefficients))
+    shares = shamir.split(b"\7" * 32, b"\2" * 64 + b"\3" * 64, 5)
     assert shamir.combine(dict(enumerate(shares[:3], 1))) == b"\7" * 32
     with contextlib.suppress(SecurityError):
         assert shamir.combine({1: shares[0], 2: shares[1]}) != b"\7" * 32
@@ -61,5 +60,18 @@ def test_share_that_is_no_field_element_is_refused(share: bytes) -> None:
 
 def test_largest_secret_needs_no_reduction() -> None:
     secret = b"\xff" * 32
-    shares = shamir.split(secret, 2, 3, os.urandom)
+    shares = shamir.split(secret, os.urandom(64), 3)
     assert shamir.combine({1: shares[0], 3: shares[2]}) == secret
+
+
+@pytest.mark.parametrize(("secret", "entropy", "count"), [(31, 64, 3), (32, 63, 3), (32, 192, 3)])
+def test_sharing_takes_whole_secrets_and_coefficients_only(secret: int, entropy: int, count: int) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        shamir.split(bytes(secret), bytes(entropy), count)
+
+
+def test_shares_beyond_32_bytes_are_refused() -> None:
+    """x = 1, 2 of a line through 2²⁵⁶ at 0: honest shares never give it."""
+    shares = {x: ((2**256 + x) % shamir.PRIME).to_bytes(33, "big") for x in (1, 2)}
+    with pytest.raises(SecurityError, match="32-byte"):
+        shamir.combine(shares)

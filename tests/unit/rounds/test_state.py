@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def total_of(agreed: Contract, state: State, updates: list[np.ndarray], rows: in
     lattice = grid(agreed, state, len(COHORT))
     lanes, scalars = [], []
     for number, update in enumerate(updates):
-        encoded, clipped = codec.encode(update, rows / agreed.weight_cap, lattice, Generator(bytes([number]) * 32))
+        encoded, clipped = codec.encode(update, rows / agreed.weight_cap, lattice, bytes([number]) * 32)
         lanes.append(encoded)
         scalars.append(codec.encode_scalars([rows, rows * codec.LOSS_SCALE, 0, *clipped], len(COHORT)))
     kinds = (lanes[0].dtype, scalars[0].dtype)
@@ -86,14 +87,15 @@ def test_sum_with_an_impossible_row_count_is_refused(rows: int) -> None:
     scalars = good.scalars.copy()
     scalars[0] = np.array(rows, np.int64).view(np.uint64)
     with pytest.raises(SecurityError, match="rows"):
-        next_state(agreed, state, Sum(good.lanes, scalars, good.cohort, good.survivors))
+        next_state(agreed, state, Sum(good.lanes, scalars, good.first_cohort, good.survivors))
 
 
 CHANGES = {
-    "round": lambda s: State(1, s.adapter, s.ranges, s.narrow),
-    "adapter": lambda s: State(0, s.adapter + np.float32(1e-7), s.ranges, s.narrow),
-    "ranges": lambda s: State(0, s.adapter, (1.0, 0.5), s.narrow),
-    "ring": lambda s: State(0, s.adapter, s.ranges, True),
+    "round": lambda s: replace(s, round=1),
+    "void rounds": lambda s: replace(s, voids=1),
+    "adapter": lambda s: replace(s, adapter=s.adapter + np.float32(1e-7)),
+    "ranges": lambda s: replace(s, ranges=(1.0, 0.5)),
+    "ring": lambda s: replace(s, narrow=True),
 }
 
 

@@ -6,7 +6,6 @@ from simulator import STAGES, Attempt
 
 from mpctf_secure.errors import ParticipationError
 from mpctf_secure.hazmat.prg import CHUNK_BYTES
-from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.parameters import default_colluders, floor, threshold
 
 SURVIVABLE = {
@@ -58,7 +57,7 @@ def test_sum_is_exact_over_several_chunks() -> None:
     attempt = Attempt(3, dimension=dimension)
     assert np.array_equal(attempt.run()[0], attempt.plain()[0])
     sizes = [len(chunk) for chunk in next(iter(attempt.uploads.values()))]
-    assert sizes == masks.chunk_sizes(32, dimension, 4) == [CHUNK_BYTES, 12, 32]
+    assert sizes == attempt.context.layout.sizes == [CHUNK_BYTES, 12, 32]
 
 
 def test_repeated_message_changes_nothing_and_a_different_one_is_refused() -> None:

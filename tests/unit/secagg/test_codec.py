@@ -4,19 +4,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpctf_secure.errors import SecurityError, UsageError
-from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.codec import Grid
 
 
-def generator(number: int = 0) -> Generator:
-    return Generator(bytes([number]) * 32)
+def seed(number: int = 0) -> bytes:
+    return bytes([number]) * 32
 
 
 @given(st.integers(2, 100), st.sampled_from([16, 32]))
 def test_n_values_at_the_edge_of_the_range_never_wrap(n: int, bits: int) -> None:
     grid = Grid((2,), (0.5,), bits, n)
-    lanes, clipped = codec.encode(np.array([9.0, -9.0], np.float32), 1.0, grid, generator())
+    lanes, clipped = codec.encode(np.array([9.0, -9.0], np.float32), 1.0, grid, seed())
     total = sum(lanes for _ in range(n)) if n == 1 else np.add.reduce([lanes] * n)
     mean = codec.decode_mean(total.astype(lanes.dtype), n, 1, grid)
     assert np.allclose(mean, [0.5, -0.5])
@@ -28,7 +27,7 @@ def test_one_more_than_the_grid_allows_wraps() -> None:
     n = 10
     grid = Grid((1,), (1.0,), 16, n)
     assert grid.largest == 3276
-    lanes, _ = codec.encode(np.array([1.0], np.float32), 1.0, grid, generator())
+    lanes, _ = codec.encode(np.array([1.0], np.float32), 1.0, grid, seed())
     total = np.add.reduce([lanes] * (n + 1)).astype("<u2")
     assert codec.decode_mean(total, n + 1, 1, grid)[0] < 0
 
@@ -38,9 +37,7 @@ def test_one_more_than_the_grid_allows_wraps() -> None:
 def test_mean_is_within_one_step_of_the_truth(values: list[float], n: int) -> None:
     grid = Grid((len(values),), (1.0,), 32, n)
     updates = [np.array(values, np.float32) * (1 - i / n) for i in range(n)]
-    total = np.add.reduce(
-        [codec.encode(u.astype(np.float32), 1.0, grid, generator(i))[0] for i, u in enumerate(updates)]
-    )
+    total = np.add.reduce([codec.encode(u.astype(np.float32), 1.0, grid, seed(i))[0] for i, u in enumerate(updates)])
     mean = codec.decode_mean(total.astype("<u4"), n, 1, grid)
     assert np.abs(mean - np.mean(updates, axis=0)).max() <= 1.0 / grid.largest + 1e-6
 
@@ -49,16 +46,16 @@ def test_weights_multiply_before_rounding_and_divide_out() -> None:
     grid = Grid((3,), (2.0,), 32, 2)
     a, b = np.array([1, -1, 0.5], np.float32), np.array([0, 1, 1], np.float32)
     rows, cap = (10, 40), 40
-    lanes = [codec.encode(u, r / cap, grid, generator(r))[0] for u, r in zip((a, b), rows, strict=True)]
+    lanes = [codec.encode(u, r / cap, grid, seed(r))[0] for u, r in zip((a, b), rows, strict=True)]
     mean = codec.decode_mean((lanes[0] + lanes[1]).astype("<u4"), sum(rows), cap, grid)
     assert np.allclose(mean, (10 * a + 40 * b) / 50, atol=1e-6)
 
 
-def test_rounding_is_unbiased_and_follows_the_generator() -> None:
+def test_rounding_is_unbiased_and_follows_the_seed() -> None:
     grid = Grid((200_000,), (1.0,), 16, 10)
     update = np.full(200_000, 0.12345, np.float32)
-    lanes, _ = codec.encode(update, 1.0, grid, generator())
-    again, _ = codec.encode(update, 1.0, grid, generator())
+    lanes, _ = codec.encode(update, 1.0, grid, seed())
+    again, _ = codec.encode(update, 1.0, grid, seed())
     assert np.array_equal(lanes, again)
     assert abs(lanes.mean() / grid.largest - 0.12345) < 3e-6
 
@@ -66,14 +63,15 @@ def test_rounding_is_unbiased_and_follows_the_generator() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_update_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(UsageError, match="tensor 1"):
-        codec.encode(np.array([0, bad], np.float32), 1.0, Grid((1, 1), (1.0, 1.0), 32, 3), generator())
+        codec.encode(np.array([0, bad], np.float32), 1.0, Grid((1, 1), (1.0, 1.0), 32, 3), seed())
 
 
 def test_slabs_cover_every_coordinate_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_SLAB", 4)
-    grid = Grid((3, 9, 1), (1.0, 2.0, 3.0), 32, 3)
-    covered = [(tensor, i) for tensor, where, _ in grid.slabs() for i in range(where.start, where.stop)]
+    monkeypatch.setattr(codec, "SLAB", 4)
+    slabs = Grid((3, 9, 1), (1.0, 2.0, 3.0), 32, 3).slabs()
+    covered = [(tensor, i) for slab in slabs for tensor, where in slab for i in range(where.start, where.stop)]
     assert covered == [(0, i) for i in range(3)] + [(1, i) for i in range(3, 12)] + [(2, 12)]
+    assert [sum(where.stop - where.start for _, where in slab) for slab in slabs] == [4, 4, 4, 1]
 
 
 @given(st.lists(st.integers(-(2**60), 2**60), min_size=1, max_size=5))

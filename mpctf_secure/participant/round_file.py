@@ -1,0 +1,128 @@
+"""The sealed file of one round: everything that a participant must still know after a crash, and nobody else ever.
+
+Each record is AES-256-GCM under the round's own key, which lies in the keystore and is unlinked when the round closes;
+what a disk keeps of deleted files is not in our hands. A record that a crash tore was never acknowledged, so nothing
+that depends on it has left, and it is cut off.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from mpctf_secure import files
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.hazmat import aead
+from mpctf_secure.hazmat.encoding import Reader, enc, u32
+from mpctf_secure.identity import keystore
+
+_LENGTH_BYTES = 4
+
+
+class Entry(NamedTuple):
+    """One record: what it is, and its content."""
+
+    kind: str
+    content: bytes
+
+
+class LostRoundError(EnvironmentUnfitError):
+    """This site joined the round and has no usable file of it: it may not take part in it any more."""
+
+
+class RoundFile:
+    """An open round; `entries` is what was there when it was opened."""
+
+    def __init__(self, folder: Path, keys: Path, run_id: str, number: int) -> None:
+        """Join the round, or go on in it after a crash; LostRoundError where it cannot go on."""
+        self._path = folder / f"round-{number}.sealed"
+        self._keys, self._key_name = keys, f"{run_id}-{number}"
+        self._bound = enc("mpctf-secure/round-file/v1", run_id, number)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        position = folder / "position"
+        if number > _read_position(position):
+            # In this order: a crash in between leaves a round that is lost, never one that starts anew.
+            files.replace(position, str(number).encode())
+            keystore.create_round_key(keys, self._key_name)
+            files.create(self._path, b"", 0o600)
+        self._key = self._load_key()
+        self.entries = list(self._recover())
+        self._count = len(self.entries)
+        self._stream: BinaryIO = self._path.open("ab")
+
+    def append(self, *entries: Entry) -> None:
+        """On disk when this returns. After an error the file is shut, so nothing more can be sent in this round."""
+        try:
+            for entry in entries:
+                self._stream.write(self._record(entry))
+                self._count += 1
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            self._stream.close()
+            raise EnvironmentUnfitError(f"{self._path}: {error.strerror}", hint="free some space") from error
+
+    def close(self) -> None:
+        """The round is over: unlink the key, then what it sealed."""
+        self._stream.close()
+        keystore.destroy_round_key(self._keys, self._key_name)
+        self._path.unlink(missing_ok=True)
+
+    def _load_key(self) -> bytes:
+        try:
+            return keystore.load_round_key(self._keys, self._key_name)
+        except EnvironmentUnfitError as error:
+            raise self._lost("its key is gone") from error
+
+    def _record(self, entry: Entry) -> bytes:
+        plaintext = enc(entry.kind, entry.content)
+        sealed = aead.seal(self._key, os.urandom(aead.NONCE_BYTES), plaintext, self._associated(self._count))
+        return u32(len(sealed)) + sealed
+
+    def _recover(self) -> Iterator[Entry]:
+        try:
+            stream = self._path.open("r+b")
+        except FileNotFoundError as error:
+            raise self._lost("the file is gone") from error
+        with stream:
+            whole = 0
+            for number, sealed in enumerate(_complete_records(stream)):
+                yield self._opened(number, sealed)
+                whole += _LENGTH_BYTES + len(sealed)
+            stream.truncate(whole)
+            os.fsync(stream.fileno())
+
+    def _opened(self, number: int, sealed: bytes) -> Entry:
+        # A record that is complete and does not open may be one that was acknowledged: going on without it could
+        # release for a second tuple. So only incomplete ones are cut.
+        try:
+            reader = Reader(aead.open_sealed(self._key, sealed, self._associated(number)))
+            entry = Entry(reader.text(), reader.bytes())
+            reader.end()
+        except SecurityError as error:
+            raise self._lost(f"record {number} is damaged") from error
+        return entry
+
+    def _associated(self, number: int) -> bytes:
+        return self._bound + enc(number)
+
+    def _lost(self, why: str) -> LostRoundError:
+        return LostRoundError(f"{self._path}: {why}", hint="this site sits the round out and joins the next one")
+
+
+def _read_position(path: Path) -> int:
+    """The highest round this site ever joined in the run, 0 before the first."""
+    try:
+        return int(path.read_bytes())
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise LostRoundError(f"{path}: not a round number", hint="restore the file, or leave the run") from error
+
+
+def _complete_records(stream: BinaryIO) -> Iterator[bytes]:
+    while len(prefix := stream.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
+        sealed = stream.read(int.from_bytes(prefix, "big"))
+        if not sealed or len(sealed) < int.from_bytes(prefix, "big"):
+            return
+        yield sealed
