@@ -28,8 +28,8 @@ def roster(tmp_path_factory: pytest.TempPathFactory) -> Roster:
 def proposal(roster: Roster, **changes: object) -> Proposal:
     fields: dict[str, object] = {
         "run_id": "r", "roster_hash": roster.hash.hex(), "participants": NAMES, "quorum": 3, "colluders": 1,
-        "allow_pair": False, "rounds": 2, "void_rounds": 1, "seed": 0, "base_model": "m", "lora": Lora(), "training": Training(),
-        "data": Data(), "aggregation": Aggregation(), "privacy": Privacy(),
+        "allow_pair": False, "rounds": 2, "void_rounds": 1, "seed": 0, "base_model": "m", "lora": Lora(),
+        "training": Training(), "data": Data(), "aggregation": Aggregation(), "privacy": Privacy(),
     }  # fmt: skip
     return Proposal(**{**fields, **changes})
 
