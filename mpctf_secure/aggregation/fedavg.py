@@ -8,4 +8,6 @@ Vector = npt.NDArray[np.float32]
 
 def step(adapter: Vector, mean_update: Vector, server_learning_rate: float) -> Vector:
     """adapter + η·mean [d] in float32, one multiplication and one addition for each coordinate."""
-    return adapter + np.float32(server_learning_rate) * mean_update
+    moved = mean_update * np.float32(server_learning_rate)
+    moved += adapter
+    return moved

@@ -21,6 +21,7 @@ from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
+from mpctf_secure.parallel import ordered_map
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Announce, Facts, Position, Publication, Void
 from mpctf_secure.rounds.state import (
@@ -29,7 +30,6 @@ from mpctf_secure.rounds.state import (
     initial_state,
     next_state,
     round_context,
-    sum_of,
     summarise,
     void_state,
 )
@@ -193,7 +193,7 @@ class Coordinator:
         release, left = await self._aggregate(server, spool, ready)
         path = self._folder / f"round-{context.round}.sum"
         digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
-        total = sum_of(context, server.survivors, list(spool.read_sum(path)))
+        total = Sum(*spool.load_sum(path), context.first_cohort, server.survivors)
         following = await asyncio.to_thread(self._next_state, contract, state, total)
         self._note_sum(context, server.survivors, total, digest)
         publication = Publication(announcement(context), server.survivors, digest)
@@ -202,7 +202,7 @@ class Coordinator:
 
     def _next_state(self, contract: Contract, state: State, total: Sum) -> State:
         try:
-            return next_state(contract, state, total)
+            return next_state(contract, state, total, ordered_map)
         except SecurityError as error:
             # Not the coordinator's fault, whatever a participant would say of the same sum.
             raise ParticipationError(

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.secagg import masks
-from mpctf_secure.secagg.chunks import digest
+from mpctf_secure.secagg.chunks import LANE_TYPES, SCALAR_BITS, Lanes, digest
 from mpctf_secure.secagg.parameters import Context
 
 
@@ -93,6 +95,13 @@ class Spool:
         with path.open("rb") as stream:
             for size in self._sizes:
                 yield stream.read(size)
+
+    def load_sum(self, path: Path) -> tuple[Lanes, Lanes]:
+        """Lanes [d] and scalars of a written sum."""
+        layout = self._layout
+        lanes = np.fromfile(path, LANE_TYPES[layout.bits], layout.dimension)
+        scalars = np.fromfile(path, LANE_TYPES[SCALAR_BITS], layout.scalars, offset=layout.offset(layout.vector_chunks))
+        return lanes, scalars
 
     def clear(self) -> None:
         """Delete the uploads; the sum is somewhere else."""

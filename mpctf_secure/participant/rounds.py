@@ -207,7 +207,7 @@ class Participant:
         if isinstance(outcome, Void):
             return self._accept_void(state, outcome), outcome.announce.first_cohort
         total = self._verified_sum(state, attempts, outcome)
-        return next_state(self._contract, state, total), total.first_cohort
+        return next_state(self._contract, state, total, ordered_map), total.first_cohort
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)

@@ -1,5 +1,7 @@
 """The model state of a run, and the one function that makes the next one from a published sum."""
 
+import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.secagg.chunks import Lanes, Layout
-from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, decode_mean, decode_scalars
+from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, Run, decode_mean, decode_scalars
 from mpctf_secure.secagg.parameters import Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
@@ -37,9 +39,12 @@ class State:
     def hash(self, contract: Contract) -> bytes:
         """32 bytes that differ wherever anything in the state does."""
         ranges = np.array(self.ranges, "<f8").tobytes()
-        adapter = self.adapter.astype("<f4", copy=False).tobytes()
-        fields = (contract.schema_hash, self.round, self.voids, int(self.narrow), ranges)
-        return sha256(enc("mpctf-secure/state/v1", *fields) + adapter)
+        fields = (contract.schema_hash, self.round, self.voids, int(self.narrow), ranges, self._adapter_hash)
+        return sha256(enc("mpctf-secure/state/v1", *fields))
+
+    @functools.cached_property
+    def _adapter_hash(self) -> bytes:
+        return hashlib.sha256(self.adapter.astype("<f4", copy=False).data).digest()
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def summarise(total: Sum) -> RoundSummary:
     return RoundSummary(rows, loss / 2**20 / max(rows, 1), norm_clipped, share)
 
 
-def next_state(contract: Contract, state: State, total: Sum) -> State:
+def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> State:
     """Apply the aggregation strategy to the sum; SecurityError where the sum cannot be an honest one.
 
     A forged sum inside the bound stays undetected: secure aggregation proves nothing about the sum itself.
@@ -124,7 +129,7 @@ def next_state(contract: Contract, state: State, total: Sum) -> State:
     most_rows = len(total.survivors) * contract.weight_cap
     if not 0 < summary.rows <= most_rows:
         raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=["coordinator"])
-    mean = decode_mean(total.lanes, summary.rows, contract.weight_cap, lattice)
+    mean = decode_mean(total.lanes, summary.rows, contract.weight_cap, lattice, run)
     _check_norm(contract, lattice, mean, most_rows / summary.rows)
     adapter = fedavg.step(state.adapter, mean, contract.aggregation.server_learning_rate)
     largest = _largest(lattice, mean)
@@ -155,9 +160,8 @@ def _wide_ranges(contract: Contract) -> tuple[float, ...]:
 def _largest(lattice: Grid, mean: Vector) -> list[float]:
     """max|mean| of each tensor [T]. A maximum, unlike a sum or a norm, has the same bits everywhere."""
     largest = [0.0] * len(lattice.sizes)
-    for slab in lattice.slabs():
-        for tensor, where in slab:
-            largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
+    for tensor, where in lattice.parts():
+        largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
     return largest
 
 
@@ -169,9 +173,8 @@ def _next_ranges(largest: list[float], clip_norm: float) -> tuple[float, ...]:
 
 def _check_norm(contract: Contract, lattice: Grid, mean: Vector, dilution: float) -> None:
     """‖mean‖ ≤ C and the most that stochastic rounding can add: one step a coordinate and participant."""
-    norm = float(np.sqrt(np.square(mean, dtype=np.float64).sum()))
-    rounding = dilution * float(
-        np.sqrt(sum(size * step**2 for size, step in zip(lattice.sizes, lattice.steps, strict=True)))
-    )
+    norm = math.sqrt(sum(float(np.square(mean[where], dtype=np.float64).sum()) for _, where in lattice.parts()))
+    steps = zip(lattice.sizes, lattice.steps, strict=True)
+    rounding = dilution * math.sqrt(sum(size * step**2 for size, step in steps))
     if not norm <= (contract.privacy.clip_norm + rounding) * (1 + 1e-6):
         raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=["coordinator"])

@@ -5,7 +5,8 @@ wrap. Rounding is stochastic, hence unbiased: E[q·step] = w·u inside the range
 seed: slab k, 2¹⁸ coordinates, uses chunk k, so slabs can be encoded by any thread in any order.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from mpctf_secure.hazmat.prg import CHUNK_BYTES, keystream
 from mpctf_secure.secagg.chunks import LANE_TYPES, SCALAR_BITS, Lanes
 
 Floats = npt.NDArray[np.float32]
-Run = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Like the built-in `map`, in order; a caller with threads to spare brings its own."""
 
 LOSS_SCALE = 2**20
@@ -62,6 +63,10 @@ class Grid:
                 slabs[number].append((tensor, slice(start, stop)))
                 start = stop
         return slabs
+
+    def parts(self) -> Iterator[tuple[int, slice]]:
+        """The same without the slabs' borders."""
+        return itertools.chain.from_iterable(self.slabs())
 
 
 def encode(update: Floats, weight: float, grid: Grid, seed: bytes, run: Run = map) -> tuple[Lanes, list[int]]:
@@ -119,7 +124,7 @@ def _clamp(
     return [(tensor, int(np.count_nonzero(magnitudes[where] > largest))) for tensor, where in parts]
 
 
-def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid) -> Floats:
+def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid, run: Run = map) -> Floats:
     """mean [d] = ((step · Σq) · w_max) / Σ min(n_k, w_max), float64 in this order, then float32.
 
     Elementwise arithmetic only, so that every participant gets the same bits on any processor.
@@ -128,9 +133,13 @@ def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid) -> Floa
         raise SecurityError(f"sum of weights is {divisor}, so there is no mean")
     signed: npt.NDArray[np.signedinteger[Any]] = total.view(np.dtype(f"<i{total.itemsize}"))
     mean, steps = np.empty(total.size, np.float32), grid.steps
-    for slab in grid.slabs():
+
+    def decode_slab(slab: list[tuple[int, slice]]) -> None:
         for tensor, where in slab:
             mean[where] = ((signed[where].astype(np.float64) * steps[tensor]) * weight_cap) / divisor
+
+    for _ in run(decode_slab, grid.slabs()):
+        pass
     return mean
 
 

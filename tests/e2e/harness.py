@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ class Outcome:
     coordinator: Coordinator
     recorder: Recorder
     inputs: dict[tuple[str, int], Input]
+    encoded: dict[tuple[str, int], int]
     events: list[dict[str, object]]
     folder: Path
 
@@ -93,6 +95,8 @@ class RealRun:
         now = datetime.datetime.now(datetime.UTC)
         self.roster, self.keys = hold_ceremony(self.config, folder, now)
         self.inputs: dict[tuple[str, int], Input] = {}
+        self.encoded: dict[tuple[str, int], int] = {}
+        self.change: Callable[[str, int, Any], Any] = lambda name, number, contribution: contribution
         self.events: list[dict[str, object]] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._tap_inputs(monkeypatch)
@@ -101,8 +105,11 @@ class RealRun:
         original = Participant._encode
 
         def encode(participant, state, contribution, context):
-            lanes, scalars = original(participant, state, contribution, context)
-            self.inputs[participant._name, context.round] = Input(contribution.update, lanes.copy(), scalars.copy())
+            changed = self.change(participant._name, context.round, contribution)
+            lanes, scalars = original(participant, state, changed, context)
+            key = participant._name, context.round
+            self.encoded[key] = self.encoded.get(key, 0) + 1
+            self.inputs[key] = Input(contribution.update, lanes.copy(), scalars.copy())
             return lanes, scalars
 
         monkeypatch.setattr(Participant, "_encode", encode)
@@ -152,7 +159,7 @@ class RealRun:
             for thread in threads:
                 await asyncio.to_thread(thread.join)
             await listener.stop(1.0)
-        return Outcome(contract, state, coordinator, recorder, self.inputs, self.events, self.folder)
+        return Outcome(contract, state, coordinator, recorder, self.inputs, self.encoded, self.events, self.folder)
 
     def _record(self, kind: str, **fields: object) -> None:
         self.events.append({"event": kind, **fields})

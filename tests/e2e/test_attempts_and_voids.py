@@ -1,0 +1,99 @@
+"""Attempts that fail and rounds that cannot be finished, in real runs."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e.harness import Outcome, RealRun, Recorder, published
+
+from mpctf_secure.hazmat import shamir
+from mpctf_secure.hazmat.encoding import Reader
+from mpctf_secure.identity.roster import Member
+from mpctf_secure.secagg.client import Client
+
+SETTINGS = ["rounds=2", "timeouts.training=60"]
+
+
+def assert_exact(outcome: Outcome, number: int, names: list[str]) -> None:
+    record = outcome.coordinator.rounds[number - 1]
+    assert record.survivors == names
+    lanes, scalars = published(outcome, number, record.ring_bits)
+    given = [outcome.inputs[name, number] for name in names]
+    assert np.array_equal(lanes, np.sum([one.lanes for one in given], axis=0, dtype=lanes.dtype))
+    assert np.array_equal(scalars, np.sum([one.scalars for one in given], axis=0, dtype=scalars.dtype))
+
+
+def test_attempt_below_the_floor_is_followed_by_one_with_the_same_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four miss share keys in attempt 1, as when a network blinks; nobody trains again."""
+    original, held = Recorder.exchange, set()
+
+    async def exchange(recorder: Recorder, peer: Member, request: bytes) -> bytes:
+        blinks = peer.name in {"site-1", "site-3"} and Reader(request).text() == "shares" and peer.name not in held
+        if blinks:
+            held.add(peer.name)
+            gate = recorder.inner.reception._find("shares", Reader(request[4 + 6 :]).bytes(), None)
+            while not gate.closed:
+                await asyncio.sleep(0.05)
+        return await original(recorder, peer, request)
+
+    monkeypatch.setattr(Recorder, "exchange", exchange)
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=5"], monkeypatch)
+    outcome = run.run()
+    first, second = outcome.coordinator.rounds
+    assert (first.attempts, first.void, second.attempts) == (2, None, 1)
+    failed = [event for event in outcome.events if event["event"] == "attempt_failed"]
+    assert [(event["round"], event["attempt"]) for event in failed] == [(1, 1)]
+    for number in (1, 2):
+        assert_exact(outcome, number, ["site-1", "site-2", "site-3", "site-4"])
+    assert outcome.encoded["site-1", 1] == 1
+
+
+def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """site-2 deals shares that match its commitments and give another self-mask seed than it announced."""
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch)
+    liar = next(m for m in run.roster.members if m.name == "site-2").identity
+    original = Client._deal
+
+    def deal(client: Client):  # noqa: ANN202
+        if client.me != liar:
+            return original(client)
+        with monkeypatch.context() as patch:
+            honest = shamir.split
+            patch.setattr(shamir, "split", lambda secret, *rest: honest(bytes(32), *rest))
+            return original(client)
+
+    monkeypatch.setattr(Client, "_deal", deal)
+    outcome = run.run()
+    first, second = outcome.coordinator.rounds
+    assert "self-mask shares give another secret" in first.void
+    assert outcome.state.voids == 1
+    assert_exact(outcome, 2, ["site-1", "site-3", "site-4"])
+    assert second.cohort == ["site-1", "site-3", "site-4"]
+
+
+def test_round_whose_sum_no_honest_sites_can_make_is_void(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site counts more rows than the contract allows; nobody can say which, and the next round goes on."""
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch)
+    spoilt = []
+
+    def spoil(name: str, number: int, contribution):  # noqa: ANN001, ANN202
+        if (name, number) != ("site-2", 1):
+            return contribution
+        spoilt.append(name)
+        return replace(contribution, rows=10_000)
+
+    run.change = spoil
+    outcome = run.run()
+    first, second = outcome.coordinator.rounds
+    assert spoilt == ["site-2"]
+    assert "rows" in first.void
+    assert "masks hide which" in first.void
+    assert first.survivors == []
+    assert_exact(outcome, 2, ["site-1", "site-2", "site-3", "site-4"])
+    assert (outcome.state.round, outcome.state.voids) == (2, 1)
