@@ -24,7 +24,8 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 LOSS_SCALE = 2**20
 SCALAR_NAMES = ("rows", "loss", "norm_clipped")
 """The scalar block holds these sums, then one clip counter for each tensor."""
-SLAB = CHUNK_BYTES // 4  # one 32-bit draw a coordinate
+SLAB = CHUNK_BYTES // 4  # a draw a coordinate, as wide as its lane, fits into a chunk
+_WORK_TYPES = {16: np.float32, 32: np.float64}  # beside max|q| these hold 10 and 22 bits of fraction
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,20 @@ def encode(update: Floats, weight: float, grid: Grid, seed: bytes, run: Run = ma
     lanes: Lanes = np.empty(update.size, LANE_TYPES[grid.bits])
     factors = [weight / step for step in grid.steps]
     slabs = grid.slabs()
-    spare: list[npt.NDArray[np.float64]] = []  # one for each thread: fresh pages would cost more than the arithmetic
+    work_type = _WORK_TYPES[grid.bits]
+    spare: list[npt.NDArray[np.floating[Any]]] = []  # one a thread: fresh pages would cost more than the arithmetic
 
     def encode_slab(number: int) -> list[tuple[int, int]]:
-        scratch = spare.pop() if spare else np.empty((2, SLAB))
-        parts, stream = slabs[number], keystream(seed, number)
+        scratch = spare.pop() if spare else np.empty((2, SLAB), work_type)
+        parts = slabs[number]
         first = parts[0][1].start
         scaled, other = scratch[:, : parts[-1][1].stop - first]
         inside = [(tensor, slice(where.start - first, where.stop - first)) for tensor, where in parts]
         for (tensor, where), (_, here) in zip(parts, inside, strict=True):
-            np.multiply(update[where], factors[tensor], out=scaled[here], dtype=np.float64)
+            np.multiply(update[where], factors[tensor], out=scaled[here], dtype=work_type)
         clipped = _clamp(scaled, grid.largest, inside, other)
-        scaled += np.multiply(stream.view("<u4")[: scaled.size], 2.0**-32, out=other)
+        draws = keystream(seed, number, scaled.size * lanes.itemsize).view(lanes.dtype)
+        scaled += np.multiply(draws, 2.0**-grid.bits, out=other, dtype=work_type)
         np.floor(scaled, out=scaled)
         # max|q| plus a draw just below 1 may round up to the next float, which is beyond the headroom.
         np.minimum(scaled, grid.largest, out=scaled)
@@ -107,10 +110,10 @@ def encode(update: Floats, weight: float, grid: Grid, seed: bytes, run: Run = ma
 
 
 def _clamp(
-    scaled: npt.NDArray[np.float64],
+    scaled: npt.NDArray[np.floating[Any]],
     largest: int,
     parts: Sequence[tuple[int, slice]],
-    scratch: npt.NDArray[np.float64],
+    scratch: npt.NDArray[np.floating[Any]],
 ) -> list[tuple[int, int]]:
     """Clamp `scaled` [s] in place to ±max|q|; (tensor, how many were outside) for each part."""
     magnitudes = np.abs(scaled, out=scratch)

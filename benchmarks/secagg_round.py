@@ -1,0 +1,169 @@
+"""A whole round on loopback, secure and in the clear: the same coordinator, TLS, spool, codec and state.
+
+Every participant is a process with its own channel; training is replaced by a ready update. In the clear the key
+stages, masks and sealed files are left out; everything else is the program's own code. Used by secagg.py --round.
+"""
+
+import asyncio
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Timeouts, Training
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.coordinator import runtime
+from mpctf_secure.coordinator.gate import Gate
+from mpctf_secure.coordinator.runtime import Coordinator
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.identity import ceremony, keystore
+from mpctf_secure.ids import IdentityKey, ParticipantName
+from mpctf_secure.parallel import ordered_map
+from mpctf_secure.participant import agent
+from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.secagg.chunks import digest
+from mpctf_secure.secagg.masks import MaskedInput
+from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.parameters import default_colluders, default_quorum
+from mpctf_secure.secagg.server import Server
+from mpctf_secure.training.launch import Trained
+from mpctf_secure.transport.server import listen
+
+ROUNDS = 4  # the first is in the 32-bit ring
+SHAPE = (16, 4096)
+
+
+class ReadyJob:
+    """A training job that has its update ready."""
+
+    rows, truncated, hardware = 64, 0, "none"
+
+    def __init__(self, spec: object, work: Path) -> None:
+        count = int((work / "tensors").read_text())
+        self.schema = tuple((f"layer-{number:05}.lora_A.weight", SHAPE) for number in range(count))
+
+    def train(self, adapter: np.ndarray, rows: list[int], progress: object) -> Trained:
+        """Any update."""
+        draw = np.random.default_rng(len(rows)).standard_normal(adapter.size, dtype=np.float32)
+        return Trained(adapter + np.float32(1e-4) * draw, 1.0, len(rows), 1, 0.0)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def take_part_in_the_clear(site: Participant, state: Any, contribution: Any, _: Any, announce: Any) -> None:
+    """Upload the quantised update as it is."""
+    context = site._context(state, announce)
+    ctx = context.digest()
+    plain = MaskedInput(context.layout, *site._encode(state, contribution, context), ())
+
+    def stream() -> Iterator[bytes]:
+        def hashed(number: int) -> tuple[bytes, bytes]:
+            chunk = plain.chunk(number)
+            return chunk, sha256(chunk)
+
+        yield enc(ctx, context.layout.size)
+        hashes = []
+        for chunk, chunk_hash in ordered_map(hashed, range(len(context.layout.sizes))):
+            hashes.append(chunk_hash)
+            yield chunk
+        yield Signed.make("upload", ctx, site._key, enc(digest(hashes))).encode()
+
+    site._link.upload(stream, ctx, "ack")
+
+
+class ClearServer(Server):
+    """Everybody survives and nothing is masked."""
+
+    @property
+    def survivors(self) -> tuple[IdentityKey, ...]:
+        """The cohort."""
+        return self.context.cohort
+
+
+async def aggregate_in_the_clear(
+    coordinator: Coordinator, server: Server, spool: Any, ready: Gate[bytes]
+) -> tuple[Gate[Any], tuple[()]]:
+    """One stage: the uploads."""
+    context = server.context
+    uploads = coordinator.reception.open("upload", context.digest(), context.round, context.cohort, spool.keep)
+    coordinator._announce(context, ready)
+    await coordinator._collect(uploads, "masked input", 600, len(context.cohort))
+    return uploads, ()
+
+
+def participant(setting: dict[str, Any]) -> None:
+    """The child: one site."""
+    agent.Job, agent.hash_model, agent.load_rows = ReadyJob, lambda _: bytes(32), lambda _: []  # type: ignore[misc]
+    if setting["clear"]:
+        Participant._take_part = take_part_in_the_clear  # type: ignore[method-assign]
+    home = Path(setting["home"])
+    site = SiteConfig(coordinator=setting["address"], model=home, data=home, keys=home / "keys", work=home / "work")
+    agent.join(site, lambda _: None)
+
+
+async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> list[dict[str, float]]:
+    """Seconds by stage of every round."""
+    names = tuple(ParticipantName(f"site-{number:03}") for number in range(members))
+    homes = {name: folder / name / "keys" for name in (*names, ParticipantName("coordinator"))}
+    roster = ceremony.hold(homes, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC))
+    keys = keystore.load(homes[ParticipantName("coordinator")])
+    colluders = default_colluders(members)
+    proposal = Proposal(
+        run_id="bench", roster_hash=roster.hash.hex(), participants=names, quorum=default_quorum(members, colluders),
+        colluders=colluders, allow_pair=False, rounds=ROUNDS, void_rounds=0, seed=1, base_model="none", lora=Lora(),
+        training=Training(), data=Data(size=64), aggregation=Aggregation(), privacy=Privacy(clip_norm=10.0),
+    )  # fmt: skip
+    (folder / "spool").mkdir()
+    coordinator = Coordinator(proposal, Timeouts(), roster, keys.identity, folder / "spool", lambda *_, **__: None)
+    if clear:
+        runtime.Server = ClearServer  # type: ignore[misc]
+        Coordinator._aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]
+    listener = await listen("127.0.0.1:0", roster, keys, coordinator.reception)
+    children = []
+    for name in names:
+        (folder / name / "work").mkdir()
+        (folder / name / "work" / "tensors").write_text(str(dimension // (SHAPE[0] * SHAPE[1])))
+        setting = {"home": str(folder / name), "address": f"127.0.0.1:{listener.port}", "clear": clear}
+        argv = [sys.executable, __file__, "participant", json.dumps(setting)]
+        children.append(subprocess.Popen(argv))
+    try:
+        await coordinator.run()
+        return [record.seconds for record in coordinator.rounds]
+    finally:
+        await asyncio.to_thread(lambda: [child.wait(60) for child in children])
+        await listener.stop(1.0)
+
+
+def compare(dimension: int, members: int) -> tuple[float, float]:
+    """Least seconds of a round in the 16-bit ring without training: (secure, in the clear), each in its own process."""
+    took = []
+    for mode in ("secure", "clear"):
+        argv = [sys.executable, __file__, mode, str(dimension), str(members)]
+        rounds = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        for record in rounds[1:]:
+            print(f"  {mode}: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record.items()))
+        took.append(min(sum(record.values()) - record["training"] for record in rounds[1:]))
+    return took[0], took[1]
+
+
+def main() -> None:
+    """One run, or one participant of it."""
+    if sys.argv[1] == "participant":
+        participant(json.loads(sys.argv[2]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        clear, dimension, members = sys.argv[1] == "clear", int(sys.argv[2]), int(sys.argv[3])
+        print(json.dumps(asyncio.run(run(Path(folder), dimension, members, clear=clear))))
+
+
+if __name__ == "__main__":
+    main()
