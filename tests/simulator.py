@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
@@ -13,8 +14,10 @@ from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.chunks import LANE_TYPES
 from mpctf_secure.secagg.chunks import digest as chunks_digest
 from mpctf_secure.secagg.client import Client, entropy_bytes
+from mpctf_secure.secagg.messages import Advert, Release, Signed, Survivors
 from mpctf_secure.secagg.parameters import Context, default_colluders
 from mpctf_secure.secagg.server import Server
+from mpctf_secure.secagg.transitions import ServerState
 
 STAGES = ("advertise", "share", "upload", "confirm", "release")
 
@@ -114,6 +117,21 @@ class Attempt:
         per_chunk = enumerate(zip(*pieces, strict=True))
         return layout.join([masks.unmask_chunk(iter(piece), left, layout, number) for number, piece in per_chunk])
 
+    def input(self, client: Client) -> tuple[np.ndarray, np.ndarray]:
+        """What a client puts in."""
+        index = self.clients.index(client)
+        return self.lanes[index], self.scalars[index]
+
+    def open_from(self, claim: Survivors, signers: list[Client], releases: list[Release]) -> np.ndarray:
+        """The sum of lanes that a server makes from releases for one tuple."""
+        server = Server(self.context)
+        server.__dict__ |= vars(self.server) | {"_tuple": claim, "state": ServerState.RELEASES}
+        server._releases = {client.me: release for client, release in zip(signers, releases, strict=True)}
+        server._received = dict.fromkeys(server._releases, b"")
+        pieces = (self.uploads[member][0] for member in claim.survivors)
+        opened = masks.unmask_chunk(pieces, server.close_releases(), self.context.layout, 0)
+        return np.frombuffer(opened, LANE_TYPES[self.bits])
+
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         adverts = self.advertise()
         deliveries = self.share(adverts)
@@ -130,3 +148,19 @@ class Attempt:
             lanes += self.lanes[i]
             scalars += self.scalars[i]
         return lanes, scalars
+
+
+def with_advert(attempt: Attempt, index: int, advert: Advert) -> bytes:
+    """All adverts, that of participant `index` replaced by one it signs itself: a peer that lies."""
+    messages = []
+    for i, client in enumerate(attempt.clients):
+        body = advert.encode() if i == index else Signed.decode(client.advertise()).body
+        messages.append(Signed.make("advert", attempt.context.digest(), client.key, body))
+    return enc_sequence(m.encode() for m in sorted(messages, key=lambda m: m.sender))
+
+
+def tuple_of(attempt: Attempt, members: list[Client]) -> bytes:
+    everyone = tuple(sorted(client.me for client in attempt.clients))
+    survivors = tuple(sorted(client.me for client in members))
+    digests = tuple(chunks_digest(map(sha256, attempt.uploads[m])) for m in survivors)
+    return Survivors(members[0]._adverts_hash, everyone, survivors, digests).encode()

@@ -105,8 +105,7 @@ class Client:
         """Check everybody's adverts, then deal shares of both secrets: the `ShareMessage` to send."""
         verified = verify_adverts(self.context, decode_sequence(adverts))
         self._check_floor("advertised keys", verified)
-        if self._my_advert not in decode_sequence(adverts):
-            raise SecurityError("my own advert is missing or replaced", culprits=[COORDINATOR])
+        _check_mine(self._my_advert, decode_sequence(adverts))
         self._advance("share")
         self._adverts, self._adverts_hash = verified, sha256(adverts)
         message = self._deal()
@@ -142,13 +141,8 @@ class Client:
     def confirm(self, survivors: bytes) -> bytes:
         """Check the survivor tuple and sign it: the only one I shall sign in this attempt."""
         claim = Survivors.decode(survivors)
-        if claim.adverts_hash != self._adverts_hash or set(claim.dealers) != set(self._shares):
-            raise SecurityError("survivor tuple has other adverts or another U2 than mine", culprits=[COORDINATOR])
-        # Outside U3 my upload is still at the server: signing would help to open it with the mask key.
-        if self.me not in claim.survivors:
-            raise SecurityError("survivor tuple leaves me out", culprits=[COORDINATOR])
-        if claim.digests[claim.survivors.index(self.me)] != self._digest:
-            raise SecurityError("survivor tuple has another digest of my upload", culprits=[COORDINATOR])
+        self._check_view(claim)
+        self._check_counted(claim)
         self._check_floor("sent masked input", claim.survivors)
         self._advance("confirm")
         self._tuple = claim
@@ -187,6 +181,18 @@ class Client:
                 culprits=[COORDINATOR],
             )
 
+    def _check_view(self, claim: Survivors) -> None:
+        """Everybody who signs this tuple has the same keys and masks with the same peers."""
+        if claim.adverts_hash != self._adverts_hash or set(claim.dealers) != set(self._shares):
+            raise SecurityError("survivor tuple has other adverts or another U2 than mine", culprits=[COORDINATOR])
+
+    def _check_counted(self, claim: Survivors) -> None:
+        """My upload is in, as I sent it: else signing would help to open it with my mask key, or to replace it."""
+        if self.me not in claim.survivors:
+            raise SecurityError("survivor tuple leaves me out", culprits=[COORDINATOR])
+        if claim.digests[claim.survivors.index(self.me)] != self._digest:
+            raise SecurityError("survivor tuple has another digest of my upload", culprits=[COORDINATOR])
+
     def _deal(self) -> ShareMessage:
         group = sorted(self._adverts)
         secrets, count = self._secrets, len(self.context.first_cohort)
@@ -216,8 +222,7 @@ class Client:
         return self._binding + enc("box", sender, recipient)
 
     def _open(self, delivery: Delivery) -> dict[IdentityKey, SharePair]:
-        if self._my_dealing not in delivery.dealings:
-            raise SecurityError("my own shares are missing or replaced", culprits=[COORDINATOR])
+        _check_mine(self._my_dealing, delivery.dealings)
         dealings = verify_dealings(self.context, sorted(self._adverts), self._adverts_hash, delivery.dealings)
         others = [dealer for dealer in dealings if dealer != self.me]
         if len(delivery.boxes) != len(others):
@@ -230,8 +235,7 @@ class Client:
     def _open_box(self, dealer: IdentityKey, dealing: Dealing, box: bytes) -> SharePair:
         group = sorted(self._adverts)
         boxed_to = [member for member in group if member != dealer]
-        if sha256(box) != dealing.boxes[boxed_to.index(self.me)]:
-            raise SecurityError("box is not the one its dealer signed", culprits=[COORDINATOR])
+        _check_box(box, dealing.boxes[boxed_to.index(self.me)])
         try:
             plaintext = aead.open_once(self._box_key(dealer, self.me), box, self._associated(dealer, self.me))
             pair = SharePair.decode(plaintext)
@@ -255,3 +259,13 @@ class Client:
                 f"{len(signers)} survivors confirmed, fewer than the threshold of {self.context.threshold}",
                 culprits=[COORDINATOR],
             )
+
+
+def _check_mine(message: bytes, messages: Sequence[bytes]) -> None:
+    if message not in messages:
+        raise SecurityError("my own message is missing or replaced", culprits=[COORDINATOR])
+
+
+def _check_box(box: bytes, signed_hash: bytes) -> None:
+    if sha256(box) != signed_hash:
+        raise SecurityError("box is not the one its dealer signed", culprits=[COORDINATOR])

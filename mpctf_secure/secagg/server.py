@@ -121,8 +121,7 @@ class Server:
         reader = Reader(message.body)
         declared = reader.bytes(HASH_BYTES)
         reader.end()
-        if declared != digest:
-            raise SecurityError("upload is not what its digest says", culprits=[message.sender.hex()])
+        _check_digest(declared, digest, message.sender)
         if self._is_new(message.sender, data):
             self._received[message.sender] = data
 
@@ -243,3 +242,8 @@ class Server:
             mask = pair_mask(self._binding, dropout, private, survivor, self._adverts[survivor].mask_key)
             # The survivor's input holds the mask with the sign that is opposite to the dropout's.
             yield Mask(mask.vector_seed, mask.scalar_seed, not mask.added)
+
+
+def _check_digest(declared: bytes, received: bytes, sender: IdentityKey) -> None:
+    if declared != received:
+        raise SecurityError("upload is not what its digest says", culprits=[sender.hex()])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulator import Attempt, make_client, make_context
+from simulator import Attempt, make_client, make_context, tuple_of, with_advert
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import agreement
@@ -12,21 +12,10 @@ from mpctf_secure.hazmat.encoding import decode_sequence, enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.secagg import masks
-from mpctf_secure.secagg.chunks import digest as chunks_digest
-from mpctf_secure.secagg.client import Client
-from mpctf_secure.secagg.messages import Advert, Delivery, Release, ShareMessage, Signed, Survivors
+from mpctf_secure.secagg.messages import Advert, Delivery, Release, ShareMessage, Signed
 
 LOW_ORDER = bytes(32)
 NOT_CANONICAL = (2**255 - 19 + 9).to_bytes(32, "little")  # the base point in a second encoding
-
-
-def with_advert(attempt: Attempt, index: int, advert: Advert) -> bytes:
-    """All adverts, that of participant `index` replaced by one it signs itself: a peer that lies."""
-    messages = []
-    for i, client in enumerate(attempt.clients):
-        body = advert.encode() if i == index else Signed.decode(client.advertise()).body
-        messages.append(Signed.make("advert", attempt.context.digest(), client.key, body))
-    return enc_sequence(m.encode() for m in sorted(messages, key=lambda m: m.sender))
 
 
 BAD_KEYS = {
@@ -127,13 +116,6 @@ def test_split_view_of_adverts_is_blamed_on_the_coordinator() -> None:
     with pytest.raises(SecurityError) as caught:
         group[0].mask(Delivery(dealings, ()).encode(), attempt.lanes[0], attempt.scalars[0])
     assert caught.value.culprits == ("coordinator",)
-
-
-def tuple_of(attempt: Attempt, members: list[Client]) -> bytes:
-    everyone = tuple(sorted(client.me for client in attempt.clients))
-    survivors = tuple(sorted(client.me for client in members))
-    digests = tuple(chunks_digest(map(sha256, attempt.uploads[m])) for m in survivors)
-    return Survivors(members[0]._adverts_hash, everyone, survivors, digests).encode()
 
 
 def masked(n: int) -> Attempt:
