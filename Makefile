@@ -21,7 +21,7 @@ demo-compare: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone --compare centralised
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term
 
 test-slow: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/pytest -m slow

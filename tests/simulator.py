@@ -24,7 +24,9 @@ STAGES = ("advertise", "share", "upload", "confirm", "release")
 
 def make_client(context: Context, key: SigningKey) -> Client:
     """A client with reproducible entropy in the place of the operating system's."""
-    return Client(context, key, hashlib.shake_256(key.public).digest(entropy_bytes(context.threshold)))
+    return Client(
+        context, key, hashlib.shake_256(key.public + context.digest()).digest(entropy_bytes(context.threshold))
+    )
 
 
 def make_context(keys: Iterable[SigningKey], *, bits: int = 32, dimension: int = 50, scalars: int = 4) -> Context:

@@ -71,6 +71,9 @@ def test_generator_is_the_keystream_in_order_and_unbiased_below() -> None:
         counts[generator.below(6)] += 1
     assert min(counts) > 850
     assert sorted(generator.permutation(50)) == list(range(50))
+    bound = (1 << 31) + 1  # nearly half of all draws must be rejected
+    assert all(generator.below(bound) < bound for _ in range(20))
+    assert {generator.choice("abc") for _ in range(50)} == set("abc")
 
 
 def test_x25519_of_wycheproof() -> None:

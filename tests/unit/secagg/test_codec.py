@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.parallel import ordered_map
 from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.codec import Grid
 
@@ -88,3 +89,33 @@ def test_scalar_that_could_overflow_is_refused() -> None:
 def test_sum_without_weight_is_refused() -> None:
     with pytest.raises(SecurityError, match="no mean"):
         codec.decode_mean(np.zeros(1, "<u4"), 0, 1, Grid((1,), (1.0,), 32, 3))
+
+
+def test_update_of_another_size_is_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        codec.encode(np.zeros(2, np.float32), 1.0, Grid((1,), (1.0,), 32, 3), seed())
+
+
+@pytest.mark.parametrize(("bits", "n"), [(16, 2), (16, 10), (32, 2), (32, 100)])
+def test_value_at_the_range_stays_within_the_headroom_for_every_draw(bits: int, n: int, monkeypatch) -> None:
+    """max|q| plus a draw just below 1 rounds up to the next float; n times that would wrap."""
+    monkeypatch.setattr(codec, "keystream", lambda _seed, _chunk, size: np.full(size, 255, np.uint8))
+    grid = Grid((3,), (1.0,), bits, n)
+    lanes, clipped = codec.encode(np.array([1, -1, 2], np.float32), 1.0, grid, seed())
+    signed = lanes.view(f"<i{lanes.itemsize}").astype(int)
+    assert np.abs(signed).max() <= grid.largest
+    assert clipped == [1]
+    assert n * grid.largest <= 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_threads_and_slabs_change_nothing(bits: int) -> None:
+    grid = Grid((codec.SLAB - 5, 17, codec.SLAB), (0.5, 1.0, 2.0), bits, 3)
+    update = np.sin(np.arange(grid.dimension, dtype=np.float32))
+    one, many = codec.encode(update, 0.7, grid, seed()), codec.encode(update, 0.7, grid, seed(), ordered_map)
+    assert np.array_equal(one[0], many[0])
+    assert one[1] == many[1]
+    assert one[1][0] > 0
+    mean = codec.decode_mean(one[0], 1, 1, grid, ordered_map)
+    inside = np.abs(update * 0.7) < 0.5
+    assert np.abs(mean[inside] - update[inside] * 0.7).max() <= 2.0 / grid.largest + 1e-6
