@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import ordered_map
@@ -36,6 +37,12 @@ class Spool:
         self._layout = context.layout
         self._sizes = context.layout.sizes
         folder.mkdir(parents=True)
+        needed, free = (len(context.cohort) + 1) * self._layout.size, shutil.disk_usage(folder).free
+        if needed > free:
+            raise EnvironmentUnfitError(
+                f"{folder}: the round's uploads need {needed >> 20} MiB, {free >> 20} MiB are free",
+                hint="free some space, or put the run folder on another disk with --runs",
+            )
 
     async def receive(self, pieces: AsyncIterator[bytes], size: int) -> Upload | None:
         """Write the chunks of an upload said to have `size` bytes; SecurityError for any but the schema's sizes.

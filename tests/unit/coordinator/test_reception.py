@@ -35,10 +35,10 @@ class World:
         self.keys = {name: keystore.load(home / name).identity for name in (*NAMES, "coordinator")}
         self.peers = {str(member.name): member for member in self.roster.members}
         self.events: list[str] = []
-        self.context = make_context([self.keys[name] for name in NAMES])
+        self.context = make_context([self.keys[name] for name in NAMES], dimension=600_000)
         self.ctx = self.context.digest()
         self.folder = home / "spool"
-        self.chunks = [bytes(size) for size in self.context.layout.sizes]
+        self.chunks = [bytes([number]) * size for number, size in enumerate(self.context.layout.sizes)]
 
     def open(self) -> None:
         terms = Proposal(
@@ -58,10 +58,10 @@ class World:
             raise SecurityError("upload is not what its digest says")
         self.spool.keep(sender, upload)
 
-    def stream(self, name: str, chunks: list[bytes] | None = None) -> list[bytes]:
+    def stream(self, name: str, chunks: list[bytes] | None = None, size: int | None = None) -> list[bytes]:
         sent = self.chunks if chunks is None else chunks
         trailer = Signed.make("upload", self.ctx, self.keys[name], enc(digest(map(sha256, self.chunks)))).encode()
-        return [enc(self.ctx, self.context.layout.size), *sent, trailer]
+        return [enc(self.ctx, self.context.layout.size if size is None else size), *sent, trailer]
 
     async def upload(self, name: str, pieces: list[bytes]) -> bytes:
         async def stream() -> AsyncIterator[bytes]:
@@ -124,6 +124,9 @@ def test_repeated_uploads_leave_one_file(world: World) -> None:
 WRONG_STREAMS = {
     "a chunk of another size": lambda w: [b"x" * 7],
     "other bytes than the signed digest": lambda w: [b"\1" * len(w.chunks[0]), *w.chunks[1:]],
+    "chunks in another order": lambda w: [w.chunks[1], w.chunks[0], *w.chunks[2:]],
+    "a chunk twice in the place of another": lambda w: [w.chunks[0], w.chunks[0], *w.chunks[2:]],
+    "a chunk too many": lambda w: [w.chunks[0], *w.chunks],
     "more after the digest": lambda w: [*w.chunks, Signed.make("upload", w.ctx, w.keys["bank-b"], b"").encode()],
 }
 
@@ -140,6 +143,44 @@ def test_wrong_upload_is_refused_its_sender_is_out_and_nothing_stays_on_disk(wor
         hello = Signed.make("hello", world.roster.hash, world.keys["bank-b"], b"").encode()
         with pytest.raises(SecurityError, match="out of this run"):
             await world.reception.exchange(world.peers["bank-b"], enc("hello", world.roster.hash, hello))
+
+    asyncio.run(scenario())
+
+
+def test_upload_that_announces_another_length_is_refused_before_its_first_byte(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        with pytest.raises(SecurityError, match="announces 5 bytes"):
+            await world.upload("bank-b", world.stream("bank-b", [], size=5))
+        assert world.files == []
+
+    asyncio.run(scenario())
+
+
+def test_upload_without_an_opening_is_refused(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        with pytest.raises(SecurityError):
+            await world.upload("bank-b", [world.ctx])
+
+    asyncio.run(scenario())
+
+
+def test_stalled_stream_ends_with_its_stage_and_leaves_nothing(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+
+        async def stalls() -> AsyncIterator[bytes]:
+            for piece in world.stream("bank-b")[:2]:
+                yield piece
+            await asyncio.Event().wait()
+
+        upload = asyncio.create_task(world.reception.upload(world.peers["bank-b"], stalls()))
+        await until(lambda: world.files == [".part"])
+        assert await world.gate.collect(0.01, 3)
+        world.gate.answer({})
+        assert world.label(await upload) == "skip"
+        assert world.files == []
 
     asyncio.run(scenario())
 

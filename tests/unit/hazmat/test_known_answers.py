@@ -1,11 +1,12 @@
-"""Published vectors: RFC 7748, 5869 and 8032, SP 800-38D, and Project Wycheproof where it is on disk."""
+"""Published vectors: RFC 7748, 5869, 8032 and 8439, SP 800-38A and 38D, and Project Wycheproof where it is on disk."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import aead, agreement, signature
@@ -108,3 +109,21 @@ def test_small_order_and_non_canonical_ed25519_keys_are_refused() -> None:
     for bad in (bytes(32), b"\x01" + bytes(31), b"\xff" * 32, b"short"):
         with pytest.raises(SecurityError):
             signature.check_public_key(bad)
+
+
+def test_aes_256_ctr_of_sp_800_38a_f_5_5() -> None:
+    """The cipher behind the generator; the generator's own counter blocks end in 2 and are tested above."""
+    key = unhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(unhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"))).encryptor()
+    plaintext = unhex("6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51")
+    assert encryptor.update(plaintext).hex() == "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
+
+
+def test_chacha20_poly1305_of_rfc_8439_section_2_8_2() -> None:
+    """The cipher behind the boxes, whose own nonce is zero."""
+    message = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
+    message += b"sunscreen would be it."
+    cipher, nonce = ChaCha20Poly1305(bytes(range(0x80, 0xA0))), unhex("070000004041424344454647")
+    sealed = cipher.encrypt(nonce, message, unhex("50515253c0c1c2c3c4c5c6c7"))
+    assert sealed[:16].hex() == "d31a8d34648e60db7b86afbc53ef7ec2"
+    assert sealed[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"

@@ -48,6 +48,7 @@ def test_round_survives_a_crash_before_every_stage(tmp_path: Path, attempt: Atte
     crash()
     again = attempt.clients[0]
     assert again.advertise() in decode_sequence(adverts)
+    assert again.release(signatures) in attempt.transcript
     assert list(again.mask(deliveries[again.me]).chunks()) == attempt.uploads[again.me]
 
 

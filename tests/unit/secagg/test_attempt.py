@@ -43,6 +43,26 @@ def test_sum_is_exact_for_any_cohort_and_any_bearable_dropouts(data: st.DataObje
     assert np.array_equal(scalars, attempt.plain()[1])
 
 
+@pytest.mark.parametrize("n", [31, 100])
+def test_sum_is_exact_in_large_cohorts_with_as_many_dropouts_as_they_bear(n: int) -> None:
+    bearable = n - floor(n, default_colluders(n))
+    drops = {i: STAGES[i % len(STAGES)] for i in range(bearable)}
+    attempt = Attempt(n, bits=16, dimension=3, drops=drops)
+    lanes, scalars = attempt.run()
+    assert np.array_equal(lanes, attempt.plain()[0])
+    assert np.array_equal(scalars, attempt.plain()[1])
+
+
+@pytest.mark.slow
+def test_hundred_participants_33_dropouts_and_a_million_coordinates() -> None:
+    """The malicious threshold: c = 33, t = 67. All 33 drop after share keys, so 33·67 pair masks must come off."""
+    attempt = Attempt(100, bits=32, dimension=1_000_000, drops=dict.fromkeys(range(33), "upload"))
+    assert (attempt.context.threshold, attempt.context.floor) == (67, 67)
+    lanes, scalars = attempt.run()
+    assert np.array_equal(lanes, attempt.plain()[0])
+    assert np.array_equal(scalars, attempt.plain()[1])
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_dropout_too_many_ends_the_attempt_and_names_who_is_missing(stage: str) -> None:
     attempt = Attempt(4, drops={1: stage, 2: stage})

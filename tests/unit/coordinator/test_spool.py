@@ -1,0 +1,35 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulator import Attempt
+
+from mpctf_secure.coordinator.spool import Spool, Upload
+from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.secagg.chunks import digest
+
+
+def test_sum_from_disk_is_exact_and_its_digest_is_over_its_chunks(tmp_path: Path) -> None:
+    attempt = Attempt(4, bits=16, dimension=(1 << 19) + 3, drops={2: "upload"})
+    left = attempt.release(attempt.confirm(attempt.upload(attempt.share(attempt.advertise()))))
+    spool = Spool(tmp_path / "spool", attempt.context)
+    for owner, chunks in attempt.uploads.items():
+        path = tmp_path / "spool" / "arrived.part"
+        path.write_bytes(b"".join(chunks))
+        spool.keep(owner, Upload(path, b"", b"", 0))
+    target = tmp_path / "sum"
+    seen = spool.open_sum(attempt.server.survivors, left, target)
+    lanes, scalars = spool.load_sum(target)
+    assert np.array_equal(lanes, attempt.plain()[0])
+    assert np.array_equal(scalars, attempt.plain()[1])
+    assert seen == digest(map(sha256, spool.read_sum(target)))
+    spool.clear()
+    assert not (tmp_path / "spool").exists()
+
+
+def test_round_that_does_not_fit_on_the_disk_says_so_before_it_begins(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100))  # type: ignore[attr-defined]
+    with pytest.raises(EnvironmentUnfitError, match="are free"):
+        Spool(tmp_path / "spool", Attempt(4).context)
