@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-compare test test-slow lint format clean
+.PHONY: demo demo-compare test test-slow bench-secagg lint format clean
 
 demo: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone
@@ -31,6 +31,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Flower's dependencies clash with ours, so it gets an environment of its own with what its secure aggregation imports.
+.venv-flower/.installed:
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/pip --quiet install --no-deps flwr==1.42.0
+	.venv-flower/bin/pip --quiet install 'numpy<3' grpcio 'protobuf<7' 'cryptography<51' 'pycryptodome<4' 'iterators<0.0.3' \
+	  httpx 'typer<0.21'
+	@touch $@
+
+bench-secagg: $(STAMP) .venv-flower/.installed
+	$(BIN)/python benchmarks/secagg.py --peer flower --round
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -51,4 +62,4 @@ $(DEMO_MODEL)/config.json: | $(STAMP)
 	$(BIN)/python -m mpctf_secure.experiments.smollm2 $(CACHE)/wheels $(DEMO_MODEL)
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-flower runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -79,5 +79,7 @@ _TEXTS = {
         "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}, {clipped} updates clipped; "
         "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
     ),
+    "attempt_failed": "round {round}: attempt {attempt} failed: {reason}",
+    "round_void": "round {round} is void and the model stays: {reason}",
     "round_finished": "round {round}: all hold state {state_hash:.16}…",
 }

@@ -41,6 +41,7 @@ from mpctf_secure.secagg.server import Server
 from mpctf_secure.secagg.transitions import ServerState
 
 GO, ACK = Answer("go", b""), Answer("ack", b"")
+_MOST_REASON = 250  # characters, at most four bytes each
 
 
 class Finished(NamedTuple):
@@ -181,7 +182,7 @@ class Coordinator:
             raise ParticipationError(f"{last.message}: {error.message}", culprits=error.culprits) from error
         self._round.void = error.message
         self._record("round_void", round=following.round, reason=error.message, convicted=bool(proof))
-        void = Void(announcement(context), error.message, proof)
+        void = Void(announcement(context), error.message[:_MOST_REASON], proof)
         header = self.reception.sign("void", contract.run_context, void.encode())
         return Finished(following, Outcome(header))
 

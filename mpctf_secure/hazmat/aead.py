@@ -8,8 +8,6 @@ from mpctf_secure.errors import SecurityError
 KEY_BYTES = 32
 _ZERO_NONCE = bytes(12)
 NONCE_BYTES = 12
-SEAL_BYTES = NONCE_BYTES + 16
-"""How much longer a sealed record is than its plaintext."""
 
 
 def seal_once(key: bytes, message: bytes, associated: bytes) -> bytes:
@@ -25,17 +23,17 @@ def open_once(key: bytes, box: bytes, associated: bytes) -> bytes:
         raise SecurityError("box does not open") from error
 
 
-def seal(key: bytes, nonce: bytes, message: bytes, associated: bytes) -> bytes:
-    """Encrypt one of at most 2³² messages under `key`: nonce ‖ ciphertext ‖ tag.
+def seal(key: bytes, nonce: bytes, message: bytes | memoryview, associated: bytes) -> bytes:
+    """Encrypt one of at most 2³² messages under `key`: ciphertext ‖ tag.
 
     The nonce must be random and not a count, which would start again where a crash tears the last record off a file.
     """
-    return nonce + AESGCM(key).encrypt(nonce, message, associated)
+    return AESGCM(key).encrypt(nonce, message, associated)
 
 
-def open_sealed(key: bytes, sealed: bytes, associated: bytes) -> bytes:
+def open_sealed(key: bytes, nonce: bytes, sealed: bytes, associated: bytes) -> bytes:
     """What `seal` was given; SecurityError for anything that it did not make."""
     try:
-        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
+        return AESGCM(key).decrypt(nonce, sealed, associated)
     except (InvalidTag, ValueError) as error:
         raise SecurityError("sealed record does not open") from error

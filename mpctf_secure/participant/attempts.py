@@ -26,7 +26,7 @@ from mpctf_secure.secagg.parameters import Context
 Input = tuple[Lanes, Lanes]
 """Quantised lanes [d], and scalars."""
 
-_INPUT, _ATTEMPT = "input", "attempt"
+_INPUT, _MORE_INPUT, _ATTEMPT = "input", "more input", "attempt"
 
 
 class Attempts:
@@ -116,7 +116,8 @@ class Attempts:
     def _keep_input(self, context: Context, made: Input) -> list[Entry]:
         self._input = made
         count = len(context.layout.sizes)
-        return [Entry(_INPUT, enc(k, context.layout.cut(k, *made).tobytes())) for k in range(count)]
+        pieces = [context.layout.cut(k, *made).data.cast("B") for k in range(count)]
+        return [Entry(_MORE_INPUT if k else _INPUT, piece) for k, piece in enumerate(pieces)]
 
     def _begin(self, announce: Announce, context: Context, entropy: bytes) -> None:
         self._client = Client(context, self._key, entropy)
@@ -124,16 +125,17 @@ class Attempts:
         self._done = {"advertise": (b"", self._client.advertise())}
 
     def _replay(self, entry: Entry) -> None:
-        reader = Reader(entry.content)
+        content = bytes(entry.content)
         if entry.kind == _INPUT:
-            # A crash may have cut an earlier writing short: the chunks that count are the last ones from 0 on.
-            if (number := reader.integer()) == 0:
-                self._chunks = []
-            self._chunks[number:] = [reader.bytes()]
+            # A crash may have cut an earlier writing short: what counts is the last one.
+            self._chunks = [content]
+        elif entry.kind == _MORE_INPUT:
+            self._chunks.append(content)
         elif entry.kind == _ATTEMPT:
+            reader = Reader(content)
             announce, entropy = Announce.decode(reader.bytes()), reader.bytes()
             context = self._context_of(announce)
             self._input = self._input or context.layout.join(self._chunks)
             self._begin(announce, context, entropy)
         else:
-            self._done[entry.kind] = entry.content, self._perform(entry.kind, entry.content)
+            self._done[entry.kind] = content, self._perform(entry.kind, content)

@@ -13,17 +13,18 @@ from typing import BinaryIO, NamedTuple
 from mpctf_secure import files
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat import aead
-from mpctf_secure.hazmat.encoding import Reader, enc, u32
+from mpctf_secure.hazmat.encoding import enc, u32
 from mpctf_secure.identity import keystore
 
 _LENGTH_BYTES = 4
+_MOST_BYTES = 1 << 26
 
 
 class Entry(NamedTuple):
-    """One record: what it is, and its content."""
+    """One record: what it is, which is not secret, and its content, which is sealed."""
 
     kind: str
-    content: bytes
+    content: bytes | memoryview
 
 
 class LostRoundError(EnvironmentUnfitError):
@@ -54,8 +55,7 @@ class RoundFile:
         """On disk when this returns. After an error the file is shut, so nothing more can be sent in this round."""
         try:
             for entry in entries:
-                self._stream.write(self._record(entry))
-                self._count += 1
+                self._write(entry)
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
@@ -74,10 +74,13 @@ class RoundFile:
         except EnvironmentUnfitError as error:
             raise self._lost("its key is gone") from error
 
-    def _record(self, entry: Entry) -> bytes:
-        plaintext = enc(entry.kind, entry.content)
-        sealed = aead.seal(self._key, os.urandom(aead.NONCE_BYTES), plaintext, self._associated(self._count))
-        return u32(len(sealed)) + sealed
+    def _write(self, entry: Entry) -> None:
+        nonce, kind = os.urandom(aead.NONCE_BYTES), entry.kind.encode()
+        sealed = aead.seal(self._key, nonce, entry.content, self._associated(self._count, kind))
+        # Not joined first: input comes in megabytes, and each copy would be paid for all of it.
+        self._stream.write(enc(kind, nonce) + u32(len(sealed)))
+        self._stream.write(sealed)
+        self._count += 1
 
     def _recover(self) -> Iterator[Entry]:
         try:
@@ -86,25 +89,23 @@ class RoundFile:
             raise self._lost("the file is gone") from error
         with stream:
             whole = 0
-            for number, sealed in enumerate(_complete_records(stream)):
-                yield self._opened(number, sealed)
-                whole += _LENGTH_BYTES + len(sealed)
+            for number, (kind, nonce, sealed) in enumerate(_complete_records(stream)):
+                yield self._opened(number, kind, nonce, sealed)
+                whole = stream.tell()
             stream.truncate(whole)
             os.fsync(stream.fileno())
 
-    def _opened(self, number: int, sealed: bytes) -> Entry:
+    def _opened(self, number: int, kind: bytes, nonce: bytes, sealed: bytes) -> Entry:
         # A record that is complete and does not open may be one that was acknowledged: going on without it could
         # release for a second tuple. So only incomplete ones are cut.
         try:
-            reader = Reader(aead.open_sealed(self._key, sealed, self._associated(number)))
-            entry = Entry(reader.text(), reader.bytes())
-            reader.end()
+            content = aead.open_sealed(self._key, nonce, sealed, self._associated(number, kind))
         except SecurityError as error:
             raise self._lost(f"record {number} is damaged") from error
-        return entry
+        return Entry(kind.decode(), content)
 
-    def _associated(self, number: int) -> bytes:
-        return self._bound + enc(number)
+    def _associated(self, number: int, kind: bytes) -> bytes:
+        return self._bound + enc(number, kind)
 
     def _lost(self, why: str) -> LostRoundError:
         return LostRoundError(f"{self._path}: {why}", hint="this site sits the round out and joins the next one")
@@ -120,9 +121,19 @@ def _read_position(path: Path) -> int:
         raise LostRoundError(f"{path}: not a round number", hint="restore the file, or leave the run") from error
 
 
-def _complete_records(stream: BinaryIO) -> Iterator[bytes]:
-    while len(prefix := stream.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
-        sealed = stream.read(int.from_bytes(prefix, "big"))
-        if not sealed or len(sealed) < int.from_bytes(prefix, "big"):
+def _complete_records(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """(kind, nonce, sealed) of each record that is there to its end."""
+    while True:
+        fields = [_read_field(stream) for _ in range(3)]
+        if None in fields:
             return
-        yield sealed
+        yield [field for field in fields if field is not None]
+
+
+def _read_field(stream: BinaryIO) -> bytes | None:
+    prefix = stream.read(_LENGTH_BYTES)
+    size = int.from_bytes(prefix, "big")
+    if len(prefix) < _LENGTH_BYTES or not 0 < size <= _MOST_BYTES:
+        return None
+    field = stream.read(size)
+    return field if len(field) == size else None
