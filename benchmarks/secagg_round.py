@@ -7,6 +7,7 @@ stages, masks and sealed files are left out; everything else is the program's ow
 import asyncio
 import datetime
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ from mpctf_secure.secagg.server import Server
 from mpctf_secure.training.launch import Trained
 from mpctf_secure.transport.server import listen
 
-ROUNDS = 4  # the first is in the 32-bit ring
+ROUNDS = 9  # the first is in the 32-bit ring
 SHAPE = (16, 4096)
 
 
@@ -49,11 +50,12 @@ class ReadyJob:
     def __init__(self, spec: object, work: Path) -> None:
         count = int((work / "tensors").read_text())
         self.schema = tuple((f"layer-{number:05}.lora_A.weight", SHAPE) for number in range(count))
+        draw = np.random.default_rng(0).standard_normal(count * SHAPE[0] * SHAPE[1], dtype=np.float32)
+        self.update = np.float32(1e-4) * draw
 
     def train(self, adapter: np.ndarray, rows: list[int], progress: object) -> Trained:
-        """Any update."""
-        draw = np.random.default_rng(len(rows)).standard_normal(adapter.size, dtype=np.float32)
-        return Trained(adapter + np.float32(1e-4) * draw, 1.0, len(rows), 1, 0.0)
+        """The update, at once: what is left of the training stage is the program's own clipping and waiting."""
+        return Trained(adapter + self.update, 1.0, len(rows), 1, 0.0)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -144,14 +146,14 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
 
 
 def compare(dimension: int, members: int) -> tuple[float, float]:
-    """Least seconds of a round in the 16-bit ring without training: (secure, in the clear), each in its own process."""
+    """Median seconds of a whole round in the 16-bit ring, in which training takes no time: (secure, in the clear)."""
     took = []
     for mode in ("secure", "clear"):
         argv = [sys.executable, __file__, mode, str(dimension), str(members)]
         rounds = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
         for record in rounds[1:]:
             print(f"  {mode}: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record.items()))
-        took.append(min(sum(record.values()) - record["training"] for record in rounds[1:]))
+        took.append(statistics.median(sum(record.values()) for record in rounds[1:]))
     return took[0], took[1]
 
 

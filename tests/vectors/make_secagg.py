@@ -28,8 +28,11 @@ def stream(*names: object) -> "hashlib._Hash":
     return hashlib.shake_256("/".join(map(str, names)).encode())
 
 
-def numbers(count: int, bits: int, *names: object) -> list[int]:
-    return plain.lanes_of(stream(*names).digest(count * bits // 8), bits)
+def numbers(count: int, bits: int, n: int, *names: object) -> list[int]:
+    """Lanes within the headroom of n summands, the two outermost values among them."""
+    most = (2 ** (bits - 1) - 1) // n
+    drawn = plain.lanes_of(stream(*names).digest(count * bits // 8), bits)
+    return [value % 2**bits for value in (most, -most, *(lane % (2 * most + 1) - most for lane in drawn[2:]))]
 
 
 def transcript(name: str, scenario: dict) -> dict:
@@ -60,8 +63,8 @@ def transcript(name: str, scenario: dict) -> dict:
         member: {
             "seed": seeds[member],
             "entropy": stream(name, member.hex(), "entropy").digest(entropy_bytes),
-            "lanes": numbers(DIMENSION, scenario["ring_bits"], name, member.hex(), "lanes"),
-            "scalars": numbers(SCALARS, 64, name, member.hex(), "scalars"),
+            "lanes": numbers(DIMENSION, scenario["ring_bits"], len(first), name, member.hex(), "lanes"),
+            "scalars": numbers(SCALARS, 64, len(first), name, member.hex(), "scalars"),
         }
         for member in cohort
     }
