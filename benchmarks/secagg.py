@@ -71,7 +71,8 @@ def measure_client(dimension: int, participants: int, bits: int, **_: object) ->
     """Quantise and mask one update, chunk by chunk, as a participant does while it sends."""
     sizes = tensors(dimension)
     grid = codec.Grid(sizes, (4e-3,) * len(sizes), bits, participants)
-    update = (np.random.default_rng(0).standard_normal(dimension) * 1e-3).astype(np.float32)
+    update = np.random.default_rng(0).standard_normal(dimension, dtype=np.float32)
+    update *= np.float32(1e-3)
     layout = Layout(bits, dimension, 3 + len(sizes))
     lanes, _ = codec.encode(update, 0.7, grid, bytes(32), ordered_map)
     masked = MaskedInput(layout, lanes, np.zeros(layout.scalars, "<u8"), masks(participants))
