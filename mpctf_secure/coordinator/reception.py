@@ -223,7 +223,7 @@ class Reception:
         if gate:
             return await self._enter(gate, peer, label, ctx, message, signed)
         self._check_sender(peer, signed, label, signed.ctx)
-        if label in _OF_AN_ATTEMPT or (label == "ready" and number is not None and number < max(self._news)):
+        if label in _OF_AN_ATTEMPT or (label == "ready" and number is not None and number < max(self._news, default=0)):
             return SKIP  # so late that its gate is forgotten
         raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
 

@@ -280,8 +280,8 @@ class Coordinator:
         self.reception.tell(state.round, finished.outcome)
         if finished.release:
             finished.release.answer({}, otherwise=ACK)
-        await self._collect(transition, "transition", self._timeouts.stage, context.threshold)
-        if len(transition.arrived) < context.threshold:
+        await self._collect(transition, "transition", self._timeouts.stage, contract.agreement)
+        if len(transition.arrived) < contract.agreement:
             void = f"; it is void: {self._round.void}" if self._round.void else ""
             raise ParticipationError(f"round {state.round}: too few participants hold the next state{void}")
         self._record("round_finished", round=state.round, state_hash=state.hash(contract).hex())

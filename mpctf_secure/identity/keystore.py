@@ -18,6 +18,7 @@ from mpctf_secure.ids import IdentityKey, ParticipantName
 
 _IDENTITY, _TLS_KEY, _TLS_CERTIFICATE, _ROSTER = "identity.key", "tls.key", "tls.crt", "roster.json"
 _ROUNDS = "rounds"
+_RUN_SUFFIX = ".run"  # a dot is in no run's name, so no round of another run has this file
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,15 @@ def destroy(folder: Path) -> None:
 
 def run_secret(folder: Path, run_id: str) -> bytes:
     """The site's 32-byte secret of one run, drawn when it is first asked for."""
-    path = _round_key(folder, run_id)
-    if not path.exists():
-        create_round_key(folder, run_id)
-    return _read_private(path)
+    name = run_id + _RUN_SUFFIX
+    if not _round_key(folder, name).exists():
+        create_round_key(folder, name)
+    return load_round_key(folder, name)
 
 
 def destroy_run_secret(folder: Path, run_id: str) -> None:
     """Unlink it."""
-    destroy_round_key(folder, run_id)
+    destroy_round_key(folder, run_id + _RUN_SUFFIX)
 
 
 def create_round_key(folder: Path, name: str) -> None:

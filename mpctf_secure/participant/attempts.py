@@ -60,6 +60,8 @@ class Attempts:
         if announce != self.announce:
             context = self._context_of(announce)
             self._check_follows(context)
+            if IdentityKey(self._key.public) not in announce.cohort:
+                raise SecurityError("announced cohort leaves this site out", culprits=["coordinator"])
             entries = [] if self._input else self._keep_input(context, make_input(context))
             entropy = os.urandom(entropy_bytes(context.threshold))
             self._file.append(*entries, Entry(_ATTEMPT, enc(announce.encode(), entropy)))

@@ -11,6 +11,7 @@ from mpctf_secure.identity.roster import Member
 from mpctf_secure.rounds.messages import Announce, Fetch, Publication, Void
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.verification import COORDINATOR
 from mpctf_secure.transport.client import Channel
 
 SKIP = "skip"
@@ -82,9 +83,15 @@ class Link:
                 return Publication.decode(self._check(header, ctx, "publication", skippable=False))
 
     def _check(self, answer: bytes, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
-        reply = Signed.decode(answer)
+        try:
+            return self._checked(Signed.decode(answer), ctx, expect, skippable=skippable)
+        except SecurityError as error:
+            # Whatever name stands in it, the coordinator sent it: no peer is to be blamed.
+            raise SecurityError(f"answer: {error.message}", culprits=[COORDINATOR]) from error
+
+    def _checked(self, reply: Signed, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
         if reply.sender != self._coordinator.identity:
-            raise SecurityError("answer is not signed by the coordinator", culprits=[reply.sender.hex()])
+            raise SecurityError("not signed by the coordinator")
         if reply.label == "abort":
             reply.verify("abort", ctx)
             raise InterruptedRunError(f"the coordinator ended the run: {reply.body.decode(errors='replace')}")

@@ -5,6 +5,7 @@ what a disk keeps of deleted files is not in our hands. A record that a crash to
 that depends on it has left, and it is cut off.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,14 +38,21 @@ class RoundFile:
     def __init__(self, folder: Path, keys: Path, run_id: str, number: int) -> None:
         """Join the round, or go on in it after a crash; LostRoundError where it cannot go on."""
         self._path = folder / f"round-{number}.sealed"
-        self._keys, self._key_name = keys, f"{run_id}-{number}"
+        self._keys, self._key_name = keys, f"{run_id}.{number}"
         self._bound = enc("mpctf-secure/round-file/v1", run_id, number)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        position = folder / "position"
+        self._lock = _lock(folder / "lock")
+        try:
+            self._open(folder / "position", number)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, position: Path, number: int) -> None:
         if number > _read_position(position):
             # In this order: a crash in between leaves a round that is lost, never one that starts anew.
             files.replace(position, str(number).encode())
-            keystore.create_round_key(keys, self._key_name)
+            keystore.create_round_key(self._keys, self._key_name)
             files.create(self._path, b"", 0o600)
         self._key = self._load_key()
         self.entries = list(self._recover())
@@ -65,6 +73,7 @@ class RoundFile:
     def close(self) -> None:
         """The round is over: unlink the key, then what it sealed."""
         self._stream.close()
+        self._lock.close()
         keystore.destroy_round_key(self._keys, self._key_name)
         self._path.unlink(missing_ok=True)
 
@@ -109,6 +118,19 @@ class RoundFile:
 
     def _lost(self, why: str) -> LostRoundError:
         return LostRoundError(f"{self._path}: {why}", hint="this site sits the round out and joins the next one")
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Held while the file is open: a second process of this site could sign a second tuple."""
+    stream = path.open("wb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise EnvironmentUnfitError(
+            f"{path}: another process of this site is in the run", hint="end one of the two"
+        ) from error
+    return stream
 
 
 def _read_position(path: Path) -> int:

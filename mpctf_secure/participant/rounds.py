@@ -36,7 +36,7 @@ from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import Context, check_cohort, threshold
+from mpctf_secure.secagg.parameters import Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.secagg.verification import COORDINATOR
 from mpctf_secure.training.launch import Job
@@ -99,8 +99,8 @@ class Participant:
             if outcome:
                 self._take_part(state, contribution, attempts, outcome)
             outcome = self._fetch(state, attempts)
-        following, first_cohort = self._apply(state, attempts, outcome)
-        self._agree(following, len(first_cohort))
+        following = self._apply(state, attempts, outcome)
+        self._agree(following)
         file.close()
         return following
 
@@ -170,7 +170,7 @@ class Participant:
         try:
             check_cohort(len(first), len(contract.participants), colluders=contract.colluders, quorum=contract.quorum)
             context = round_context(contract, state, first)
-            if announce.attempt > 1 or announce.cohort != first:
+            if announce.attempt != 1 or announce.cohort != first:
                 context = context.retry(announce.attempt, announce.cohort)
         except (ParticipationError, SecurityError) as error:
             raise SecurityError(f"announced cohort: {error.message}", culprits=[COORDINATOR]) from error
@@ -200,14 +200,10 @@ class Participant:
         request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)
         return self._link.fetch(self._contract.run_context, request, most_chunks(self._contract))
 
-    def _apply(
-        self, state: State, attempts: Attempts, outcome: Published | Void
-    ) -> tuple[State, tuple[IdentityKey, ...]]:
-        """The next state, and the first cohort of the round that led to it."""
+    def _apply(self, state: State, attempts: Attempts, outcome: Published | Void) -> State:
         if isinstance(outcome, Void):
-            return self._accept_void(state, outcome), outcome.announce.first_cohort
-        total = self._verified_sum(state, attempts, outcome)
-        return next_state(self._contract, state, total, ordered_map), total.first_cohort
+            return self._accept_void(state, outcome)
+        return next_state(self._contract, state, self._verified_sum(state, attempts, outcome), ordered_map)
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)
@@ -228,14 +224,15 @@ class Participant:
                 raise SecurityError("published sum is of another attempt", culprits=[COORDINATOR])
         elif attempts.confirmed not in {None, header.survivors}:
             raise SecurityError("published sum is of other survivors", culprits=[COORDINATOR])
-        if not set(header.survivors) <= set(context.cohort) or len(set(header.survivors)) < context.floor:
+        check_ascending(header.survivors, "survivors")
+        if not set(header.survivors) <= set(context.cohort) or len(header.survivors) < context.floor:
             raise SecurityError("published sum has too few survivors", culprits=[COORDINATOR])
         if [len(chunk) for chunk in chunks] != context.layout.sizes:
             raise SecurityError("published sum does not have the schema's size", culprits=[COORDINATOR])
         return sum_of(context, header.survivors, chunks)
 
-    def _agree(self, state: State, cohort_size: int) -> None:
-        """Sign the state I arrived at, and see that t others did: two different states never both get so many.
+    def _agree(self, state: State) -> None:
+        """Sign the state I arrived at, and see that a quorum did: two different states never both get one.
 
         Without this a coordinator could publish two sums in the last round, where no later context shows it.
         """
@@ -246,7 +243,7 @@ class Participant:
             message.verify("transition", run_context)
             if message.sender in self._members and message.body == position:
                 signers.add(message.sender)
-        if len(signers) < threshold(cohort_size, self._contract.colluders):
+        if len(signers) < self._contract.agreement:
             raise SecurityError(f"only {len(signers)} participants hold my state", culprits=[COORDINATOR])
 
 

@@ -11,6 +11,8 @@ from mpctf_secure.config.run import Aggregation, Count, Data, Lora, Privacy, Tra
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.ids import NAME
+from mpctf_secure.secagg.parameters import default_quorum
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -18,7 +20,7 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Proposal(Frozen):
     """What the coordinator's operator asks for; a site checks it against its policy before it loads anything."""
 
-    run_id: str
+    run_id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     roster_hash: Hex32
     participants: tuple[str, ...]
     quorum: Count
@@ -46,6 +48,15 @@ class Proposal(Frozen):
         """Canonical JSON: sorted keys, no white space."""
         content = self.model_dump(mode="json")
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @property
+    def agreement(self) -> int:
+        """How many must hold a state before anybody goes on with it.
+
+        More than half of all members and colluders, so that two different states of a round never both get so many,
+        whatever cohorts a coordinator shows to whom.
+        """
+        return default_quorum(len(self.participants), self.colluders)
 
     @property
     def weight_cap(self) -> int:

@@ -1,5 +1,6 @@
 """A participant against a coordinator that publishes another sum, cohort or state than it showed before."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,19 @@ from samples import make_contract
 
 from mpctf_secure.aggregation.lora import initial_adapter
 from mpctf_secure.config.site import SiteConfig
-from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
+from mpctf_secure.errors import DecodeError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Outcome, Published
 from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.parameters import default_colluders, default_quorum, threshold
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch import Trained
 
@@ -95,9 +98,11 @@ LIES = {
     "an empty cohort": (publication(announce(cohort=()), ()), SIZES),
     "no survivors": (publication(survivors=()), SIZES),
     "survivors below the floor": (publication(survivors=MEMBERS[:2]), SIZES),
+    "a survivor twice": (publication(survivors=(*MEMBERS[:3], MEMBERS[2])), SIZES),
     "one survivor three times": (publication(survivors=(MEMBERS[0],) * 3), SIZES),
     "another cohort than was announced": (publication(announce(cohort=MEMBERS[:3])), SIZES),
     "other survivors than were signed": (publication(survivors=MEMBERS), SIZES),
+    "attempt 0": (publication(announce(0)), SIZES),
     "an attempt that no cohort allows": (publication(announce(4)), SIZES),
     "two cohorts in attempt 1": (publication(announce(1, MEMBERS[:3], MEMBERS)), SIZES),
     "a later attempt of another first cohort": (publication(announce(2, MEMBERS[:3])), SIZES),
@@ -170,12 +175,13 @@ DISAGREEMENTS = {
 def test_state_that_fewer_than_t_hold_is_refused(tmp_path: Path, said: list[bytes]) -> None:
     """Two sums published to two groups in the last round would otherwise give two final models."""
     honest = enc_sequence(transition(key, MINE) for key in KEYS[:3])
+    assert CONTRACT.agreement == 3
     link = Coordinator(answer=honest)
     site = participant(tmp_path, link)
-    site._agree(STATE, 4)
+    site._agree(STATE)
     link.answer = enc_sequence(said)
     with pytest.raises(SecurityError):
-        site._agree(STATE, 4)
+        site._agree(STATE)
 
 
 @pytest.mark.parametrize(("value", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (0.1, float("nan"))])
@@ -187,3 +193,31 @@ def test_failed_training_shows_before_this_site_is_counted_in_a_cohort(
     with pytest.raises(UsageError):
         participant(tmp_path, link, Job(adapter, loss)).run()
     assert link.asked == []
+
+
+def test_two_cohorts_of_one_round_never_both_agree() -> None:
+    """Five members, one lies: {h1, h2} and {h3, h4} are shown cohorts of four, so t = 3, and x signs with both."""
+    contract = make_contract(participants=("a", "b", "c", "d", "e"), quorum=4)
+    assert threshold(4, 1) == 3
+    assert contract.agreement == 4
+    for members in range(3, 101):
+        colluders = default_colluders(members)
+        assert 2 * default_quorum(members, colluders) > members + colluders
+
+
+NAMES = {
+    "a path": "../identity",
+    "an absolute path": "/etc/x",
+    "a zero byte": "a\0b",
+    "too long": "a" * 300,
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+def test_run_id_that_would_be_a_path_is_refused(name: str) -> None:
+    """It names files in the keystore: ../identity would be read as a run's secret, and unlinked at its end."""
+    proposal = make_contract().model_dump(mode="json", include=set(Proposal.model_fields))
+    with pytest.raises(DecodeError):
+        Proposal.decode(json.dumps({**proposal, "run_id": name}).encode())
+    assert Proposal.decode(json.dumps(proposal).encode()).run_id == "run-1"

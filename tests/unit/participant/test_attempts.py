@@ -145,6 +145,19 @@ def test_attempt_that_may_not_follow_is_refused(attempt: Attempt, wrong) -> None
         attempt.context.retry(2, attempt.context.cohort[:3]).retry(3, attempt.context.cohort)
 
 
+def test_announcement_that_leaves_this_site_out_is_refused_and_leaves_no_trace(
+    tmp_path: Path, attempt: Attempt
+) -> None:
+    others = tuple(member for member in attempt.context.cohort if member != attempt.clients[0].me)
+    first = attempt.context
+    attempt.clients[0].advertise()
+    attempts = attempt.clients[0].attempts
+    with pytest.raises(SecurityError, match="leaves this site out"):
+        attempts.join(announcement(first.retry(2, others)), lambda _: pytest.fail("input made twice"))
+    again = open_attempts(tmp_path / "0", attempt.clients[0].key, first)
+    assert again.announce == announcement(first)
+
+
 def test_message_before_any_attempt_is_refused(attempt: Attempt) -> None:
     with pytest.raises(SecurityError, match="before any attempt"):
         attempt.clients[0].share(b"")

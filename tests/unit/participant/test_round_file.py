@@ -17,8 +17,16 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+_open: list[RoundFile] = []
+
+
 def opened(home: Path, number: int = 1) -> RoundFile:
-    return RoundFile(home / "work", home / "keys", "run", number)
+    """As the next process would: the end of the one before has freed the lock."""
+    while _open:
+        _open.pop()._lock.close()
+    file = RoundFile(home / "work", home / "keys", "run", number)
+    _open.append(file)
+    return file
 
 
 def written(home: Path) -> Path:
@@ -39,7 +47,7 @@ def test_no_plaintext_lies_on_disk_and_only_the_owner_reads(home: Path) -> None:
     path = written(home)
     assert b"secret" not in path.read_bytes()
     keys = [*(home / "keys").rglob("*.key")]
-    assert [key.name for key in keys] == ["run-1.key"]
+    assert [key.name for key in keys] == ["run.1.key"]
     assert all(file.stat().st_mode & 0o077 == 0 for file in (path, *keys, path.parent, keys[0].parent))
 
 
@@ -78,13 +86,13 @@ def test_records_of_another_round_or_in_another_order_do_not_open(home: Path) ->
     with pytest.raises(LostRoundError, match="record 0 is damaged"):
         opened(home)
     opened(home, 2)
-    (home / "keys" / "rounds" / "run-2.key").write_bytes((home / "keys" / "rounds" / "run-1.key").read_bytes())
+    (home / "keys" / "rounds" / "run.2.key").write_bytes((home / "keys" / "rounds" / "run.1.key").read_bytes())
     (home / "work" / "round-2.sealed").write_bytes(whole)
     with pytest.raises(LostRoundError, match="record 0 is damaged"):
         opened(home, 2)
 
 
-@pytest.mark.parametrize("gone", ["work/round-1.sealed", "keys/rounds/run-1.key"])
+@pytest.mark.parametrize("gone", ["work/round-1.sealed", "keys/rounds/run.1.key"])
 def test_round_without_file_or_key_is_lost_and_the_next_is_not(home: Path, gone: str) -> None:
     written(home)
     (home / gone).unlink()
@@ -117,3 +125,12 @@ def test_full_disk_ends_the_round_and_says_so(home: Path) -> None:
         file.append(ENTRIES[0])
     with pytest.raises(ValueError, match="closed"):
         file.append(ENTRIES[0])
+
+
+def test_second_process_of_a_site_is_refused(home: Path) -> None:
+    """With the same entropy it would sign a second tuple: t shares of both kinds of one member could come together."""
+    first = opened(home)
+    with pytest.raises(EnvironmentUnfitError, match="another process of this site"):
+        RoundFile(home / "work", home / "keys", "run", 1)
+    first.append(ENTRIES[0])
+    assert opened(home).entries == ENTRIES[:1]
