@@ -4,7 +4,11 @@ A peer's fault, the user's own misuse and an unfit environment are separate bran
 can never swallow another. The cli prints every `MpctfError` as one `error:` line and one `hint:` line.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+
+COORDINATOR = "coordinator"
+"""The culprit where the coordinator is at fault, whatever its name in the roster."""
 
 
 class MpctfError(Exception):
@@ -42,6 +46,15 @@ class SecurityError(MpctfError):
 
 class DecodeError(SecurityError):
     """Bytes from outside are not what they should be."""
+
+
+@contextlib.contextmanager
+def blaming(culprit: str, what: str) -> Iterator[None]:
+    """A SecurityError inside becomes one about `what` and is put down to `culprit`, whoever is named in the bytes."""
+    try:
+        yield
+    except SecurityError as error:
+        raise SecurityError(f"{what}: {error.message}", hint=error.hint, culprits=[culprit]) from error
 
 
 class ParticipationError(MpctfError):

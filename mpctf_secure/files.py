@@ -1,7 +1,20 @@
 """Files that are there as a whole or not at all, also after a power cut."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from mpctf_secure.errors import EnvironmentUnfitError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError inside, such as of a full disk, becomes an EnvironmentUnfitError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentUnfitError(f"{path}: {error.strerror}", hint="free some space, and check the disk") from error
 
 
 def create(path: Path, content: bytes, mode: int) -> None:

@@ -32,7 +32,7 @@ def open_attempts(home: Path, key: SigningKey, first: Context) -> Attempts:
     (home / "keys").mkdir(parents=True, exist_ok=True)
     if home in _open:
         _open.pop(home)._lock.close()  # as the end of a process does
-    file = _open[home] = RoundFile(home / "work", home / "keys", first.run_id, first.round)
+    file = _open[home] = RoundFile(home / "work", home / "keys", first.run_id, first.contract_hash, first.round)
 
     def context_of(announce: Announce) -> Context:
         return first if announce.attempt == 1 else first.retry(announce.attempt, announce.cohort)

@@ -326,6 +326,9 @@ class Client:
             check(commitment(self.ctx, dealer, self.me, kind, share) == dealing[kind][mine], "commitment")
         return of_b, of_key
 
+    def complain(self, dealer: bytes) -> bytes:
+        return sign(self.key, "complaint", self.ctx, enc(dealer))
+
     def declare(self) -> bytes:
         return sign(self.key, "upload", self.ctx, enc(self.digest))
 
@@ -342,11 +345,12 @@ class Client:
         return sign(self.key, "consistency", self.ctx, survivors)
 
     def release(self, signatures: bytes) -> bytes:
-        signers = set()
+        signers = []
         for message in only_seq(signatures):
             sender, body = open_signed(message, "consistency", self.ctx)
             check(sender in self.u3 and body == self.claim, "another tuple")
-            signers.add(sender)
+            signers.append(sender)
+        check(signers == sorted(set(signers)), "signers out of order")
         check(len(signers) >= self.t, "fewer than t")
         gone = [member for member in sorted(self.held) if member not in self.u3]
         body = seq(self.held[m][0] for m in self.u3) + seq(self.held[m][1] for m in gone)

@@ -161,6 +161,11 @@ def with_advert(attempt: Attempt, index: int, advert: Advert) -> bytes:
     return enc_sequence(m.encode() for m in sorted(messages, key=lambda m: m.sender))
 
 
+def in_order(messages: Iterable[bytes]) -> bytes:
+    """Signed messages as a server passes them on."""
+    return enc_sequence(sorted(messages, key=lambda message: Signed.decode(message).sender))
+
+
 def tuple_of(attempt: Attempt, members: list[Client]) -> bytes:
     everyone = tuple(sorted(client.me for client in attempt.clients))
     survivors = tuple(sorted(client.me for client in members))

@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
+from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 
 app = typer.Typer(
@@ -110,12 +111,8 @@ def _as_ours(error: BaseException) -> MpctfError:
 
 
 def print_error(error: MpctfError) -> None:
-    """One error: line, one hint: line, on standard error; control characters from peers do not reach the terminal."""
+    """One error: line, one hint: line, on standard error."""
     unnamed = [culprit for culprit in error.culprits if culprit not in error.message]
     blame = f" (culprit: {', '.join(unnamed)})" if unnamed else ""
-    typer.echo(f"error: {_one_line(error.message + blame)}", err=True)
-    typer.echo(f"hint: {_one_line(error.hint or 'mpctf-secure --help; --debug shows the traceback')}", err=True)
-
-
-def _one_line(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    typer.echo(f"error: {one_line(error.message + blame)}", err=True)
+    typer.echo(f"hint: {one_line(error.hint or 'mpctf-secure --help; --debug shows the traceback')}", err=True)

@@ -6,6 +6,7 @@ from types import FrameType
 
 import typer
 
+from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import InterruptedRunError
@@ -18,7 +19,7 @@ def join_run(site_file: Path) -> None:
     beside = site_file.resolve().parent
     paths = {name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")}
     signal.signal(signal.SIGTERM, _interrupt)
-    join(site.model_copy(update=paths), typer.echo)
+    join(site.model_copy(update=paths), lambda line: typer.echo(one_line(line)))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from mpctf_secure.cli.report import NO_PRIVACY
+from mpctf_secure.cli.text import one_line
 from mpctf_secure.monitoring.events import Event
 
 _QUIET = {"contract_closed", "round_started", "run_ended", "stage_closed"}
@@ -33,7 +34,7 @@ class Screen:
 
     def line(self, text: str) -> None:
         """One plain line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(one_line(text), markup=False, soft_wrap=True)
 
     def show(self, event: Event) -> None:
         """One event."""
@@ -79,6 +80,7 @@ _TEXTS = {
         "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}, {clipped} updates clipped; "
         "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
     ),
+    "box_refused": "round {round}, attempt {attempt}: {participant} left over a box of {dealer} that it cannot open",
     "attempt_failed": "round {round}: attempt {attempt} failed: {reason}",
     "round_void": "round {round} is void and the model stays: {reason}",
     "round_finished": "round {round}: all hold state {state_hash:.16}…",

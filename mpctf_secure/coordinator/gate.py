@@ -29,6 +29,8 @@ class Gate(Generic[M]):
     def __init__(self, awaited: Iterable[IdentityKey], accept: Callable[[IdentityKey, M], None]) -> None:
         self.awaited = set(awaited)
         self.closed = False
+        self.left: dict[IdentityKey, str] = {}
+        """Who was awaited and is no more, and why."""
         self._limits: set[asyncio.Timeout] = set()
         self._accept = accept
         self._arrived: dict[IdentityKey, M] = {}
@@ -54,7 +56,8 @@ class Gate(Generic[M]):
         if not self.closed and (sender in self.awaited or sender in self._arrived):
             self._accept(sender, message)
             self._arrived[sender] = message
-            self.drop(sender)
+            self.awaited.discard(sender)
+            self._changed.set()
         return await self.wait(sender)
 
     async def wait(self, sender: IdentityKey) -> Answer:
@@ -62,10 +65,12 @@ class Gate(Generic[M]):
         reply = await asyncio.shield(self._replies)
         return reply(sender)
 
-    def drop(self, member: IdentityKey) -> None:
+    def drop(self, member: IdentityKey, reason: str) -> None:
         """Wait for this one no longer."""
-        self.awaited.discard(member)
-        self._changed.set()
+        if member in self.awaited:
+            self.awaited.discard(member)
+            self.left[member] = reason
+            self._changed.set()
 
     async def collect(self, seconds: float, least: int) -> bool:
         """Close when all have arrived, when fewer than `least` still can, or when the time is up (then True)."""

@@ -9,7 +9,7 @@ from typing import Any
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
 from mpctf_secure.coordinator.ledger import RoundRecord
 from mpctf_secure.coordinator.spool import Spool
-from mpctf_secure.errors import MpctfError, SecurityError
+from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat.encoding import Reader
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member, Roster
@@ -22,7 +22,7 @@ from mpctf_secure.secagg.messages import Signed
 NOTED = Answer("noted", b"")
 _KEPT_ROUNDS = 2
 _PROGRESS_SECONDS = 0.2
-_OF_AN_ATTEMPT = {"advert", "shares", "consistency", "release"}
+_OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
 
 
@@ -115,7 +115,7 @@ class Reception:
         member = next(member for member in self._roster.participants if member.name == name)
         self.gone.setdefault(member.identity, reason)
         for gate in self._gates.values():
-            gate.drop(member.identity)
+            gate.drop(member.identity, reason)
 
     def end(self, reason: str) -> None:
         """The run is over: whoever still waits, or comes later, is told so."""
@@ -131,9 +131,8 @@ class Reception:
 
     async def exchange(self, peer: Member, request: bytes) -> bytes:
         """One message of one participant: find its gate, wait there, sign the answer."""
-        reader = Reader(request)
-        label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
-        reader.end()
+        with Reader(request) as reader:
+            label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
         self.traffic.bytes_up[peer.name] += len(request)
         answer = await self._answer(peer, label, ctx, message)
         reply = self._reply(ctx, answer)
@@ -142,9 +141,8 @@ class Reception:
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
         """Spool a masked input, then wait at the gate like with any message. One stream a member: the newest."""
-        opening = Reader(await anext(pieces, b""))
-        ctx, size = opening.bytes(32), opening.integer()
-        opening.end()
+        with Reader(await anext(pieces, b"")) as opening:
+            ctx, size = opening.bytes(32), opening.integer()
         gate = self._find("upload", ctx, None)
         if gate is None or ctx not in self.spools:
             return self.sign(SKIP.label, ctx, SKIP.body)
@@ -250,7 +248,7 @@ class Reception:
         """Who breaks the protocol is out of the run."""
         try:
             yield
-        except MpctfError as error:
+        except SecurityError as error:
             self._record("refused", participant=peer.name, reason=error.message)
             self.lose(peer.name, f"refused: {error.message}")
             raise

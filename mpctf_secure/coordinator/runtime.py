@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.reception import Outcome, Reception
+from mpctf_secure.coordinator.reception import NOTED, Outcome, Reception
 from mpctf_secure.coordinator.spool import Spool, Upload
 from mpctf_secure.errors import MpctfError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
@@ -171,13 +171,12 @@ class Coordinator:
 
     def _void(self, contract: Contract, state: State, context: Context, error: MpctfError) -> Finished:
         """The round has no sum: the model stays, and a dealer who is proved to have spoilt it is out."""
-        proof = b""
+        proof, convicted = b"", None
         if isinstance(error, BadDealerError):
-            proof = error.proof.encode()
-            for culprit in error.culprits:
-                self.reception.lose(self._name(IdentityKey(bytes.fromhex(culprit))), f"convicted: {error.message}")
+            proof, convicted = error.proof.encode(), error.dealer
+            self.reception.lose(self._name(convicted), f"convicted: {error.message}")
         try:
-            following = void_state(contract, state)
+            following = void_state(contract, state, convicted)
         except ParticipationError as last:
             raise ParticipationError(f"{last.message}: {error.message}", culprits=error.culprits) from error
         self._round.void = error.message
@@ -220,6 +219,14 @@ class Coordinator:
             server.accept_upload(upload.trailer, upload.digest)
             spool.keep(sender, upload)
 
+        def complain(sender: IdentityKey, message: bytes) -> None:
+            dealer, proved = server.accept_complaint(message)
+            names = {"participant": self._name(sender), "dealer": self._name(dealer)}
+            self._record("box_refused", round=number, attempt=context.attempt, **names)
+            uploads.drop(sender, f"refused the box of {names['dealer']}")
+            if proved:
+                self.reception.lose(names["dealer"], "more participants than may collude refused its boxes")
+
         def stage(label: str, accept: Callable[[IdentityKey, Any], None]) -> Gate[Any]:
             return self.reception.open(label, ctx, number, server.expected, accept)
 
@@ -233,9 +240,10 @@ class Coordinator:
         await self._collect(shares, "share keys", self._timeouts.stage, context.floor)
         deliveries = {member: Answer("delivery", body) for member, body in server.close_shares().items()}
 
-        uploads = stage("upload", keep)
+        uploads, complaints = stage("upload", keep), stage("complaint", complain)
         shares.answer(deliveries)
         await self._collect(uploads, "masked input", self._timeouts.stage, context.floor)
+        complaints.answer({}, otherwise=NOTED)
         survivors = Answer("survivors", server.close_uploads())
 
         consistency = stage("consistency", lambda _, message: server.accept_consistency(message))
@@ -308,12 +316,12 @@ class Coordinator:
 
     async def _collect(self, gate: Gate[Any], stage: str, seconds: float, least: int) -> None:
         """Wait at a gate; whoever is missing afterwards is a dropout of this stage."""
-        awaited = {*gate.awaited, *gate.arrived}
         late = await gate.collect(seconds, least)
         took = self._round.stage_done(stage)
-        for member in sorted(awaited - set(gate.arrived)):
-            if late or member in self.reception.gone:  # else the stage ended early, for want of others
-                self._drop(member, stage, self.reception.gone.get(member, f"no answer in {seconds:g} s"))
+        # Who is still awaited where it was not the time that ended the stage is nobody's loss: too few were left.
+        silent = dict.fromkeys(gate.awaited, f"no answer in {seconds:g} s") if late else {}
+        for member, reason in sorted({**gate.left, **silent}.items()):
+            self._drop(member, stage, reason)
         self._record("stage_closed", round=self._round.round, stage=stage, arrived=len(gate.arrived), seconds=took)
 
     async def _collect_everyone(self, gate: Gate[Any], deed: str, seconds: float) -> None:

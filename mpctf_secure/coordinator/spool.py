@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpctf_secure import files
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
@@ -51,11 +52,12 @@ class Spool:
         """
         if size != self._layout.size:
             raise SecurityError(f"upload announces {size} bytes instead of {self._layout.size}")
-        descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         hashes = []
         complete = False
+        with files.writing(self._folder):
+            descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            with files.writing(self._folder), os.fdopen(descriptor, "wb") as stream:
                 for expected in self._sizes:
                     chunk = await anext(pieces, b"")
                     if not chunk:
@@ -82,12 +84,12 @@ class Spool:
     def open_sum(self, survivors: Iterable[IdentityKey], left: Sequence[masks.Mask], target: Path) -> bytes:
         """Write the sum of the survivors' uploads without the masks that are left; returns its digest."""
         hashes = []
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(self._of(owner).open("rb")).fileno() for owner in survivors]
+        with files.writing(target), contextlib.ExitStack() as stack:
+            uploads = [stack.enter_context(self._of(owner).open("rb")).fileno() for owner in survivors]
             output = stack.enter_context(target.open("wb"))
 
             def open_chunk(number: int) -> tuple[bytes, bytes]:
-                pieces = (os.pread(file, self._sizes[number], self._layout.offset(number)) for file in files)
+                pieces = (os.pread(file, self._sizes[number], self._layout.offset(number)) for file in uploads)
                 chunk = masks.unmask_chunk(pieces, left, self._layout, number)
                 return chunk, sha256(chunk)
 

@@ -5,11 +5,13 @@ its items, each length-prefixed. Decoding refuses anything that encoding would n
 """
 
 from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
 
 from mpctf_secure.errors import DecodeError
 
 MAX_FIELD_BYTES = 1 << 26
-MAX_ITEMS = 1 << 20
+MAX_ITEMS = 1 << 20  # tensors of a schema; sets of members have their own limit
 
 
 def u32(value: int) -> bytes:
@@ -73,9 +75,12 @@ class Reader:
             raise DecodeError(f"sequence of {count} items is longer than the limit of {max_items}")
         return [self.bytes(length) for _ in range(count)]
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Refuse trailing bytes: a message has one encoding only."""
-        if self._at != len(self._data):
+        if error is None and self._at != len(self._data):
             raise DecodeError(f"{len(self._data) - self._at} bytes after the end of the message")
 
     def _take(self, size: int) -> bytes:  # type: ignore[valid-type]
@@ -86,9 +91,7 @@ class Reader:
         return piece
 
 
-def decode_sequence(data: bytes, length: int | None = None) -> Sequence[bytes]:
+def decode_sequence(data: bytes, max_items: int) -> Sequence[bytes]:
     """The items of a byte string that is one `enc_sequence` and nothing else."""
-    reader = Reader(data)
-    items = reader.sequence(length)
-    reader.end()
-    return items
+    with Reader(data) as reader:
+        return reader.sequence(max_items=max_items)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpctf_secure import files
+
 KINDS = frozenset(
     {
         "run_started",
@@ -17,6 +19,7 @@ KINDS = frozenset(
         "stage_closed",
         "dropout",
         "refused",
+        "box_refused",
         "sum_opened",
         "attempt_failed",
         "round_void",
@@ -50,10 +53,11 @@ class EventLog:
         if kind not in KINDS:
             raise ValueError(f"unknown kind of event: {kind}")
         line = {"time": self._now().isoformat(timespec="milliseconds"), "event": kind, **fields}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
-        if kind != "progress":
-            os.fsync(self._stream.fileno())
+        with files.writing(Path(self._stream.name)):
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
+            if kind != "progress":
+                os.fsync(self._stream.fileno())
         for listener in self.listeners:
             listener(Event(kind, fields))
 

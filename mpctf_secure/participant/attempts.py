@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import COORDINATOR, SecurityError
 from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
@@ -61,7 +61,7 @@ class Attempts:
             context = self._context_of(announce)
             self._check_follows(context)
             if IdentityKey(self._key.public) not in announce.cohort:
-                raise SecurityError("announced cohort leaves this site out", culprits=["coordinator"])
+                raise SecurityError("announced cohort leaves this site out", culprits=[COORDINATOR])
             entries = [] if self._input else self._keep_input(context, make_input(context))
             entropy = os.urandom(entropy_bytes(context.threshold))
             self._file.append(*entries, Entry(_ATTEMPT, enc(announce.encode(), entropy)))
@@ -76,6 +76,12 @@ class Attempts:
         """See `Client.mask`."""
         masked: MaskedInput = self._step("mask", delivery)
         return masked
+
+    def complain(self, dealer: IdentityKey) -> bytes:
+        """See `Client.complain`. Nothing depends on it, so nothing is kept."""
+        if self._client is None:
+            raise SecurityError("complaint before any attempt was joined")
+        return self._client.complain(dealer)
 
     def declare(self, digest: bytes) -> bytes:
         """See `Client.declare`."""
@@ -96,7 +102,7 @@ class Attempts:
             self._done[event] = message, answer
         taken, answer = self._done[event]
         if message != taken:
-            raise SecurityError(f"a second, different message to {event} in one attempt", culprits=["coordinator"])
+            raise SecurityError(f"a second, different message to {event} in one attempt", culprits=[COORDINATOR])
         return answer
 
     def _perform(self, event: str, message: bytes) -> Any:
@@ -111,9 +117,9 @@ class Attempts:
             return
         if self.released:
             # Two openings of one round would give away the difference of two sums.
-            raise SecurityError("another attempt after a release in the round", culprits=["coordinator"])
+            raise SecurityError("another attempt after a release in the round", culprits=[COORDINATOR])
         if self._client.context.retry(context.attempt, context.cohort) != context:
-            raise SecurityError("another attempt with other terms than the last", culprits=["coordinator"])
+            raise SecurityError("another attempt with other terms than the last", culprits=[COORDINATOR])
 
     def _keep_input(self, context: Context, made: Input) -> list[Entry]:
         self._input = made

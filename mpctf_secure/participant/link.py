@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from mpctf_secure.errors import InterruptedRunError, SecurityError
+from mpctf_secure.errors import COORDINATOR, InterruptedRunError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
@@ -11,7 +11,6 @@ from mpctf_secure.identity.roster import Member
 from mpctf_secure.rounds.messages import Announce, Fetch, Publication, Void
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.verification import COORDINATOR
 from mpctf_secure.transport.client import Channel
 
 SKIP = "skip"
@@ -66,11 +65,11 @@ class Link:
         outcome = self._decode_outcome(header, ctx)
         announce = outcome if isinstance(outcome, Announce) else outcome.announce
         if announce.round != request.position.round:
-            raise SecurityError("answer is about another round", culprits=[self._coordinator.name])
+            raise SecurityError("answer is about another round", culprits=[COORDINATOR])
         if not isinstance(outcome, Publication):
             return outcome
         if digest(map(sha256, chunks)) != outcome.digest:
-            raise SecurityError("published sum is not what its header says", culprits=[self._coordinator.name])
+            raise SecurityError("published sum is not what its header says", culprits=[COORDINATOR])
         return Published(outcome, chunks)
 
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
@@ -83,11 +82,8 @@ class Link:
                 return Publication.decode(self._check(header, ctx, "publication", skippable=False))
 
     def _check(self, answer: bytes, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
-        try:
+        with blaming(COORDINATOR, "answer"):
             return self._checked(Signed.decode(answer), ctx, expect, skippable=skippable)
-        except SecurityError as error:
-            # Whatever name stands in it, the coordinator sent it: no peer is to be blamed.
-            raise SecurityError(f"answer: {error.message}", culprits=[COORDINATOR]) from error
 
     def _checked(self, reply: Signed, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
         if reply.sender != self._coordinator.identity:

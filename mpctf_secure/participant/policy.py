@@ -1,23 +1,21 @@
 """What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
 
 from mpctf_secure.config.site import Policy
-from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.errors import COORDINATOR, SecurityError, UsageError
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
 from mpctf_secure.secagg.parameters import check_terms, floor
 
-COORDINATOR = ("coordinator",)
-
 
 def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str) -> None:
     """1. It is about my roster; 2. I am in it and all of it is enrolled; 3. no floor of mine or the protocol breaks."""
     if bytes.fromhex(proposal.roster_hash) != roster.hash:
-        raise SecurityError("proposal is about another roster than mine", culprits=COORDINATOR)
+        raise SecurityError("proposal is about another roster than mine", culprits=[COORDINATOR])
     enrolled = {str(member.name) for member in roster.participants}
     named = proposal.participants
     if name not in named or len(set(named)) != len(named) or not set(named) <= enrolled:
-        raise SecurityError("proposal does not name me, or names somebody not in the roster", culprits=COORDINATOR)
+        raise SecurityError("proposal does not name me, or names somebody not in the roster", culprits=[COORDINATOR])
     try:
         check_terms(
             len(named),
@@ -27,19 +25,19 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
         )
     except UsageError as error:
         hint = "a pair also needs policy.allow_pair: true in the site file"
-        raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=COORDINATOR) from error
+        raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=[COORDINATOR]) from error
     least = floor(proposal.quorum, proposal.colluders)
     if least < policy.smallest_sum:
         raise SecurityError(
             f"proposal: a sum of {least} could be opened, this site's policy.smallest_sum is {policy.smallest_sum}",
             hint="ask the coordinator for a higher quorum",
-            culprits=COORDINATOR,
+            culprits=[COORDINATOR],
         )
 
 
 def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None:
     """The contract is the proposal that I checked plus the facts that I found."""
     if contract.model_dump(include=set(Proposal.model_fields)) != proposal.model_dump():
-        raise SecurityError("contract differs from the proposal", culprits=COORDINATOR)
+        raise SecurityError("contract differs from the proposal", culprits=[COORDINATOR])
     if bytes.fromhex(contract.base_model_hash) != facts.base_model_hash or contract.tensors != facts.tensors:
-        raise SecurityError("contract names another base model than mine", culprits=COORDINATOR)
+        raise SecurityError("contract names another base model than mine", culprits=[COORDINATOR])

@@ -5,6 +5,7 @@ what a disk keeps of deleted files is not in our hands. A record that a crash to
 that depends on it has left, and it is cut off.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -35,11 +36,15 @@ class LostRoundError(EnvironmentUnfitError):
 class RoundFile:
     """An open round; `entries` is what was there when it was opened."""
 
-    def __init__(self, folder: Path, keys: Path, run_id: str, number: int) -> None:
-        """Join the round, or go on in it after a crash; LostRoundError where it cannot go on."""
+    def __init__(self, rounds: Path, keys: Path, run_id: str, contract_hash: bytes, number: int) -> None:
+        """Join the round, or go on in it after a crash; LostRoundError where it cannot go on.
+
+        A second contract under a run id that was used before does not open what was sealed under the first.
+        """
+        folder = rounds / run_id
         self._path = folder / f"round-{number}.sealed"
         self._keys, self._key_name = keys, f"{run_id}.{number}"
-        self._bound = enc("mpctf-secure/round-file/v1", run_id, number)
+        self._bound = enc("mpctf-secure/round-file/v1", run_id, contract_hash, number)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock(folder / "lock")
         try:
@@ -61,14 +66,13 @@ class RoundFile:
 
     def append(self, *entries: Entry) -> None:
         """On disk when this returns. After an error the file is shut, so nothing more can be sent in this round."""
-        try:
+        with contextlib.ExitStack() as broken, files.writing(self._path):
+            broken.callback(self._stream.close)
             for entry in entries:
                 self._write(entry)
             self._stream.flush()
             os.fsync(self._stream.fileno())
-        except OSError as error:
-            self._stream.close()
-            raise EnvironmentUnfitError(f"{self._path}: {error.strerror}", hint="free some space") from error
+            broken.pop_all()
 
     def close(self) -> None:
         """The round is over: unlink the key, then what it sealed."""

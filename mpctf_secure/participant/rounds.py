@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpctf_secure.aggregation.lora import Vector
 from mpctf_secure.config.site import SiteConfig
-from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
+from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.signature import SigningKey
@@ -34,11 +34,11 @@ from mpctf_secure.rounds.state import (
 )
 from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.chunks import digest
+from mpctf_secure.secagg.client import BadBoxError
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import Context, check_ascending, check_cohort
+from mpctf_secure.secagg.parameters import MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.secagg.verification import COORDINATOR
 from mpctf_secure.training.launch import Job
 
 Report = Callable[[str], None]
@@ -91,8 +91,8 @@ class Participant:
     def _round(self, state: State) -> State:
         """Train, take part in attempts until the round has an outcome, arrive at the next state with the others."""
         contribution = self._train(state)
-        folder, run_id = self._site.work / "rounds" / self._contract.run_id, self._contract.run_id
-        file = RoundFile(folder, self._site.keys, run_id, state.round + 1)
+        folder = self._site.work / "rounds"
+        file = RoundFile(folder, self._site.keys, self._contract.run_id, self._contract.hash, state.round + 1)
         attempts = Attempts(file, self._key, lambda announce: self._context(state, announce))
         outcome: Outcome | None = self._ready(state)
         while outcome is None or isinstance(outcome, Announce):
@@ -144,25 +144,23 @@ class Participant:
 
     def _take_part(self, state: State, contribution: Contribution, attempts: Attempts, announce: Announce) -> None:
         """The stages of one attempt, as far as it goes with this site."""
+        attempt = f"attempt {announce.attempt} of round {announce.round}"
         try:
             advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
             ctx = self._context(state, announce).digest()
-            delivery = self._link.send(
-                "shares", attempts.share(self._link.send("advert", advert, ctx, "adverts")), ctx, "delivery"
-            )
-            masked = attempts.mask(delivery)
+            adverts = self._link.send("advert", advert, ctx, "adverts")
+            delivery = self._link.send("shares", attempts.share(adverts), ctx, "delivery")
+            try:
+                masked = attempts.mask(delivery)
+            except BadBoxError as error:
+                self._report(f"{self._name}: left {attempt}: {error.message}: {error.dealer.hex()[:16]}…")
+                self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
+                return
             claim = self._link.upload(lambda: _upload(attempts, ctx, masked), ctx, "survivors")
             signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
             self._link.send("release", attempts.release(signatures), ctx, "ack")
         except Skipped:
-            self._report(
-                f"{self._name}: attempt {announce.attempt} of round {announce.round} goes on without this site"
-            )
-        except SecurityError as error:
-            # A peer's fault ends the attempt for this site; the coordinator's ends the run.
-            if COORDINATOR in error.culprits or not error.culprits:
-                raise
-            self._report(f"{self._name}: left attempt {announce.attempt} of round {announce.round}: {error.message}")
+            self._report(f"{self._name}: {attempt} goes on without this site")
 
     def _context(self, state: State, announce: Announce) -> Context:
         """An attempt's context, for cohorts that the contract allows."""
@@ -174,7 +172,7 @@ class Participant:
                 context = context.retry(announce.attempt, announce.cohort)
         except (ParticipationError, SecurityError) as error:
             raise SecurityError(f"announced cohort: {error.message}", culprits=[COORDINATOR]) from error
-        if not set(first) <= self._members:
+        if not set(first) <= self._members - set(state.convicted):
             raise SecurityError(
                 "cohort holds somebody who is not in the contract, or convicted", culprits=[COORDINATOR]
             )
@@ -208,11 +206,12 @@ class Participant:
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)
         self._report(f"{self._name}: round {state.round + 1} is void: {void.reason}")
+        convicted = None
         if void.proof:
-            convicted = DealerProof.decode(void.proof).convict(context)
-            self._members.discard(convicted)
+            with blaming(COORDINATOR, "proof against a dealer"):
+                convicted = DealerProof.decode(void.proof).convict(context)
             self._report(f"{self._name}: the shares of {convicted.hex()[:16]}… convict it; it is out of the run")
-        return void_state(self._contract, state)
+        return void_state(self._contract, state, convicted)
 
     def _verified_sum(self, state: State, attempts: Attempts, outcome: Published) -> Sum:
         """The published sum, if it is of the attempt and survivors that this site saw, and of the schema's size."""
@@ -239,9 +238,9 @@ class Participant:
         run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
         answer = self._link.ask("transition", run_context, position, "next")
         signers = set()
-        for message in map(Signed.decode, decode_sequence(answer)):
+        for message in map(Signed.decode, decode_sequence(answer, MAX_COHORT)):
             message.verify("transition", run_context)
-            if message.sender in self._members and message.body == position:
+            if message.sender in self._members - set(state.convicted) and message.body == position:
                 signers.add(message.sender)
         if len(signers) < self._contract.agreement:
             raise SecurityError(f"only {len(signers)} participants hold my state", culprits=[COORDINATOR])

@@ -36,10 +36,8 @@ class Facts:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of `facts`."""
-        reader = Reader(body)
-        base, tensors = reader.bytes(HASH_BYTES), reader.sequence()
-        reader.end()
-        return cls(base, tuple(map(_decode_tensor, tensors)))
+        with Reader(body) as reader:
+            return cls(reader.bytes(HASH_BYTES), tuple(map(_decode_tensor, reader.sequence())))
 
     def encode(self) -> bytes:
         """The body of `facts`."""
@@ -49,17 +47,13 @@ class Facts:
 
 
 def _decode_tensor(data: bytes) -> tuple[str, tuple[int, ...]]:
-    reader = Reader(data)
-    name, sizes = reader.text(limit=1024), reader.sequence()
-    reader.end()
-    return name, tuple(map(_decode_integer, sizes))
+    with Reader(data) as reader:
+        return reader.text(limit=1024), tuple(map(_decode_integer, reader.sequence()))
 
 
 def _decode_integer(data: bytes) -> int:
-    reader = Reader(data)
-    value = reader.integer()
-    reader.end()
-    return value
+    with Reader(data) as reader:
+        return reader.integer()
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,8 @@ class Position:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
-        reader = Reader(body)
-        position = cls(reader.integer(), reader.bytes(HASH_BYTES))
-        reader.end()
-        return position
+        with Reader(body) as reader:
+            return cls(reader.integer(), reader.bytes(HASH_BYTES))
 
     def encode(self) -> bytes:
         """The body."""
@@ -93,10 +85,8 @@ class Progress:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
-        reader = Reader(body)
-        progress = cls(reader.integer(), reader.integer(), reader.integer())
-        reader.end()
-        return progress
+        with Reader(body) as reader:
+            return cls(reader.integer(), reader.integer(), reader.integer())
 
     def encode(self) -> bytes:
         """The body."""
@@ -116,10 +106,8 @@ class Announce:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
-        reader = Reader(body)
-        announce = cls(reader.integer(), reader.integer(), _members(reader), _members(reader))
-        reader.end()
-        return announce
+        with Reader(body) as reader:
+            return cls(reader.integer(), reader.integer(), _members(reader), _members(reader))
 
     def encode(self) -> bytes:
         """The body."""
@@ -136,10 +124,8 @@ class Fetch:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
-        reader = Reader(body)
-        fetch = cls(Position.decode(reader.bytes()), reader.integer())
-        reader.end()
-        return fetch
+        with Reader(body) as reader:
+            return cls(Position.decode(reader.bytes()), reader.integer())
 
     def encode(self) -> bytes:
         """The body."""
@@ -157,10 +143,8 @@ class Publication:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
-        reader = Reader(body)
-        publication = cls(Announce.decode(reader.bytes()), _members(reader), reader.bytes(HASH_BYTES))
-        reader.end()
-        return publication
+        with Reader(body) as reader:
+            return cls(Announce.decode(reader.bytes()), _members(reader), reader.bytes(HASH_BYTES))
 
     def encode(self) -> bytes:
         """The body."""
@@ -178,10 +162,8 @@ class Void:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse; the proof is checked with the attempt's context."""
-        reader = Reader(body)
-        void = cls(Announce.decode(reader.bytes()), reader.text(limit=1024), reader.bytes())
-        reader.end()
-        return void
+        with Reader(body) as reader:
+            return cls(Announce.decode(reader.bytes()), reader.text(limit=1024), reader.bytes())
 
     def encode(self) -> bytes:
         """The body."""

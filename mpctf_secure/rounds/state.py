@@ -10,8 +10,8 @@ import numpy as np
 
 from mpctf_secure.aggregation import fedavg
 from mpctf_secure.aggregation.lora import Vector, initial_adapter
-from mpctf_secure.errors import ParticipationError, SecurityError
-from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
+from mpctf_secure.hazmat.encoding import enc, enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
@@ -32,6 +32,8 @@ class State:
 
     round: int  # rounds done, void ones among them
     voids: int
+    convicted: tuple[IdentityKey, ...]
+    """Dealers who were proved to have spoilt a round, ascending: no cohort holds them any more."""
     adapter: Vector
     ranges: tuple[float, ...]
     narrow: bool
@@ -40,7 +42,7 @@ class State:
         """32 bytes that differ wherever anything in the state does."""
         ranges = np.array(self.ranges, "<f8").tobytes()
         fields = (contract.schema_hash, self.round, self.voids, int(self.narrow), ranges, self._adapter_hash)
-        return sha256(enc("mpctf-secure/state/v1", *fields))
+        return sha256(enc("mpctf-secure/state/v1", *fields) + enc_sequence(self.convicted))
 
     @functools.cached_property
     def _adapter_hash(self) -> bytes:
@@ -65,7 +67,7 @@ def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequenc
 def initial_state(contract: Contract) -> State:
     """State 0, a function of the contract. No aggregate is published yet, so every range is the clip norm."""
     adapter = initial_adapter(contract.tensors, contract.seed)
-    return State(0, 0, adapter, _wide_ranges(contract), narrow=False)
+    return State(0, 0, (), adapter, _wide_ranges(contract), narrow=False)
 
 
 def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
@@ -128,7 +130,7 @@ def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> 
     summary = summarise(total)
     most_rows = len(total.survivors) * contract.weight_cap
     if not 0 < summary.rows <= most_rows:
-        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=["coordinator"])
+        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
     mean = decode_mean(total.lanes, summary.rows, contract.weight_cap, lattice, run)
     _check_norm(contract, lattice, mean, most_rows / summary.rows)
     adapter = fedavg.step(state.adapter, mean, contract.aggregation.server_learning_rate)
@@ -136,17 +138,19 @@ def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> 
     # A tensor that has not moved yet gives no scale: everything stays wide for another round.
     narrow = summary.coordinates_clipped <= MOST_CLIPPED and min(largest) > 0
     ranges = _next_ranges(largest, contract.privacy.clip_norm) if narrow else _wide_ranges(contract)
-    return State(state.round + 1, state.voids, adapter, ranges, narrow)
+    return replace(state, round=state.round + 1, adapter=adapter, ranges=ranges, narrow=narrow)
 
 
-def void_state(contract: Contract, state: State) -> State:
+def void_state(contract: Contract, state: State, convicted: IdentityKey | None) -> State:
     """The next state after a round that could not be finished; ParticipationError for one more than the contract bears.
 
-    The model and its ranges stay; the round number goes on, so the next round takes the next slice of data.
+    The model and its ranges stay; the round number goes on, so the next round takes the next slice of data. A convicted
+    dealer enters the state: a coordinator that shows the proof to some only gets two states, and no quorum for either.
     """
     if state.voids == contract.void_rounds:
         raise ParticipationError(f"round {state.round + 1} is void, and the contract bears {state.voids} void rounds")
-    return replace(state, round=state.round + 1, voids=state.voids + 1)
+    out = {*state.convicted, *([convicted] if convicted else [])}
+    return replace(state, round=state.round + 1, voids=state.voids + 1, convicted=tuple(sorted(out)))
 
 
 def _sizes(contract: Contract) -> tuple[int, ...]:
@@ -177,4 +181,4 @@ def _check_norm(contract: Contract, lattice: Grid, mean: Vector, dilution: float
     steps = zip(lattice.sizes, lattice.steps, strict=True)
     rounding = dilution * math.sqrt(sum(size * step**2 for size, step in steps))
     if not norm <= (contract.privacy.clip_norm + rounding) * (1 + 1e-6):
-        raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=["coordinator"])
+        raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=[COORDINATOR])

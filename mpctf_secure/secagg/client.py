@@ -10,11 +10,11 @@ Rules of this file:
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import COORDINATOR, SecurityError, blaming
 from mpctf_secure.hazmat import aead, agreement, shamir
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import sha256
@@ -37,9 +37,17 @@ from mpctf_secure.secagg.messages import (
     commitment,
     self_mask_commitment,
 )
-from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.parameters import MAX_COHORT, Context, check_ascending
 from mpctf_secure.secagg.transitions import CLIENT, ClientState, advance
-from mpctf_secure.secagg.verification import COORDINATOR, check_share, verify_adverts, verify_dealings
+from mpctf_secure.secagg.verification import check_share, verify_adverts, verify_dealings
+
+
+class BadBoxError(SecurityError):
+    """A dealer signed a box that does not open or whose shares are not those it committed to."""
+
+    def __init__(self, dealer: IdentityKey, why: str) -> None:
+        super().__init__(f"shares from a dealer: {why}", culprits=[dealer.hex()])
+        self.dealer = dealer
 
 
 def entropy_bytes(threshold: int) -> int:
@@ -103,9 +111,12 @@ class Client:
 
     def share(self, adverts: bytes) -> bytes:
         """Check everybody's adverts, then deal shares of both secrets: the `ShareMessage` to send."""
-        verified = verify_adverts(self.context, decode_sequence(adverts))
+        # A server that is honest passes on nothing that it could have refused itself: every flaw is its own.
+        with blaming(COORDINATOR, "adverts"):
+            messages = decode_sequence(adverts, MAX_COHORT)
+            verified = verify_adverts(self.context, messages)
+            _check_mine(self._my_advert, messages)
         self._check_floor("advertised keys", verified)
-        _check_mine(self._my_advert, decode_sequence(adverts))
         self._advance("share")
         self._adverts, self._adverts_hash = verified, sha256(adverts)
         message = self._deal()
@@ -116,7 +127,7 @@ class Client:
         """Open my boxes, which fixes U2, and put all masks on the input."""
         if lanes.shape != (self.context.dimension,) or scalars.shape != (self.context.scalars,):
             raise ValueError("input does not have the announced size")
-        shares = self._open(Delivery.decode(delivery))
+        shares = self._open(delivery)
         self._check_floor("shared keys", shares)
         self._advance("mask")
         self._shares.update(shares)
@@ -127,6 +138,10 @@ class Client:
         ]
         mine = self_mask(self._binding, self.me, self._secrets.self_mask)
         return MaskedInput(self.context.layout, lanes, scalars, (mine, *pairs))
+
+    def complain(self, dealer: IdentityKey) -> bytes:
+        """The signed complaint about a dealer whose box I refused, with which I leave the attempt."""
+        return self._sign("complaint", enc(dealer))
 
     def declare(self, digest: bytes) -> bytes:
         """The signed digest that ends the upload; without it the server may not count me in.
@@ -140,9 +155,10 @@ class Client:
 
     def confirm(self, survivors: bytes) -> bytes:
         """Check the survivor tuple and sign it: the only one I shall sign in this attempt."""
-        claim = Survivors.decode(survivors)
-        self._check_view(claim)
-        self._check_counted(claim)
+        with blaming(COORDINATOR, "survivor tuple"):
+            claim = Survivors.decode(survivors)
+            self._check_view(claim)
+            self._check_counted(claim)
         self._check_floor("sent masked input", claim.survivors)
         self._advance("confirm")
         self._tuple = claim
@@ -156,7 +172,8 @@ class Client:
         """
         if self._tuple is None:
             raise SecurityError("no survivor tuple was confirmed")
-        self._check_signatures(self._tuple, [Signed.decode(item) for item in decode_sequence(signatures)])
+        with blaming(COORDINATOR, "confirmations"):
+            self._check_signatures(self._tuple, map(Signed.decode, decode_sequence(signatures, MAX_COHORT)))
         self._advance("release")
         released = Release(
             tuple(self._shares[owner].self_mask for owner in self._tuple.survivors),
@@ -184,14 +201,14 @@ class Client:
     def _check_view(self, claim: Survivors) -> None:
         """Everybody who signs this tuple has the same keys and masks with the same peers."""
         if claim.adverts_hash != self._adverts_hash or set(claim.dealers) != set(self._shares):
-            raise SecurityError("survivor tuple has other adverts or another U2 than mine", culprits=[COORDINATOR])
+            raise SecurityError("it has other adverts or another U2 than mine")
 
     def _check_counted(self, claim: Survivors) -> None:
         """My upload is in, as I sent it: else signing would help to open it with my mask key, or to replace it."""
         if self.me not in claim.survivors:
-            raise SecurityError("survivor tuple leaves me out", culprits=[COORDINATOR])
+            raise SecurityError("it leaves me out")
         if claim.digests[claim.survivors.index(self.me)] != self._digest:
-            raise SecurityError("survivor tuple has another digest of my upload", culprits=[COORDINATOR])
+            raise SecurityError("it has another digest of my upload")
 
     def _deal(self) -> ShareMessage:
         group = sorted(self._adverts)
@@ -221,21 +238,27 @@ class Client:
     def _associated(self, sender: IdentityKey, recipient: IdentityKey) -> bytes:
         return self._binding + enc("box", sender, recipient)
 
-    def _open(self, delivery: Delivery) -> dict[IdentityKey, SharePair]:
-        _check_mine(self._my_dealing, delivery.dealings)
-        dealings = verify_dealings(self.context, sorted(self._adverts), self._adverts_hash, delivery.dealings)
-        others = [dealer for dealer in dealings if dealer != self.me]
-        if len(delivery.boxes) != len(others):
-            raise SecurityError("delivery has not one box for each dealer", culprits=[COORDINATOR])
-        shares = {self.me: self._shares[self.me]}
-        for dealer, box in zip(others, delivery.boxes, strict=True):
-            shares[dealer] = self._open_box(dealer, dealings[dealer], box)
-        return shares
+    def _open(self, delivery: bytes) -> dict[IdentityKey, SharePair]:
+        with blaming(COORDINATOR, "delivery"):
+            parts = Delivery.decode(delivery)
+            _check_mine(self._my_dealing, parts.dealings)
+            dealings = verify_dealings(self.context, sorted(self._adverts), self._adverts_hash, parts.dealings)
+            others = [dealer for dealer in dealings if dealer != self.me]
+            if len(parts.boxes) != len(others):
+                raise SecurityError("it has not one box for each dealer")
+            boxes = dict(zip(others, parts.boxes, strict=True))
+            for dealer, box in boxes.items():
+                self._check_box(dealer, dealings[dealer], box)
+        opened = {dealer: self._open_box(dealer, dealings[dealer], box) for dealer, box in boxes.items()}
+        return {self.me: self._shares[self.me], **opened}
+
+    def _check_box(self, dealer: IdentityKey, dealing: Dealing, box: bytes) -> None:
+        boxed_to = [member for member in sorted(self._adverts) if member != dealer]
+        if sha256(box) != dealing.boxes[boxed_to.index(self.me)]:
+            raise SecurityError("box is not the one its dealer signed")
 
     def _open_box(self, dealer: IdentityKey, dealing: Dealing, box: bytes) -> SharePair:
         group = sorted(self._adverts)
-        boxed_to = [member for member in group if member != dealer]
-        _check_box(box, dealing.boxes[boxed_to.index(self.me)])
         try:
             plaintext = aead.open_once(self._box_key(dealer, self.me), box, self._associated(dealer, self.me))
             pair = SharePair.decode(plaintext)
@@ -243,29 +266,24 @@ class Client:
                 committed = dealing.commitments(kind)[group.index(self.me)]
                 check_share(self._ctx, dealer, self.me, kind, share, committed)
         except SecurityError as error:
-            raise SecurityError(f"shares from a dealer: {error.message}", culprits=[dealer.hex()]) from error
+            raise BadBoxError(dealer, error.message) from error
         return pair
 
-    def _check_signatures(self, claim: Survivors, messages: Sequence[Signed]) -> None:
+    def _check_signatures(self, claim: Survivors, messages: Iterable[Signed]) -> None:
         body = claim.encode()
-        signers = set()
+        signers = []
         for message in messages:
             message.verify("consistency", self._ctx)
             if message.sender not in claim.survivors or message.body != body:
-                raise SecurityError("somebody confirmed another survivor tuple", culprits=[COORDINATOR])
-            signers.add(message.sender)
+                raise SecurityError("somebody confirmed another survivor tuple")
+            signers.append(message.sender)
+        check_ascending(signers, "list of signers")
         if len(signers) < self.context.threshold:
             raise SecurityError(
-                f"{len(signers)} survivors confirmed, fewer than the threshold of {self.context.threshold}",
-                culprits=[COORDINATOR],
+                f"{len(signers)} survivors confirmed, fewer than the threshold of {self.context.threshold}"
             )
 
 
 def _check_mine(message: bytes, messages: Sequence[bytes]) -> None:
     if message not in messages:
-        raise SecurityError("my own message is missing or replaced", culprits=[COORDINATOR])
-
-
-def _check_box(box: bytes, signed_hash: bytes) -> None:
-    if sha256(box) != signed_hash:
-        raise SecurityError("box is not the one its dealer signed", culprits=[COORDINATOR])
+        raise SecurityError("my own message is missing or replaced")

@@ -7,7 +7,7 @@ has one encoding and a signature over it is a signature over the value.
 from dataclasses import dataclass
 from typing import Self
 
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import SecurityError, blaming
 from mpctf_secure.hazmat import signature
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
@@ -40,11 +40,9 @@ class Signed:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Parse without trusting; `verify` comes next."""
-        reader = Reader(data)
-        label, ctx, sender = reader.text(limit=32), reader.bytes(HASH_BYTES), IdentityKey(reader.bytes(KEY_BYTES))
-        message = cls(label, ctx, sender, reader.bytes(), reader.bytes(SIGNATURE_BYTES))
-        reader.end()
-        return message
+        with Reader(data) as reader:
+            label, ctx, sender = reader.text(limit=32), reader.bytes(HASH_BYTES), IdentityKey(reader.bytes(KEY_BYTES))
+            return cls(label, ctx, sender, reader.bytes(), reader.bytes(SIGNATURE_BYTES))
 
     def encode(self) -> bytes:
         """The bytes that travel."""
@@ -60,10 +58,8 @@ class Signed:
             raise SecurityError(f"got a {self.label} message where {label} was due", culprits=culprits)
         if self.ctx != ctx:
             raise SecurityError(f"{label} message belongs to another context", culprits=culprits)
-        try:
+        with blaming(self.sender.hex(), f"{label} message"):
             signature.verify(self.sender, enc(self.label, self.ctx, self.sender, self.body), self.signature)
-        except SecurityError as error:
-            raise SecurityError(f"{label} message: {error.message}", culprits=culprits) from error
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,8 @@ class Advert:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of an `advert`."""
-        reader = Reader(body)
-        advert = cls(reader.bytes(KEY_BYTES), reader.bytes(KEY_BYTES))
-        reader.end()
-        return advert
+        with Reader(body) as reader:
+            return cls(reader.bytes(KEY_BYTES), reader.bytes(KEY_BYTES))
 
     def encode(self) -> bytes:
         """The body of an `advert`."""
@@ -108,16 +102,14 @@ class Dealing:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of a `shares` message."""
-        reader = Reader(body)
-        dealing = cls(
-            reader.bytes(HASH_BYTES),
-            reader.bytes(HASH_BYTES),
-            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
-            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
-            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
-        )
-        reader.end()
-        return dealing
+        with Reader(body) as reader:
+            return cls(
+                reader.bytes(HASH_BYTES),
+                reader.bytes(HASH_BYTES),
+                tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
+                tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
+                tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
+            )
 
     def encode(self) -> bytes:
         """The body of a `shares` message."""
@@ -145,10 +137,8 @@ class SharePair:
     @classmethod
     def decode(cls, plaintext: bytes) -> Self:
         """Parse an opened box."""
-        reader = Reader(plaintext)
-        pair = cls(reader.bytes(SHARE_BYTES), reader.bytes(SHARE_BYTES))
-        reader.end()
-        return pair
+        with Reader(plaintext) as reader:
+            return cls(reader.bytes(SHARE_BYTES), reader.bytes(SHARE_BYTES))
 
     def encode(self) -> bytes:
         """The plaintext of a box."""
@@ -170,14 +160,13 @@ class Survivors:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of a `consistency` message; orders and sizes are checked here, membership by the caller."""
-        reader = Reader(body)
-        result = cls(
-            reader.bytes(HASH_BYTES),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
-            tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
-        )
-        reader.end()
+        with Reader(body) as reader:
+            result = cls(
+                reader.bytes(HASH_BYTES),
+                tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+                tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+                tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
+            )
         for group in (result.dealers, result.survivors):
             check_ascending(group, "survivor tuple")
         if len(result.digests) != len(result.survivors) or not set(result.survivors) <= set(result.dealers):
@@ -205,10 +194,8 @@ class Release:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of a `release`."""
-        reader = Reader(body)
-        release = cls(tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)), tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)))
-        reader.end()
-        return release
+        with Reader(body) as reader:
+            return cls(tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)), tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)))
 
     def encode(self) -> bytes:
         """The body of a `release`."""
@@ -228,10 +215,8 @@ class Delivery:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse; each part is verified by the participant."""
-        reader = Reader(body)
-        delivery = cls(tuple(reader.sequence(max_items=MAX_COHORT)), tuple(reader.sequence(max_items=MAX_COHORT)))
-        reader.end()
-        return delivery
+        with Reader(body) as reader:
+            return cls(tuple(reader.sequence(max_items=MAX_COHORT)), tuple(reader.sequence(max_items=MAX_COHORT)))
 
     def encode(self) -> bytes:
         """The bytes that travel."""
@@ -248,10 +233,8 @@ class ShareMessage:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Parse; the server checks the dealing's signature and the boxes' hashes."""
-        reader = Reader(data)
-        message = cls(reader.bytes(), tuple(reader.sequence(max_items=MAX_COHORT)))
-        reader.end()
-        return message
+        with Reader(data) as reader:
+            return cls(reader.bytes(), tuple(reader.sequence(max_items=MAX_COHORT)))
 
     def encode(self) -> bytes:
         """The bytes that travel, and that are stored before they do."""

@@ -15,7 +15,7 @@ from mpctf_secure.hazmat.shamir import SHARE_BYTES
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.messages import KEY_BYTES, MASK_KEY, SELF_MASK
 from mpctf_secure.secagg.parameters import MAX_COHORT, Context, check_ascending
-from mpctf_secure.secagg.verification import COORDINATOR, check_share, recover, verify_adverts, verify_dealings
+from mpctf_secure.secagg.verification import check_share, recover, verify_adverts, verify_dealings
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,14 @@ class DealerProof:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Parse; `convict` is what checks."""
-        reader = Reader(data)
-        proof = cls(
-            reader.bytes(),
-            reader.bytes(),
-            reader.text(limit=16),
-            tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
-            tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)),
-        )
-        reader.end()
+        with Reader(data) as reader:
+            proof = cls(
+                reader.bytes(),
+                reader.bytes(),
+                reader.text(limit=16),
+                tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+                tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)),
+            )
         if proof.kind not in {SELF_MASK, MASK_KEY}:
             raise DecodeError("proof is about no known kind of secret")
         return proof
@@ -55,24 +54,21 @@ class DealerProof:
         return enc(self.adverts, self.dealing, self.kind) + enc_sequence(self.holders) + enc_sequence(self.shares)
 
     def convict(self, context: Context) -> IdentityKey:
-        """The dealer at fault; SecurityError where this proves nothing.
+        """The dealer at fault; SecurityError where this proves nothing, which is the fault of whoever shows it.
 
         1. U1 and the dealing are signed, and the dealing is of this U1.
         2. There are exactly t shares, of distinct members of U1, and each matches the dealer's commitment.
         3. They do not give the secret that the dealer announced.
         """
-        try:
-            adverts = verify_adverts(context, decode_sequence(self.adverts))
-            verified = verify_dealings(context, list(adverts), sha256(self.adverts), [self.dealing])
-            dealer, dealing = next(iter(verified.items()))
-            shares = self._verified_shares(context, list(adverts), dealer, dealing.commitments(self.kind))
-        except SecurityError as error:
-            raise SecurityError(f"proof against a dealer: {error.message}", culprits=[COORDINATOR]) from error
+        adverts = verify_adverts(context, decode_sequence(self.adverts, MAX_COHORT))
+        verified = verify_dealings(context, list(adverts), sha256(self.adverts), [self.dealing])
+        dealer, dealing = next(iter(verified.items()))
+        shares = self._verified_shares(context, list(adverts), dealer, dealing.commitments(self.kind))
         try:
             recover(context, self.kind, dealer, adverts[dealer], dealing, shares)
         except SecurityError:
             return dealer
-        raise SecurityError("proof against a dealer who did nothing wrong", culprits=[COORDINATOR])
+        raise SecurityError("the dealer did nothing wrong")
 
     def _verified_shares(
         self, context: Context, group: list[IdentityKey], dealer: IdentityKey, commitments: tuple[bytes, ...]
@@ -90,4 +86,5 @@ class BadDealerError(SecurityError):
 
     def __init__(self, message: str, dealer: IdentityKey, proof: DealerProof) -> None:
         super().__init__(message, culprits=[dealer.hex()])
+        self.dealer = dealer
         self.proof = proof

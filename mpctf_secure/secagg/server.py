@@ -11,12 +11,13 @@ Rules of this file:
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mpctf_secure.errors import ParticipationError, SecurityError
+from mpctf_secure.errors import ParticipationError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.masks import Mask, pair_mask, self_mask
 from mpctf_secure.secagg.messages import (
+    KEY_BYTES,
     MASK_KEY,
     SELF_MASK,
     Advert,
@@ -48,6 +49,7 @@ class Server:
         self._public_keys: set[bytes] = set()
         self._dealings: dict[IdentityKey, Dealing] = {}  # U2
         self._signed_dealings: dict[IdentityKey, bytes] = {}
+        self._complaints: dict[IdentityKey, IdentityKey] = {}  # who refused a box → its dealer
         self._tuple: Survivors | None = None
         self._releases: dict[IdentityKey, Release] = {}
 
@@ -115,12 +117,27 @@ class Server:
         self._received = {}
         return {member: Delivery(tuple(dealings), tuple(self._boxes_to(member, parts))).encode() for member in parts}
 
+    def accept_complaint(self, data: bytes) -> tuple[IdentityKey, bool]:
+        """Somebody leaves over a dealer's box: the dealer, and whether more complained of it than may collude.
+
+        Then one of them is honest, and those complain only of a box that its dealer signed: the dealer is at fault.
+        """
+        message = self._verified(ServerState.UPLOADS, "complaint", data)
+        with Reader(message.body) as reader:
+            dealer = IdentityKey(reader.bytes(KEY_BYTES))
+        sender = message.sender
+        if dealer not in self._dealings or sender in self._received or self._complaints.get(sender, dealer) != dealer:
+            raise SecurityError("complaint does not go with what its sender said before", culprits=[sender.hex()])
+        self._complaints[sender] = dealer
+        return dealer, list(self._complaints.values()).count(dealer) > self.context.colluders
+
     def accept_upload(self, data: bytes, digest: bytes) -> None:
         """One signed upload digest, with the digest of the bytes that the caller really holds."""
         message = self._verified(ServerState.UPLOADS, "upload", data)
-        reader = Reader(message.body)
-        declared = reader.bytes(HASH_BYTES)
-        reader.end()
+        if message.sender in self._complaints:
+            raise SecurityError("upload after a complaint", culprits=[message.sender.hex()])
+        with Reader(message.body) as reader:
+            declared = reader.bytes(HASH_BYTES)
         _check_digest(declared, digest, message.sender)
         if self._is_new(message.sender, data):
             self._received[message.sender] = data
@@ -224,11 +241,9 @@ class Server:
             *((SELF_MASK, owner, share) for owner, share in zip(claim.survivors, release.self_masks, strict=True)),
             *((MASK_KEY, owner, share) for owner, share in zip(claim.dropouts, release.mask_keys, strict=True)),
         ]
-        try:
+        with blaming(sender.hex(), "release"):
             for kind, owner, share in released:
                 check_share(self._ctx, owner, sender, kind, share, self._dealings[owner].commitments(kind)[index])
-        except SecurityError as error:
-            raise SecurityError(f"release: {error.message}", culprits=[sender.hex()]) from error
 
     def _recover(self, kind: str, owner: IdentityKey, shares: dict[IdentityKey, bytes]) -> bytes:
         try:

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import COORDINATOR, SecurityError, blaming
 from mpctf_secure.hazmat import agreement, shamir
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.messages import SELF_MASK, Advert, Dealing, Signed, commitment, self_mask_commitment
 from mpctf_secure.secagg.parameters import Context
-
-COORDINATOR = "coordinator"
 
 
 def verify_adverts(context: Context, messages: Sequence[bytes]) -> dict[IdentityKey, Advert]:
@@ -23,19 +21,17 @@ def verify_adverts(context: Context, messages: Sequence[bytes]) -> dict[Identity
             raise SecurityError("advert is out of order or of somebody outside the cohort", culprits=culprits)
         advert = Advert.decode(message.body)
         for public in (advert.mask_key, advert.share_key):
-            _check_fresh_key(public, seen, culprits)
+            _check_fresh_key(public, seen, message.sender)
         adverts[message.sender] = advert
     return adverts
 
 
-def _check_fresh_key(public: bytes, seen: set[bytes], culprits: Sequence[str]) -> None:
-    try:
+def _check_fresh_key(public: bytes, seen: set[bytes], sender: IdentityKey) -> None:
+    with blaming(sender.hex(), "advert"):
         agreement.check_public_key(public)
-    except SecurityError as error:
-        raise SecurityError(f"advert: {error.message}", culprits=culprits) from error
     # A reflected key would make somebody share a mask with itself, or give two pairs the same one.
     if public in seen:
-        raise SecurityError("advert repeats a public key", culprits=culprits)
+        raise SecurityError("advert repeats a public key", culprits=[sender.hex()])
     seen.add(public)
 
 
@@ -78,15 +74,12 @@ def recover(
     shares: Mapping[IdentityKey, bytes],
 ) -> bytes:
     """The dealer's secret from t shares that match its commitments; SecurityError if it is not the one it announced."""
-    culprits = [dealer.hex()]
-    try:
+    with blaming(dealer.hex(), "dealer"):
         secret = shamir.combine({context.x_coordinate(member): share for member, share in shares.items()})
-    except SecurityError as error:
-        raise SecurityError(f"dealer: {error.message}", culprits=culprits) from error
     if kind == SELF_MASK:
         right = self_mask_commitment(context.digest(), dealer, secret) == dealing.self_mask
     else:
         right = agreement.public_key(secret) == advert.mask_key
     if not right:
-        raise SecurityError(f"dealer's {kind} shares give another secret than it announced", culprits=culprits)
+        raise SecurityError(f"dealer's {kind} shares give another secret than it announced", culprits=[dealer.hex()])
     return secret

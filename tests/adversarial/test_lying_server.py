@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulator import Attempt, make_client, make_context, tuple_of, with_advert
+from simulator import Attempt, in_order, make_client, make_context, tuple_of, with_advert
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat import agreement
@@ -27,12 +27,17 @@ BAD_KEYS = {
 
 
 @pytest.mark.parametrize("spoil", BAD_KEYS.values(), ids=BAD_KEYS.keys())
-def test_bad_public_key_aborts_before_masked_input_and_names_the_peer(spoil) -> None:
+def test_bad_public_key_is_refused_by_the_server_and_blamed_on_one_that_passes_it_on(spoil) -> None:
+    """An honest server checks what the clients check, so what reaches a client with a flaw is the server's doing."""
     attempt = Attempt(3)
     good = Advert(agreement.public_key(b"\x07" * 32), agreement.public_key(b"\x08" * 32))
     adverts = with_advert(attempt, 2, spoil(good))
     with pytest.raises(SecurityError) as caught:
         attempt.clients[0].share(adverts)
+    assert caught.value.culprits == ("coordinator",)
+    spoilt = next(m for m in decode_sequence(adverts, 100) if Signed.decode(m).sender == attempt.clients[2].me)
+    with pytest.raises(SecurityError) as caught:
+        attempt.server.accept_advert(spoilt)
     assert caught.value.culprits == (attempt.clients[2].me.hex(),)
     assert Attempt(3).clients[0].advertise()
     assert with_advert(Attempt(3), 2, good) != adverts
@@ -48,7 +53,7 @@ def test_second_advert_with_a_key_is_refused_and_the_others_go_on() -> None:
     with pytest.raises(SecurityError, match="repeats somebody's public key") as caught:
         attempt.server.accept_advert(Signed.make("advert", attempt.context.digest(), twin.key, copied).encode())
     assert caught.value.culprits == (twin.me.hex(),)
-    assert len(decode_sequence(attempt.server.close_adverts())) == 3
+    assert len(decode_sequence(attempt.server.close_adverts(), 100)) == 3
 
 
 def test_cohort_of_one_is_no_cohort() -> None:
@@ -70,7 +75,7 @@ def test_reflected_key_aborts() -> None:
 
 def test_advert_substituted_by_the_server_aborts() -> None:
     attempt = Attempt(3)
-    adverts = list(decode_sequence(attempt.advertise()))
+    adverts = list(decode_sequence(attempt.advertise(), 100))
     forger = SigningKey(b"\x09" * 32)
     forged = Signed.make("advert", attempt.context.digest(), forger, Signed.decode(adverts[0]).body)
     victim = Signed.decode(adverts[0]).sender
@@ -108,7 +113,7 @@ def test_participant_told_something_else_aborts_before_masked_input(changes) -> 
 def test_split_view_of_adverts_is_blamed_on_the_coordinator() -> None:
     """Two U1 shown to two groups: dealers sign the U1 they saw, so the mismatch is seen before masking."""
     attempt = Attempt(5)
-    adverts = decode_sequence(attempt.advertise())
+    adverts = decode_sequence(attempt.advertise(), 100)
     group = sorted(attempt.clients, key=lambda client: client.me)
     all_five = group[0].share(enc_sequence(adverts))
     only_four = [client.share(enc_sequence(adverts[1:])) for client in group[1:]]
@@ -130,9 +135,9 @@ def test_split_view_of_survivors_never_opens() -> None:
     left, right = tuple_of(attempt, attempt.clients[:3]), tuple_of(attempt, attempt.clients[1:])
     signed = [attempt.clients[i].confirm(left) for i in (0, 1)] + [attempt.clients[3].confirm(right)]
     with pytest.raises(SecurityError, match="another survivor tuple"):
-        attempt.clients[0].release(enc_sequence(signed))
+        attempt.clients[0].release(in_order(signed))
     with pytest.raises(SecurityError, match="fewer than the threshold"):
-        attempt.clients[0].release(enc_sequence(signed[:2]))
+        attempt.clients[0].release(in_order(signed[:2]))
     with pytest.raises(SecurityError, match="not possible in state"):
         attempt.clients[1].confirm(right)
 
@@ -144,15 +149,15 @@ def test_split_view_opens_where_the_threshold_is_too_low(monkeypatch: pytest.Mon
     left, right = tuple_of(attempt, attempt.clients[:3]), tuple_of(attempt, attempt.clients[1:])
     one = [attempt.clients[i].confirm(left) for i in (0, 1)]
     two = [attempt.clients[i].confirm(right) for i in (2, 3)]
-    assert [attempt.clients[i].release(enc_sequence(one)) for i in (0, 1)]
-    assert [attempt.clients[i].release(enc_sequence(two)) for i in (2, 3)]
+    assert [attempt.clients[i].release(in_order(one)) for i in (0, 1)]
+    assert [attempt.clients[i].release(in_order(two)) for i in (2, 3)]
 
 
 def test_server_that_claims_a_dropout_but_holds_its_upload_cannot_unmask_it() -> None:
     """The mask key removes pairwise masks; the self mask stays, and its shares are never released as well."""
     attempt = masked(4)
     claim = tuple_of(attempt, attempt.clients[:3])
-    signatures = enc_sequence(attempt.clients[i].confirm(claim) for i in range(3))
+    signatures = in_order(attempt.clients[i].confirm(claim) for i in range(3))
     releases = [Release.decode(Signed.decode(attempt.clients[i].release(signatures)).body) for i in range(3)]
     assert all((len(r.self_masks), len(r.mask_keys)) == (3, 1) for r in releases)
     victim = attempt.clients[3]

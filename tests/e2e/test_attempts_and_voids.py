@@ -52,27 +52,53 @@ def test_attempt_below_the_floor_is_followed_by_one_with_the_same_inputs(
     assert outcome.encoded["site-1", 1] == 1
 
 
+def test_dealer_of_boxes_that_do_not_open_is_named_and_the_next_attempt_does_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four cannot open site-2's boxes, more than may collude (1); the same inputs are summed without it."""
+    run = RealRun(tmp_path, ["rounds=1", "timeouts.training=60", "timeouts.stage=60"], monkeypatch)
+    by_name = {member.name: member.identity for member in run.roster.members}
+    original = Client._seal
+
+    def seal(client: Client, recipient, pair) -> bytes:
+        spoilt = client.me == by_name["site-2"] and recipient in {by_name["site-1"], by_name["site-3"]}
+        return bytes(90) if spoilt else original(client, recipient, pair)
+
+    monkeypatch.setattr(Client, "_seal", seal)
+    outcome = run.run()
+    refused = [event for event in outcome.events if event["event"] == "box_refused"]
+    assert sorted(event["participant"] for event in refused) == ["site-1", "site-3"]
+    assert {event["dealer"] for event in refused} == {"site-2"}
+    record = outcome.coordinator.rounds[0]
+    assert (record.attempts, record.void) == (2, None)
+    assert_exact(outcome, 1, ["site-1", "site-3", "site-4"])
+    reasons = {entry["participant"]: entry["reason"] for entry in record.dropouts}
+    assert reasons["site-1"] == "refused the box of site-2"
+    assert "more participants than may collude" in reasons["site-2"]
+    assert outcome.encoded["site-1", 1] == 1
+
+
 def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """site-2 deals shares that match its commitments and give another self-mask seed than it announced."""
     run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch)
     liar = next(m for m in run.roster.members if m.name == "site-2").identity
-    original = Client._deal
+    original, honest, spoilt = Client._deal, shamir.split, set()
 
     def deal(client: Client):
-        if client.me != liar:
-            return original(client)
-        with monkeypatch.context() as patch:
-            honest = shamir.split
-            patch.setattr(shamir, "split", lambda secret, *rest: honest(bytes(32), *rest))
-            return original(client)
+        if client.me == liar:
+            spoilt.add(client._secrets.self_mask)
+        return original(client)
 
+    # For this one secret only: the other participants deal in other threads at the same time.
     monkeypatch.setattr(Client, "_deal", deal)
+    monkeypatch.setattr(shamir, "split", lambda secret, *rest: honest(bytes(32) if secret in spoilt else secret, *rest))
     outcome = run.run()
     first, second = outcome.coordinator.rounds
     assert "self-mask shares give another secret" in first.void
     assert outcome.state.voids == 1
+    assert outcome.state.convicted == (liar,)
     assert_exact(outcome, 2, ["site-1", "site-3", "site-4"])
     assert second.cohort == ["site-1", "site-3", "site-4"]
 

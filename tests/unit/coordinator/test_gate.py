@@ -45,8 +45,8 @@ def test_gate_closes_at_once_when_too_few_can_still_come() -> None:
         gate: Gate[bytes] = Gate([A, B, C], refuse)
         collecting = asyncio.create_task(gate.collect(1000, 2))
         await asyncio.sleep(0)
-        gate.drop(A)
-        gate.drop(B)
+        gate.drop(A, "left")
+        gate.drop(B, "left")
         await asyncio.wait_for(collecting, 5)
 
     asyncio.run(scenario())

@@ -29,6 +29,18 @@ def test_sum_from_disk_is_exact_and_its_digest_is_over_its_chunks(tmp_path: Path
     assert not (tmp_path / "spool").exists()
 
 
+def test_disk_that_is_full_when_the_sum_is_written_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    attempt = Attempt(3)
+    left = attempt.release(attempt.confirm(attempt.upload(attempt.share(attempt.advertise()))))
+    spool = Spool(tmp_path / "spool", attempt.context)
+    for owner, chunks in attempt.uploads.items():
+        path = tmp_path / "spool" / "arrived.part"
+        path.write_bytes(b"".join(chunks))
+        spool.keep(owner, Upload(path, b"", b"", 0))
+    with pytest.raises(EnvironmentUnfitError, match="/dev/full: No space left"):
+        spool.open_sum(attempt.server.survivors, left, Path("/dev/full"))
+
+
 def test_round_that_does_not_fit_on_the_disk_says_so_before_it_begins(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100))  # type: ignore[attr-defined]
     with pytest.raises(EnvironmentUnfitError, match="are free"):

@@ -47,7 +47,7 @@ def test_round_survives_a_crash_before_every_stage(tmp_path: Path, attempt: Atte
     assert np.array_equal(attempt.opened(attempt.release(signatures))[0], attempt.plain()[0])
     crash()
     again = attempt.clients[0]
-    assert again.advertise() in decode_sequence(adverts)
+    assert again.advertise() in decode_sequence(adverts, 100)
     assert again.release(signatures) in attempt.transcript
     assert list(again.mask(deliveries[again.me]).chunks()) == attempt.uploads[again.me]
 
@@ -62,11 +62,11 @@ def test_another_message_in_the_same_stage_is_refused_also_after_a_crash(tmp_pat
     fewer = replace(claim, survivors=claim.survivors[:3], digests=claim.digests[:3]).encode()
     for client in (attempt.clients[0], durable(tmp_path, attempt)[0]):
         for event, other in {
-            "share": enc_sequence(decode_sequence(adverts)[:3]),
+            "share": enc_sequence(decode_sequence(adverts, 100)[:3]),
             "mask": deliveries[attempt.clients[1].me],
             "declare": bytes(32),
             "confirm": fewer,
-            "release": enc_sequence(decode_sequence(signatures)[:3]),
+            "release": enc_sequence(decode_sequence(signatures, 100)[:3]),
         }.items():
             with pytest.raises(SecurityError, match="a second, different message"):
                 getattr(client, event)(other)
@@ -176,6 +176,6 @@ def test_input_written_half_is_written_again(tmp_path: Path, attempt: Attempt) -
 
 def test_site_that_lost_its_round_joins_no_attempt_of_it_again(tmp_path: Path, attempt: Attempt) -> None:
     attempt.clients[0].advertise()
-    (tmp_path / "0" / "work" / "round-1.sealed").unlink()
+    (tmp_path / "0" / "work" / "run" / "round-1.sealed").unlink()
     with pytest.raises(LostRoundError):
         open_attempts(tmp_path / "0", attempt.clients[0].key, attempt.context)

@@ -8,6 +8,7 @@ from mpctf_secure.participant.round_file import Entry, LostRoundError, RoundFile
 ENTRIES = [Entry("attempt", b"one"), Entry("share", b"secret-two" * 9), Entry("mask", b"")]
 
 
+CONTRACT = bytes(32)
 RECORD_BYTES = 4 + 4 + 12 + 4 + 16  # three lengths, nonce and tag
 
 
@@ -20,18 +21,18 @@ def home(tmp_path: Path) -> Path:
 _open: list[RoundFile] = []
 
 
-def opened(home: Path, number: int = 1) -> RoundFile:
+def opened(home: Path, number: int = 1, contract: bytes = CONTRACT) -> RoundFile:
     """As the next process would: the end of the one before has freed the lock."""
     while _open:
         _open.pop()._lock.close()
-    file = RoundFile(home / "work", home / "keys", "run", number)
+    file = RoundFile(home / "work", home / "keys", "run", contract, number)
     _open.append(file)
     return file
 
 
 def written(home: Path) -> Path:
     opened(home).append(*ENTRIES)
-    return home / "work" / "round-1.sealed"
+    return home / "work" / "run" / "round-1.sealed"
 
 
 def test_entries_come_back_in_order_and_more_can_follow(home: Path) -> None:
@@ -87,12 +88,18 @@ def test_records_of_another_round_or_in_another_order_do_not_open(home: Path) ->
         opened(home)
     opened(home, 2)
     (home / "keys" / "rounds" / "run.2.key").write_bytes((home / "keys" / "rounds" / "run.1.key").read_bytes())
-    (home / "work" / "round-2.sealed").write_bytes(whole)
+    (home / "work" / "run" / "round-2.sealed").write_bytes(whole)
     with pytest.raises(LostRoundError, match="record 0 is damaged"):
         opened(home, 2)
 
 
-@pytest.mark.parametrize("gone", ["work/round-1.sealed", "keys/rounds/run.1.key"])
+def test_other_contract_under_the_same_run_id_does_not_open_what_the_first_sealed(home: Path) -> None:
+    written(home)
+    with pytest.raises(LostRoundError, match="record 0 is damaged"):
+        opened(home, contract=b"\1" * 32)
+
+
+@pytest.mark.parametrize("gone", ["work/run/round-1.sealed", "keys/rounds/run.1.key"])
 def test_round_without_file_or_key_is_lost_and_the_next_is_not(home: Path, gone: str) -> None:
     written(home)
     (home / gone).unlink()
@@ -112,7 +119,7 @@ def test_closed_round_leaves_nothing_and_cannot_be_joined_again(home: Path) -> N
 
 def test_position_that_is_no_number_is_not_taken_for_zero(home: Path) -> None:
     written(home)
-    (home / "work" / "position").write_bytes(b"\xff")
+    (home / "work" / "run" / "position").write_bytes(b"\xff")
     with pytest.raises(LostRoundError, match="not a round number"):
         opened(home)
 
@@ -131,6 +138,6 @@ def test_second_process_of_a_site_is_refused(home: Path) -> None:
     """With the same entropy it would sign a second tuple: t shares of both kinds of one member could come together."""
     first = opened(home)
     with pytest.raises(EnvironmentUnfitError, match="another process of this site"):
-        RoundFile(home / "work", home / "keys", "run", 1)
+        RoundFile(home / "work", home / "keys", "run", CONTRACT, 1)
     first.append(ENTRIES[0])
     assert opened(home).entries == ENTRIES[:1]

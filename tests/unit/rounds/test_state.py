@@ -93,6 +93,7 @@ def test_sum_with_an_impossible_row_count_is_refused(rows: int) -> None:
 CHANGES = {
     "round": lambda s: replace(s, round=1),
     "void rounds": lambda s: replace(s, voids=1),
+    "who is convicted": lambda s: replace(s, convicted=COHORT[:1]),
     "adapter": lambda s: replace(s, adapter=s.adapter + np.float32(1e-7)),
     "ranges": lambda s: replace(s, ranges=(1.0, 0.5)),
     "ring": lambda s: replace(s, narrow=True),

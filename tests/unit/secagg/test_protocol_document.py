@@ -80,7 +80,7 @@ def real_messages() -> dict[str, tuple[bytes, dict[str, int]]]:
     claim = Survivors.decode(survivors)
     advert, dealing = Signed.decode(first._my_advert), Signed.decode(first._my_dealing)
     upload = Signed.decode(first._declared)
-    sizes = {"n1": len(decode_sequence(adverts)), "n2": len(claim.dealers), "n3": len(claim.survivors)}
+    sizes = {"n1": len(decode_sequence(adverts, 100)), "n2": len(claim.dealers), "n3": len(claim.survivors)}
     box = ShareMessage.decode(share_message).boxes[0]
     opening = enc(attempt.context.digest(), attempt.context.layout.size)
     messages = {
@@ -92,6 +92,7 @@ def real_messages() -> dict[str, tuple[bytes, dict[str, int]]]:
         "share message": share_message,
         "delivery": deliveries[first.me],
         "upload opening": opening,
+        "complaint body": Signed.decode(first.complain(attempt.clients[2].me)).body,
         "upload body": upload.body,
         "survivor tuple": survivors,
         "release body": released.body,
@@ -174,5 +175,6 @@ def test_labels_in_the_text_are_those_that_are_signed() -> None:
 
     attempt.sent = sent  # type: ignore[method-assign]
     attempt.run()
+    sent(attempt.clients[0].complain(attempt.clients[1].me))
     line = next(line for line in TEXT.splitlines() if line.startswith("Labels: "))
     assert set(re.findall(r"`(\w+)`", line)) == labels

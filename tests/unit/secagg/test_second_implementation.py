@@ -151,6 +151,12 @@ def test_vector_of_two_chunks_is_masked_alike() -> None:
     assert len(other.chunks()) == 3
 
 
+def test_complaint_of_the_second_implementation_is_the_package_s() -> None:
+    attempt = Attempt(3)
+    other, dealer = PlainClient(attempt.context, sha256(b"0/1")), attempt.clients[0].me
+    assert other._client.complain(dealer) == attempt.clients[1].complain(dealer)
+
+
 def test_what_the_package_refuses_the_second_implementation_refuses() -> None:
     """A tuple without the client, one below the floor, adverts without its own."""
     for spoil in ("adverts", "tuple"):
@@ -159,7 +165,7 @@ def test_what_the_package_refuses_the_second_implementation_refuses() -> None:
         attempt.clients[1] = other  # type: ignore[call-overload]
         adverts = attempt.advertise()
         if spoil == "adverts":
-            without = plain.seq(m for m in decode_sequence(adverts) if m != other._client.advert)
+            without = plain.seq(m for m in decode_sequence(adverts, 100) if m != other._client.advert)
             with pytest.raises(plain.Refused):
                 other.share(without)
             continue
