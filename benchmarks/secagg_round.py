@@ -116,8 +116,8 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
     """Seconds by stage of every round."""
     names = tuple(ParticipantName(f"site-{number:03}") for number in range(members))
     homes = {name: folder / name / "keys" for name in (*names, ParticipantName("coordinator"))}
-    roster = ceremony.hold(homes, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC))
-    keys = keystore.load(homes[ParticipantName("coordinator")])
+    roster = ceremony.hold(homes, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC), b"x")
+    keys = keystore.unseal(homes[ParticipantName("coordinator")], b"x")
     colluders = default_colluders(members)
     proposal = Proposal(
         run_id="bench", roster_hash=roster.hash.hex(), participants=names, quorum=default_quorum(members, colluders),

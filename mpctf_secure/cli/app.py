@@ -9,6 +9,8 @@ import typer
 from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
+from mpctf_secure.cli import enroll
+from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 
@@ -20,18 +22,14 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
-    """How a command answers."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class Compare(StrEnum):
     """What the federated adapter is measured against, besides the base model."""
 
     ALONE = "alone"
     CENTRALISED = "centralised"
+
+
+app.add_typer(enroll.app, name="enroll")
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,6 +61,7 @@ def start(
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     output: Annotated[Format, typer.Option("--format", help="json: the report on standard output.")] = Format.TEXT,
+    passphrase_fd: PassphraseFd = None,
 ) -> None:
     """Start a run and its local participants, and wait for its end.
 
@@ -70,18 +69,28 @@ def start(
     """
     from mpctf_secure.cli.start import start_run  # noqa: PLC0415 - --help must not wait for grpc
 
-    start_run(run_file, overrides or [], [str(item) for item in compare or []], runs, as_json=output is Format.JSON)
+    start_run(
+        run_file,
+        overrides or [],
+        [str(item) for item in compare or []],
+        runs,
+        passphrase_fd,
+        as_json=output is Format.JSON,
+    )
 
 
 @app.command()
-def join(site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")]) -> None:
+def join(
+    site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")],
+    passphrase_fd: PassphraseFd = None,
+) -> None:
     """Take part in a run as the participant that a site file describes.
 
     Example: mpctf-secure join site.yaml
     """
     from mpctf_secure.cli.join import join_run  # noqa: PLC0415 - --help must not wait for grpc
 
-    join_run(site_file)
+    join_run(site_file, passphrase_fd)
 
 
 def main() -> None:

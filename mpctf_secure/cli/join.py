@@ -6,20 +6,24 @@ from types import FrameType
 
 import typer
 
+from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import InterruptedRunError
+from mpctf_secure.identity import keystore
 from mpctf_secure.participant.agent import join
 
 
-def join_run(site_file: Path) -> None:
-    """Read the site file, whose paths are relative to it, and take part."""
+def join_run(site_file: Path, passphrase_fd: int | None) -> None:
+    """Read the site file, whose paths are relative to it, open the keys and take part."""
     site = load.load(site_file, SiteConfig)
     beside = site_file.resolve().parent
     paths = {name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")}
+    site = site.model_copy(update=paths)
     signal.signal(signal.SIGTERM, _interrupt)
-    join(site.model_copy(update=paths), lambda line: typer.echo(one_line(line)))
+    keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
+    join(site, keys, lambda line: typer.echo(one_line(line)))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from mpctf_secure.errors import UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.identity import ceremony, keystore
+from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.partition.trial import split_by_label, split_iid
@@ -83,41 +84,58 @@ def _model(config: RunConfig, target: Path, beside: Path, rows: dict[str, list[R
     return target
 
 
-def hold_ceremony(config: RunConfig, folder: Path, now: datetime.datetime) -> tuple[Roster, keystore.Keys]:
+def hold_ceremony(config: RunConfig, folder: Path, now: datetime.datetime, phrase: bytes) -> tuple[Roster, Keys]:
     """Fresh keys for everyone and a roster that all signed; the coordinator's keys."""
     members = [*map(ParticipantName, config.participants.names), COORDINATOR]
-    roster = ceremony.hold({name: _keys(folder, name) for name in members}, COORDINATOR, now)
-    return roster, keystore.load(_keys(folder, COORDINATOR))
+    roster = ceremony.hold({name: keys_folder(folder, name) for name in members}, COORDINATOR, now, phrase)
+    return roster, keystore.unseal(keys_folder(folder, COORDINATOR), phrase)
 
 
 def destroy_keys(config: RunConfig, folder: Path) -> None:
     """The keys of an ephemeral ceremony are good for nothing after its run."""
     for name in (*config.participants.names, COORDINATOR):
-        keystore.destroy(_keys(folder, name))
+        keystore.destroy(keys_folder(folder, name))
 
 
-def _keys(folder: Path, name: str) -> Path:
+def keys_folder(folder: Path, name: str) -> Path:
+    """Where a local member's keys lie in a run folder."""
     return folder / "sites" / name / "keys"
+
+
+@contextlib.contextmanager
+def _readable(content: bytes) -> Iterator[int]:
+    """A descriptor that gives these few bytes and then ends."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, content)
+        os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
 
 
 class Fleet:
     """The `join` processes of the local participants."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path, phrase: bytes) -> None:
         self._config = config
         self._folder = folder
+        self._phrase = phrase
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, material: Material, address: str) -> None:
         """Write each site file and start its process."""
-        threads = str(max(1, (os.cpu_count() or 1) // self._config.participants.local))
+        threads = str(max(1, (os.cpu_count() or 1) // len(material.data)))
         for name, data in material.data.items():
             home = self._folder / "sites" / name
             policy = Policy(allow_pair=self._config.secagg.allow_pair)
             site = SiteConfig(coordinator=address, model=material.model, data=data, policy=policy)
             (home / "site.yaml").write_text(load.dump(site), encoding="utf-8")
-            argv = [sys.executable, "-m", "mpctf_secure", "join", str(home / "site.yaml")]
-            self._children[name] = children.spawn(argv, home / "join.log", {"OMP_NUM_THREADS": threads})
+            with _readable(self._phrase) as descriptor:
+                argv = [sys.executable, "-m", "mpctf_secure", "join", str(home / "site.yaml")]
+                argv += ["--passphrase-fd", str(descriptor)]
+                environment = {"OMP_NUM_THREADS": threads}
+                self._children[name] = children.spawn(argv, home / "join.log", environment, keep=[descriptor])
 
     @contextlib.contextmanager
     def watched(self, gone: Callable[[str, str], None]) -> Iterator[None]:

@@ -76,6 +76,7 @@ _TEXTS = {
     "participant_joined": "{participant} joined",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
+    "roster_changed": "roster version {version} is in force; out of this run: {gone}",
     "sum_opened": (
         "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}, {clipped} updates clipped; "
         "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"

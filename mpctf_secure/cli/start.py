@@ -1,82 +1,134 @@
 """`mpctf-secure start`: the coordinator in this process, local participants in their own, the report at the end."""
 
 import asyncio
-import datetime
+import contextlib
 import secrets
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Never, TypeVar
 
-from mpctf_secure.cli import report
+from mpctf_secure.cli import passphrase, report
 from mpctf_secure.cli.compare import evaluate
-from mpctf_secure.cli.local_sites import Fleet, Material, destroy_keys, hold_ceremony, prepare
+from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, Material, destroy_keys, hold_ceremony, keys_folder, prepare
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
+from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.runtime import Coordinator
-from mpctf_secure.errors import InterruptedRunError, MpctfError
-from mpctf_secure.identity.keystore import Keys
+from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError, UsageError
+from mpctf_secure.identity import keystore
+from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.monitoring.events import EventLog
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.parameters import check_terms, default_colluders, default_quorum
 from mpctf_secure.training.adapters import save_adapter_folder
-from mpctf_secure.transport.server import listen
+from mpctf_secure.transport.server import Listener, listen
+from mpctf_secure.transport.tls import OwnTls, utc_now
+
+T = TypeVar("T")
 
 _ENDING_SECONDS = 20.0
+_ROSTER_SECONDS = 1.0
+
+
+class _Parties(NamedTuple):
+    """Who is in, the coordinator's own keys and their folder; a fleet and its material where participants are local."""
+
+    roster: Roster
+    keys: Keys
+    home: Path
+    fleet: Fleet | None
+    material: Material | None
 
 
 def start_run(
-    run_file: Path | None, overrides: Sequence[str], compare: Sequence[str], runs: Path, *, as_json: bool
+    run_file: Path | None,
+    overrides: Sequence[str],
+    compare: Sequence[str],
+    runs: Path,
+    passphrase_fd: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     """The whole command; raises the MpctfError that ended the run after everything is written and every child gone."""
     path = run_file or builtin_config("demo")
     config = load.load(path, RunConfig, overrides)
     proposed = _cohort_rules(config)
-    now = datetime.datetime.now(datetime.UTC)
-    folder = runs.resolve() / f"{config.run}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    beside = path.resolve().parent
+    enrolled = _enrolled(config, beside, compare, passphrase_fd) if config.participants.enrolled else None
+    folder = runs.resolve() / f"{config.run}-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
     screen = Screen(quiet=as_json)
     screen.line(f"run folder {folder}")
+    if enrolled:
+        _run_prepared(config, proposed, enrolled, folder, compare, screen, as_json=as_json)
+        return
     try:
-        material = prepare(config, folder, path.resolve().parent)
+        material = prepare(config, folder, beside)
     except BaseException:
         shutil.rmtree(folder)
         raise
     try:
-        _run_prepared(config, proposed, material, folder, compare, screen, as_json=as_json)
+        parties = _local(config, folder, material, screen)
+        _run_prepared(config, proposed, parties, folder, compare, screen, as_json=as_json)
     finally:
         destroy_keys(config, folder)
+
+
+def _enrolled(config: RunConfig, beside: Path, compare: Sequence[str], passphrase_fd: int | None) -> _Parties:
+    """Participants that come from elsewhere: all in the installed roster, as this coordinator is."""
+    if compare:
+        raise UsageError("--compare trains on the participants' rows", hint="only with local participants")
+    home = beside / config.keys
+    roster = keystore.load_roster(home)
+    roster.check_unexpired(utc_now())
+    known = {str(member.name) for member in roster.participants}
+    if strangers := sorted(set(config.participants.enrolled) - known):
+        raise UsageError(
+            f"participants: {', '.join(strangers)} not in roster version {roster.version}",
+            hint=f"it has {', '.join(sorted(known))}",
+        )
+    keys = keystore.unseal(home, passphrase.read(passphrase_fd))
+    if keys.identity.public != roster.coordinator.identity:
+        raise UsageError(f"{home}: not the coordinator's keys", hint=f"{roster.coordinator.name} starts runs")
+    return _Parties(roster, keys, home, None, None)
+
+
+def _local(config: RunConfig, folder: Path, material: Material, screen: Screen) -> _Parties:
+    phrase = secrets.token_hex(32).encode()
+    roster, keys = hold_ceremony(config, folder, utc_now(), phrase)
+    screen.line(
+        f"ephemeral local ceremony: fresh keys, a roster of {len(roster.members)} that all signed, "
+        f"hash {roster.hash.hex()[:16]}…"
+    )
+    return _Parties(roster, keys, keys_folder(folder, COORDINATOR), Fleet(config, folder, phrase), material)
 
 
 def _run_prepared(
     config: RunConfig,
     proposed: tuple[int, int],
-    material: Material,
+    parties: _Parties,
     folder: Path,
     compare: Sequence[str],
     screen: Screen,
     *,
     as_json: bool,
 ) -> None:
-    roster, keys = hold_ceremony(config, folder, datetime.datetime.now(datetime.UTC))
-    screen.line(
-        f"ephemeral local ceremony: fresh keys, a roster of {len(roster.members)} that all signed, "
-        f"hash {roster.hash.hex()[:16]}…"
-    )
+    roster, material = parties.roster, parties.material
     proposal = _propose(config, folder.name, roster, proposed)
-    events = EventLog(folder / "events.jsonl", lambda: datetime.datetime.now(datetime.UTC))
+    events = EventLog(folder / "events.jsonl", utc_now)
     events.listeners.append(screen.show)
-    run = _Run(config, proposal, material, roster, keys, folder, events)
+    run = _Run(config, proposal, parties, folder, events)
     accuracies, failure = None, None
     try:
         with screen:
             asyncio.run(run.main())
-            accuracies = evaluate(config, proposal, material, folder, compare, screen)
+            accuracies = evaluate(config, proposal, material, folder, compare, screen) if material else None
     except (MpctfError, KeyboardInterrupt, asyncio.CancelledError) as error:
         failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint="start it again")
         failure.culprits = tuple(roster.named(failure.culprits))
@@ -93,7 +145,7 @@ def _run_prepared(
 
 def _cohort_rules(config: RunConfig) -> tuple[int, int]:
     """(colluders, quorum), refused here if the sites would refuse them."""
-    members = config.participants.local
+    members = len(config.participants.names)
     colluders = default_colluders(members) if config.secagg.colluders == "auto" else config.secagg.colluders
     quorum = config.quorum or default_quorum(members, colluders)
     check_terms(members, colluders=colluders, quorum=quorum, allow_pair=config.secagg.allow_pair)
@@ -124,45 +176,82 @@ class _Run:
     """The part inside the event loop."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        proposal: Proposal,
-        material: Material,
-        roster: Roster,
-        keys: Keys,
-        folder: Path,
-        events: EventLog,
+        self, config: RunConfig, proposal: Proposal, parties: _Parties, folder: Path, events: EventLog
     ) -> None:
-        self._config, self._proposal, self._material = config, proposal, material
-        self._roster, self._keys, self._folder, self._events = roster, keys, folder, events
+        self._config, self._proposal, self._parties = config, proposal, parties
+        self._folder, self._events = folder, events
         self.coordinator: Coordinator | None = None
 
     async def main(self) -> None:
-        """Listen, start the participants, run all rounds, write the adapter; ends with no child left."""
+        """Listen, start local participants, run all rounds, write the adapter; ends with no child left."""
         _cancel_on_sigterm()
-        fleet = Fleet(self._config, self._folder)
+        parties = self._parties
         work = self._folder / "spool"
         work.mkdir()
         self.coordinator = Coordinator(
-            self._proposal, self._config.timeouts, self._roster, self._keys.identity, work, self._events.record
+            self._proposal, self._config.timeouts, parties.roster, parties.keys.identity, work, self._events.record
         )
-        listener = await listen(self._config.listen, self._roster, self._keys, self.coordinator.reception)
+        tls = OwnTls(parties.keys.identity, parties.roster.coordinator)
+        listener = await listen(self._config.listen, parties.roster, tls, self.coordinator.reception)
         try:
-            host = self._config.listen.partition(":")[0]
-            fleet.start(self._material, f"{host}:{listener.port}")
             self._events.record("run_started", run=self._proposal.run_id, participants=self._proposal.participants)
-            with fleet.watched(self.coordinator.reception.lose):
-                contract, state = await self.coordinator.run()
+            with self._local_participants(listener, self.coordinator.reception):
+                contract, state = await _first(
+                    self.coordinator.run(), self._follow_roster(listener, self.coordinator.reception)
+                )
             self._save(contract, state)
-            await asyncio.to_thread(fleet.finish, _ENDING_SECONDS)
+            if parties.fleet:
+                await asyncio.to_thread(parties.fleet.finish, _ENDING_SECONDS)
         finally:
-            fleet.end()
+            if parties.fleet:
+                parties.fleet.end()
             await listener.stop(1.0)
+
+    @contextlib.contextmanager
+    def _local_participants(self, listener: Listener, reception: Reception) -> Iterator[None]:
+        fleet, material = self._parties.fleet, self._parties.material
+        if fleet is None or material is None:
+            yield
+            return
+        fleet.start(material, f"{self._config.listen.partition(':')[0]}:{listener.port}")
+        with fleet.watched(reception.lose):
+            yield
+
+    async def _follow_roster(self, listener: Listener, reception: Reception) -> Never:
+        """Put a newer installed roster in force within seconds: who is not in it any more is out of the run."""
+        version = self._parties.roster.version
+        while True:
+            await asyncio.sleep(_ROSTER_SECONDS)
+            if keystore.latest_version(self._parties.home) <= version:
+                continue
+            roster = keystore.load_roster(self._parties.home)
+            version = roster.version
+            if self._parties.keys.identity.public not in roster.roles:
+                raise SecurityError(f"this coordinator is not in roster version {version}")
+            gone = [m.name for m in self._parties.roster.participants if m.identity not in roster.roles]
+            self._events.record("roster_changed", version=version, hash=roster.hash.hex(), gone=gone)
+            for name in gone:
+                if name in self._proposal.participants:
+                    reception.lose(name, f"not in roster version {version} under the identity of this run")
+            listener.use(roster)
 
     def _save(self, contract: Contract, state: State) -> None:
         unfinished = self._folder / "adapter.part"
         save_adapter_folder(unfinished, state.adapter, contract.tensors, contract.lora, contract.base_model)
         unfinished.rename(self._folder / "adapter")
+
+
+async def _first(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, Never]) -> T:
+    """The result of `work`, unless `watch` fails before."""
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work), asyncio.create_task(watch)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        result: T = done.pop().result()
+        return result
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _cancel_on_sigterm() -> None:

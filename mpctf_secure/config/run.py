@@ -1,10 +1,12 @@
 """The run file: what the coordinator's operator writes. Defaults make most lines unnecessary."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mpctf_secure.config.base import Frozen
+from mpctf_secure.ids import NAME
 
 BUILTIN = "builtin:"
 """Prefix of data and models that the program makes itself: builtin:intents, builtin:tiny-llama."""
@@ -14,15 +16,26 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Participants(Frozen):
-    """Local participants, each its own process on this machine."""
+    """A list of enrolled names; or local participants, each its own process on this machine."""
 
-    local: Annotated[int, Field(ge=2, le=26)]
-    data: str
-    """JSONL: one file each with `{participant}` in its name, one file for all with `split`, or builtin:intents."""
+    enrolled: tuple[Annotated[str, Field(pattern=f"^{NAME.pattern}$")], ...] = ()
+    local: Annotated[int, Field(ge=2, le=26)] | None = None
+    data: str = ""
+    """Of local ones; JSONL: one file each with `{participant}` in its name, one for all with `split`, or
+    builtin:intents."""
     split: Literal["iid", "label"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_of_names(cls, value: object) -> object:
+        return {"enrolled": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_source_each(self) -> Self:
+        if bool(self.enrolled) == bool(self.local):
+            raise ValueError("name enrolled participants in a list, or say how many local ones to start")
+        if self.enrolled:
+            return self
         named_each = "{participant}" in self.data or self.data.startswith(BUILTIN)
         if named_each and self.split:
             raise ValueError("split divides one file; this data already names one for each participant")
@@ -32,8 +45,8 @@ class Participants(Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """site-1 … site-N."""
-        return tuple(f"site-{number}" for number in range(1, self.local + 1))
+        """Those listed, or site-1 … site-N."""
+        return self.enrolled or tuple(f"site-{number}" for number in range(1, (self.local or 0) + 1))
 
 
 class Lora(Frozen):
@@ -117,6 +130,9 @@ class RunConfig(Frozen):
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     listen: Annotated[str, Field(pattern=r"^[0-9.]+:[0-9]{1,5}$")] = "127.0.0.1:0"
+    """IP literal and port; enrolled participants need a fixed port that they can reach."""
+    keys: Path = Path("keys")
+    """The coordinator's keys and roster, for enrolled participants; relative to this file."""
     training: Training = Training()
     data: Data = Data()
     aggregation: Aggregation = Aggregation()

@@ -325,12 +325,11 @@ class Coordinator:
         self._record("stage_closed", round=self._round.round, stage=stage, arrived=len(gate.arrived), seconds=took)
 
     async def _collect_everyone(self, gate: Gate[Any], deed: str, seconds: float) -> None:
-        await gate.collect(seconds, len(self.reception.active))
-        missing = sorted(self.reception.active - set(gate.arrived))
+        late = await gate.collect(seconds, len(self.reception.active))
+        silent = dict.fromkeys(gate.awaited, f"no answer in {seconds:g} s") if late else {}
+        missing = {**self.reception.gone, **silent}
         if missing:
-            reasons = [
-                f"{self._name(m)} ({self.reception.gone.get(m, f'no answer in {seconds:g} s')})" for m in missing
-            ]
+            reasons = [f"{self._name(member)} ({reason})" for member, reason in sorted(missing.items())]
             raise ParticipationError(
                 f"not everyone {deed}: {', '.join(reasons)}",
                 hint="see the participants' logs in the run folder",

@@ -1,5 +1,6 @@
 """Ed25519 (RFC 8032) by libsodium, which refuses small-order keys that other verifiers accept."""
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nacl.bindings import crypto_core_ed25519_is_valid_point
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey as _SigningKey
@@ -24,6 +25,10 @@ class SigningKey:
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature of `message`."""
         return self._key.sign(message).signature
+
+    def for_certificates(self) -> Ed25519PrivateKey:
+        """The same key for pyca's X.509 builder; what it signs starts with a DER tag, which no message of ours does."""
+        return Ed25519PrivateKey.from_private_bytes(bytes(self._key))
 
 
 def check_public_key(public: bytes) -> None:

@@ -1,77 +1,240 @@
-"""The only file that touches a keys/ folder: private keys in files of mode 0600, and the roster.
+"""The only file that touches a keys/ folder.
 
-The keys lie unsealed, protected by file modes alone.
+    organisation.json      name and role
+    IDENTITY.sealed        the private keys of an identity, under the passphrase; two while a rotation is under way
+    rosters/N.json         every roster that was installed, from the first one here to the one in force
+    compared.json          which rosters' words were heard from whom
+    votes/N.json           what this organisation signed
+    rounds/                keys of rounds and runs that are not closed, protected by mode 0600 alone
+
+Files appear as a whole, and nothing is overwritten but compared.json.
 """
 
-import datetime
+import contextlib
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from mpctf_secure import files
-from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
-from mpctf_secure.hazmat.signature import KEY_BYTES, SigningKey
-from mpctf_secure.identity import certificate, roster
-from mpctf_secure.identity.roster import Member, Role, Roster
-from mpctf_secure.ids import IdentityKey, ParticipantName
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError, UsageError
+from mpctf_secure.hazmat import passphrase
+from mpctf_secure.hazmat.passphrase import Cost
+from mpctf_secure.hazmat.signature import KEY_BYTES
+from mpctf_secure.identity import enrollment
+from mpctf_secure.identity.documents import (
+    MOST_BYTES,
+    Comparison,
+    Document,
+    Organisation,
+    RosterBody,
+    SignedRoster,
+    Vote,
+    decode_any,
+)
+from mpctf_secure.identity.keys import SECRET_BYTES, Keys
+from mpctf_secure.identity.roster import Roster, view
 
-_IDENTITY, _TLS_KEY, _TLS_CERTIFICATE, _ROSTER = "identity.key", "tls.key", "tls.crt", "roster.json"
-_ROUNDS = "rounds"
+_ORGANISATION, _COMPARED, _SEALED = "organisation.json", "compared.json", ".sealed"
+_ROSTERS, _VOTES, _ROUNDS = "rosters", "votes", "rounds"
 _RUN_SUFFIX = ".run"  # a dot is in no run's name, so no round of another run has this file
+_HINT = "check the keys folder that the site or run file names"
+
+D = TypeVar("D", bound=Document)
 
 
-@dataclass(frozen=True)
-class Keys:
-    """One member's private keys; the repr hides them."""
-
-    identity: SigningKey
-    tls_key_pem: bytes
-    tls_certificate: bytes  # DER
-
-    def __repr__(self) -> str:
-        return f"Keys({self.identity!r})"
-
-    def member(self, name: ParticipantName, role: Role) -> Member:
-        """The public half, as the roster holds it."""
-        return Member(name, role, IdentityKey(self.identity.public), self.tls_certificate)
+def create(folder: Path, owner: Organisation, phrase: bytes, cost: Cost) -> Keys:
+    """Draw keys into a new folder of mode 0700; UsageError rather than replace any."""
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError as error:
+        raise UsageError(f"{folder}: exists already", hint="keys are never overwritten; name another folder") from error
+    files.create(folder / _ORGANISATION, owner.encode(), 0o600)
+    return draw(folder, phrase, cost)
 
 
-def create(folder: Path, name: str, now: datetime.datetime) -> Keys:
-    """Make fresh keys in a new folder of mode 0700; FileExistsError rather than replace any."""
-    folder.mkdir(mode=0o700, parents=True)
-    seed = os.urandom(KEY_BYTES)
-    tls_key, tls_certificate = certificate.make(name, now)
-    _write_private(folder / _IDENTITY, seed)
-    _write_private(folder / _TLS_KEY, tls_key)
-    (folder / _TLS_CERTIFICATE).write_bytes(certificate.to_pem(tls_certificate))
-    return Keys(SigningKey(seed), tls_key, tls_certificate)
+def draw(folder: Path, phrase: bytes, cost: Cost) -> Keys:
+    """Fresh keys beside those that are there: they are in force once a roster has them."""
+    secret = os.urandom(SECRET_BYTES)
+    keys = Keys.of(secret)
+    entropy = os.urandom(passphrase.SALT_BYTES + passphrase.NONCE_BYTES)
+    files.create(_sealed(folder, keys.identity.public), passphrase.seal(phrase, secret, cost, entropy), 0o600)
+    return keys
 
 
-def load(folder: Path) -> Keys:
-    """The keys in `folder`; SecurityError for files that others may read."""
-    seed, tls_key = _read_private(folder / _IDENTITY), _read_private(folder / _TLS_KEY)
-    if len(seed) != KEY_BYTES:
-        raise SecurityError(f"{folder / _IDENTITY}: not an identity key of {KEY_BYTES} bytes")
-    return Keys(SigningKey(seed), tls_key, certificate.from_pem(_read(folder / _TLS_CERTIFICATE)))
+def unseal(folder: Path, phrase: bytes, identity: bytes | None = None) -> Keys:
+    """The private keys of an identity, by default of the one in force.
+
+    WrongPassphraseError; DecodeError for a damaged file or an absurd cost, SecurityError for a loose mode.
+    """
+    path = _sealed(folder, identity or _in_force(folder))
+    with _naming(path):
+        return Keys.of(passphrase.unseal(phrase, _read_private(path)))
 
 
-def save_roster(folder: Path, signed: Roster) -> None:
-    """Put the roster beside the keys."""
-    (folder / _ROSTER).write_text(signed.to_json(), encoding="utf-8")
+def identities(folder: Path) -> list[bytes]:
+    """The identities whose private keys are here: one, or two while a rotation is under way."""
+    return [bytes.fromhex(path.stem) for path in sorted(folder.glob("*" + _SEALED))]
+
+
+def _in_force(folder: Path) -> bytes:
+    current = installed(folder)
+    if current:
+        return mine(folder, current)
+    if len(found := identities(folder)) == 1:
+        return found[0]
+    raise EnvironmentUnfitError(f"{folder}: {len(found)} private keys and no roster", hint=_HINT)
+
+
+def mine(folder: Path, signed: SignedRoster) -> bytes:
+    """The identity that a roster gives this organisation."""
+    name = organisation(folder).name
+    for member in signed.roster.members:
+        if member.name == name:
+            return bytes.fromhex(member.identity)
+    raise SecurityError(f"{name} is not in roster version {signed.roster.version}", culprits=[name])
+
+
+def organisation(folder: Path) -> Organisation:
+    """Whose keys these are."""
+    return load_document(folder / _ORGANISATION, Organisation)
+
+
+def load_document(path: Path, kind: type[D]) -> D:
+    """A document's file; the error names it."""
+    with _naming(path):
+        return kind.decode(_read(path))
+
+
+def load_any(path: Path) -> Document:
+    """A file of the ceremony, of whatever kind."""
+    with _naming(path):
+        return decode_any(_read(path))
+
+
+def _read(path: Path) -> bytes:
+    """No more than a document may have, and one byte."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise EnvironmentUnfitError(f"{path}: {error.strerror}", hint="check the path") from error
+
+
+def latest_version(folder: Path) -> int:
+    """Of the installed rosters; 0 where there is none."""
+    return max(_versions(folder), default=0)
+
+
+def _versions(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / _ROSTERS).glob("*.json") if path.stem.isdecimal())
+
+
+def installed(folder: Path) -> SignedRoster | None:
+    """The roster in force, its whole history verified again; None where there is none yet."""
+    history = _history(folder)
+    if history:
+        enrollment.verify_history(history, organisation(folder).name)
+    return history[-1] if history else None
+
+
+def _history(folder: Path) -> list[SignedRoster]:
+    return [load_document(folder / _ROSTERS / f"{version}.json", SignedRoster) for version in _versions(folder)]
 
 
 def load_roster(folder: Path) -> Roster:
-    """The verified roster beside the keys."""
-    try:
-        return roster.parse(_read(folder / _ROSTER).decode())
-    except UnicodeDecodeError as error:
-        raise SecurityError(f"{folder / _ROSTER}: not UTF-8") from error
+    """The roster in force; the caller still owes its expiry."""
+    signed = installed(folder)
+    if signed is None:
+        raise EnvironmentUnfitError(
+            f"{folder}: no roster is installed", hint="mpctf-secure enroll verify ROSTER.json …"
+        )
+    return view(signed.roster)
+
+
+def install(folder: Path, rosters: Iterable[SignedRoster]) -> Roster:
+    """Verify the next roster (a newcomer: with the one before it) and keep it; from now on no older one is accepted.
+
+    What is installed already is no error. Where a roster gives this organisation another identity, the keys of the old
+    one are unlinked.
+    """
+    history, name = _history(folder), organisation(folder).name
+    fresh = []
+    for signed in sorted(rosters, key=lambda one: one.roster.version):
+        if any(one.roster.hash == signed.roster.hash for one in history):
+            continue
+        if history and signed.roster.version <= history[-1].roster.version:
+            raise SecurityError(
+                f"roster: version {signed.roster.version} is a way back: another one, or a later one, is installed"
+            )
+        history.append(signed)
+        fresh.append(signed)
+    if not history:
+        raise UsageError("no roster to install", hint="mpctf-secure enroll verify roster-1.json *.signature.json")
+    enrollment.verify_history(history, name)
+    latest = history[-1].roster
+    check_mine(folder, latest)
+    (folder / _ROSTERS).mkdir(mode=0o700, exist_ok=True)
+    for signed in fresh:
+        files.create(folder / _ROSTERS / f"{signed.roster.version}.json", signed.encode(), 0o600)
+    in_force = [m.identity for m in latest.members if m.name == name]
+    for before in history[:-1]:
+        for member in before.roster.members:
+            if member.name == name and in_force and member.identity not in in_force:
+                _sealed(folder, bytes.fromhex(member.identity)).unlink(missing_ok=True)
+    return view(latest)
+
+
+def check_mine(folder: Path, roster: RosterBody) -> None:
+    """Refuse a roster in which somebody else's keys stand under this organisation's name.
+
+    All would hear the same words, and whoever made that request would be this organisation to all of them.
+    """
+    name, held = organisation(folder).name, {one.hex() for one in identities(folder)}
+    for member in roster.members:
+        if member.name == name and member.identity not in held:
+            raise SecurityError(
+                f"the request under your name, {name}, is not yours: its identity is {member.identity[:16]}…",
+                hint="somebody changed it on its way; give the others your own file by another way",
+                culprits=[name],
+            )
+
+
+def heard(folder: Path, roster_hash: str) -> tuple[str, ...]:
+    """From whom this roster's words were heard."""
+    comparison = _comparison(folder)
+    return comparison.heard if comparison and comparison.roster == roster_hash else ()
+
+
+def note_heard(folder: Path, roster_hash: str, names: Iterable[str]) -> None:
+    """Keep that these organisations' words for this roster were right; those for other rosters are forgotten."""
+    everybody = sorted({*heard(folder, roster_hash), *names})
+    files.replace(folder / _COMPARED, Comparison(roster=roster_hash, heard=tuple(everybody)).encode())
+
+
+def _comparison(folder: Path) -> Comparison | None:
+    return load_document(folder / _COMPARED, Comparison) if (folder / _COMPARED).exists() else None
+
+
+def keep_vote(folder: Path, version: int, vote: Vote) -> None:
+    """Put a vote on disk before it leaves; SecurityError for one about another roster of the same version.
+
+    Two rosters of one version could otherwise both gather enough signatures, and the members part in two.
+    """
+    path = folder / _VOTES / f"{version}.json"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if path.exists() and load_document(path, Vote).roster != vote.roster:
+        raise SecurityError(
+            f"this organisation has signed another roster of version {version}",
+            hint=f"agree with the others which one is void; then remove {path}",
+        )
+    files.replace(path, vote.encode())
 
 
 def destroy(folder: Path) -> None:
     """Unlink the private keys; what the disk keeps of deleted files is not in our hands."""
-    for path in (folder / _IDENTITY, folder / _TLS_KEY, *(folder / _ROUNDS).glob("*.key")):
+    for path in (*folder.glob("*" + _SEALED), *(folder / _ROUNDS).glob("*.key")):
         path.unlink(missing_ok=True)
 
 
@@ -91,12 +254,14 @@ def destroy_run_secret(folder: Path, run_id: str) -> None:
 def create_round_key(folder: Path, name: str) -> None:
     """A fresh 32-byte key for the sealed file of one round."""
     (folder / _ROUNDS).mkdir(mode=0o700, exist_ok=True)
-    _write_private(_round_key(folder, name), os.urandom(KEY_BYTES))
+    files.create(_round_key(folder, name), os.urandom(KEY_BYTES), 0o600)
 
 
 def load_round_key(folder: Path, name: str) -> bytes:
     """The key of a round that is not closed; EnvironmentUnfitError where there is none."""
-    return _read_private(_round_key(folder, name))
+    path = _round_key(folder, name)
+    with _naming(path):
+        return _read_private(path)
 
 
 def destroy_round_key(folder: Path, name: str) -> None:
@@ -108,22 +273,25 @@ def _round_key(folder: Path, name: str) -> Path:
     return folder / _ROUNDS / f"{name}.key"
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    files.create(path, content, 0o600)
+def _sealed(folder: Path, identity: bytes) -> Path:
+    return folder / (identity.hex() + _SEALED)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SecurityError as error:
+        raise type(error)(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _read_private(path: Path) -> bytes:
-    content = _read(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise SecurityError(f"{path}: mode {mode:04o} lets others read a private key", hint=f"chmod 600 {path}")
-    return content
-
-
-def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            content = stream.read(MOST_BYTES)
     except OSError as error:
-        raise EnvironmentUnfitError(
-            f"{path}: {error.strerror}", hint="check the keys folder named in the site file"
-        ) from error
+        raise EnvironmentUnfitError(f"{path}: {error.strerror}", hint=_HINT) from error
+    if mode & 0o077:
+        raise SecurityError(f"mode {mode:04o} lets others read a private key", hint=f"chmod 600 {path}")
+    return content

@@ -14,6 +14,7 @@ KINDS = frozenset(
         "run_started",
         "participant_joined",
         "contract_closed",
+        "roster_changed",
         "round_started",
         "progress",
         "stage_closed",

@@ -3,7 +3,7 @@
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import MpctfError
 from mpctf_secure.identity import keystore
-from mpctf_secure.identity.keystore import Keys
+from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.policy import check_contract, check_proposal
@@ -14,11 +14,13 @@ from mpctf_secure.training.data import load_rows
 from mpctf_secure.training.launch import Job, JobSpec
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.transport.client import Channel
+from mpctf_secure.transport.tls import OwnTls, utc_now
 
 
-def join(site: SiteConfig, report: Report) -> None:
+def join(site: SiteConfig, keys: Keys, report: Report) -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
-    keys, roster = keystore.load(site.keys), keystore.load_roster(site.keys)
+    roster = keystore.load_roster(site.keys)
+    roster.check_unexpired(utc_now())
     try:
         _join(site, keys, roster, report)
     except MpctfError as error:
@@ -27,11 +29,12 @@ def join(site: SiteConfig, report: Report) -> None:
 
 
 def _join(site: SiteConfig, keys: Keys, roster: Roster, report: Report) -> None:
-    name = roster.by_identity(keys.identity.public).name
+    me = roster.by_identity(keys.identity.public)
+    name = me.name
     load_rows(site.data)  # a bad row is found before anybody waits for us
     base_model_hash = hash_model(site.model)
     site.work.mkdir(parents=True, exist_ok=True)
-    channel = Channel(site.coordinator, roster, keys)
+    channel = Channel(site.coordinator, roster, OwnTls(keys.identity, me))
     try:
         link = Link(channel, keys.identity, roster.coordinator)
         proposal = Proposal.decode(link.ask("hello", roster.hash, b"", "proposal"))

@@ -28,8 +28,13 @@ def die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def spawn(argv: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A child in a process group of its own, with no input, its output in `log`, offline, dying with this process."""
+def spawn(
+    argv: Sequence[str], log: Path, extra: Mapping[str, str] | None = None, keep: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """A child in a process group of its own, with no input, its output in `log`, offline, dying with this process.
+
+    It inherits the file descriptors in `keep` and no others.
+    """
     with log.open("ab") as output:
         return subprocess.Popen(
             argv,
@@ -38,6 +43,7 @@ def spawn(argv: Sequence[str], log: Path, extra: Mapping[str, str] | None = None
             stderr=subprocess.STDOUT,
             env={**os.environ, **OFFLINE, **(extra or {})},
             start_new_session=True,
+            pass_fds=keep,
             preexec_fn=die_with_parent,  # noqa: PLW1509
         )
 

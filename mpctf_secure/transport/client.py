@@ -2,16 +2,17 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import grpc
 
-from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import certificate
-from mpctf_secure.identity.keystore import Keys
+from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, UPLOAD, from_status
+from mpctf_secure.transport.tls import OwnTls
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
@@ -22,34 +23,47 @@ _SHORT_SECONDS = 5.0
 class Channel:
     """One connection; every call may be repeated, since the coordinator answers equal messages equally."""
 
-    def __init__(self, address: str, roster: Roster, keys: Keys, patience: float = PATIENCE_SECONDS) -> None:
-        # The only trust anchor is the coordinator's own certificate, so no other member can pose as it.
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=certificate.to_pem(roster.coordinator.certificate),
-            private_key=keys.tls_key_pem,
-            certificate_chain=certificate.to_pem(keys.tls_certificate),
-        )
-        options = (("grpc.ssl_target_name_override", roster.coordinator.name), *KEEPALIVE)
-        self._channel = grpc.secure_channel(address, credentials, options=options)
-        self._exchange: Callable[..., bytes] = self._channel.unary_unary(EXCHANGE)
-        self._upload: Callable[[Iterator[bytes]], bytes] = self._channel.stream_unary(UPLOAD)
-        self._download: Callable[[bytes], Any] = self._channel.unary_stream(DOWNLOAD)
+    def __init__(self, address: str, roster: Roster, tls: OwnTls, patience: float = PATIENCE_SECONDS) -> None:
+        self._coordinator = roster.coordinator
+        self._tls = tls
         self._address = address
         self._patience = patience
+        self._open: tuple[TlsKey, Any] | None = None
+
+    def _method(self, kind: str, name: str) -> Callable[..., Any]:
+        """A method over a connection with the TLS key of this moment."""
+        own = self._tls.current()
+        if self._open is None or self._open[0] is not own:
+            self.close()
+            self._open = own, self._connect(own)
+        method: Callable[..., Any] = getattr(self._open[1], kind)(name)
+        return method
+
+    def _connect(self, own: TlsKey) -> Any:
+        # The only trust anchor is the coordinator's own authority, so no other member can pose as it.
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=certificate.to_pem(self._coordinator.authority),
+            private_key=own.private,
+            certificate_chain=certificate.to_pem(own.certificate),
+        )
+        options = (("grpc.ssl_target_name_override", self._coordinator.name), *KEEPALIVE)
+        return grpc.secure_channel(self._address, credentials, options=options)
 
     def exchange(self, request: bytes) -> bytes:
         """Send one message and wait for its answer, however long the others take."""
-        return self._patiently(lambda: self._exchange(request))
+        return self._patiently(lambda: bytes(self._method("unary_unary", EXCHANGE)(request)))
 
     def upload(self, pieces: Callable[[], Iterable[bytes]]) -> bytes:
         """Send a stream that can be made again from its beginning."""
-        return self._patiently(lambda: self._upload(iter(pieces())))
+        return self._patiently(lambda: bytes(self._method("stream_unary", UPLOAD)(iter(pieces()))))
 
     def try_exchange(self, request: bytes) -> bytes | None:
-        """Send one message whose loss does no harm: one short try, None if nothing came back."""
+        """Send one message whose loss does no harm: one short try, None if nothing came back; a refusal counts."""
         try:
-            return self._exchange(request, timeout=_SHORT_SECONDS)
-        except grpc.RpcError:
+            return bytes(self._method("unary_unary", EXCHANGE)(request, timeout=_SHORT_SECONDS))
+        except grpc.RpcError as error:
+            if refused := _refusal(error):
+                raise refused from error
             return None
 
     def download(self, request: bytes, most: int) -> list[bytes]:
@@ -60,16 +74,18 @@ class Channel:
         return self._patiently(lambda: self._pieces(request, most))
 
     def _pieces(self, request: bytes, most: int) -> list[bytes]:
-        call = self._download(request)
+        call = self._method("unary_stream", DOWNLOAD)(request)
         pieces = list(itertools.islice(call, most + 1))
         if len(pieces) > most:
             call.cancel()
-            raise SecurityError(f"answer goes on after {most} pieces", culprits=["coordinator"])
+            raise SecurityError(f"answer goes on after {most} pieces", culprits=[COORDINATOR])
         return pieces
 
     def close(self) -> None:
         """Cancel what is open."""
-        self._channel.close()
+        if self._open:
+            self._open[1].close()
+            self._open = None
 
     def _patiently(self, call: Callable[[], T]) -> T:
         give_up: float | None = None
@@ -79,9 +95,7 @@ class Channel:
             try:
                 return call()
             except grpc.RpcError as error:
-                failure: Any = error
-                refused = from_status(failure.code(), failure.details() or "")
-                if refused:
+                if refused := _refusal(error):
                     raise refused from error
                 now = time.monotonic()
                 if give_up is None or now - started > self._patience:  # a new break, not the old one going on
@@ -93,3 +107,8 @@ class Channel:
                     ) from error
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _refusal(error: grpc.RpcError) -> MpctfError | None:
+    failure: Any = error
+    return from_status(failure.code(), failure.details() or "")

@@ -1,5 +1,6 @@
 """The coordinator's listener: authenticates every call against the roster and hands bytes to a handler."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
@@ -8,9 +9,11 @@ import grpc
 
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import certificate
-from mpctf_secure.identity.keystore import Keys
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, TLS_VERSION, UPLOAD, to_status
+from mpctf_secure.transport.tls import OwnTls, utc_now
+
+_CONNECTION_SECONDS = 3600
 
 
 class Handler(Protocol):
@@ -29,43 +32,51 @@ class Handler(Protocol):
 class Listener:
     """A running gRPC server; `port` is the one it got."""
 
-    def __init__(self, server: Any, port: int) -> None:
+    def __init__(self, server: Any, port: int, methods: "_Methods") -> None:
         self._server = server
+        self._methods = methods
         self.port = port
+
+    def use(self, roster: Roster) -> None:
+        """Another roster is in force: for new connections, for every call, and for those that wait at this moment."""
+        self._methods.use(roster)
 
     async def stop(self, grace_seconds: float) -> None:
         """Let open calls end within the grace period."""
         await self._server.stop(grace_seconds)
 
 
-async def listen(address: str, roster: Roster, keys: Keys, handler: Handler) -> Listener:
+async def listen(address: str, roster: Roster, tls: OwnTls, handler: Handler) -> Listener:
     """Serve on `address` (IP:port); EnvironmentUnfitError where the port is not free."""
-    # Without SO_REUSEPORT a second coordinator on one port fails instead of stealing half of the calls.
-    options = (("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000), *KEEPALIVE)
+    options = (
+        # Without SO_REUSEPORT a second coordinator on one port fails instead of stealing half of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # A handshake now and then, with the certificates of that moment; calls that are open go on.
+        ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
+        *KEEPALIVE,
+    )
     # A participant has one call waiting, and for moments a second one.
     most_calls = 4 * len(roster.participants)
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
-    server.add_generic_rpc_handlers((_Methods(roster, handler),))
+    methods = _Methods(roster, tls, handler)
+    server.add_generic_rpc_handlers((methods,))
     try:
-        port = server.add_secure_port(address, _credentials(roster, keys))
+        port = server.add_secure_port(address, methods.credentials())
     except RuntimeError as error:
         raise EnvironmentUnfitError(
             f"cannot listen on {address}", hint="the port is in use or not yours; choose another in `listen`"
         ) from error
     await server.start()
-    return Listener(server, port)
-
-
-def _credentials(roster: Roster, keys: Keys) -> Any:
-    clients = b"".join(certificate.to_pem(member.certificate) for member in roster.participants)
-    pair = (keys.tls_key_pem, certificate.to_pem(keys.tls_certificate))
-    return grpc.ssl_server_credentials([pair], root_certificates=clients, require_client_auth=True)
+    return Listener(server, port, methods)
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, roster: Roster, handler: Handler) -> None:
+    def __init__(self, roster: Roster, tls: OwnTls, handler: Handler) -> None:
         self._roster = roster
+        self._tls = tls
         self._handler = handler
+        self._calls: dict[asyncio.Timeout, Member] = {}
         self._methods = {
             EXCHANGE: grpc.unary_unary_rpc_method_handler(self._exchange),
             UPLOAD: grpc.stream_unary_rpc_method_handler(self._upload),
@@ -76,36 +87,68 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         """The method that a call names, None where there is none such."""
         return self._methods.get(handler_call_details.method)
 
+    def credentials(self) -> Any:
+        """What handshakes use: gRPC asks again for each."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(), self._configuration, require_client_authentication=True
+        )
+
+    def use(self, roster: Roster) -> None:
+        """See `Listener.use`."""
+        self._roster = roster
+        for limit, member in self._calls.items():
+            if member.identity not in roster.roles:
+                limit.reschedule(asyncio.get_running_loop().time())
+
     async def _exchange(self, request: bytes, context: Any) -> bytes:
-        async with _refusing(context):
-            return await self._handler.exchange(self._peer(context), request)
+        async with self._answering(context) as peer:
+            return await self._handler.exchange(peer, request)
         return b""
 
     async def _upload(self, pieces: AsyncIterator[bytes], context: Any) -> bytes:
-        async with _refusing(context):
-            return await self._handler.upload(self._peer(context), pieces)
+        async with self._answering(context) as peer:
+            return await self._handler.upload(peer, pieces)
         return b""
 
     async def _download(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        async with _refusing(context):
-            async for piece in self._handler.download(self._peer(context), request):
+        async with self._answering(context) as peer:
+            async for piece in self._handler.download(peer, request):
                 yield piece
 
+    @contextlib.asynccontextmanager
+    async def _answering(self, context: Any) -> AsyncIterator[Member]:
+        """Who calls; the call ends when that member leaves the roster, and errors become statuses."""
+        try:
+            peer = self._peer(context)
+            async with asyncio.timeout(None) as limit:
+                self._calls[limit] = peer
+                try:
+                    yield peer
+                finally:
+                    del self._calls[limit]
+        except TimeoutError:
+            gone = SecurityError(f"{peer.name} is not in roster version {self._roster.version} under this identity")
+            await context.abort(*to_status(gone))
+        except MpctfError as error:
+            await context.abort(*to_status(error))
+
+    def _configuration(self) -> Any:
+        own = self._tls.current()
+        authorities = b"".join(certificate.to_pem(member.authority) for member in self._roster.participants)
+        pair = (own.private, certificate.to_pem(own.certificate))
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
+
     def _peer(self, context: Any) -> Member:
-        """Who calls, from the TLS key: names in a certificate are what its owner wrote there."""
+        """Who calls, at this call and not only at the handshake: the identity that issued the TLS key.
+
+        Names in a certificate are what its owner wrote there.
+        """
         session = context.auth_context()
         if session.get("ssl_tls_version") != [TLS_VERSION]:
             raise SecurityError("connection is not TLS 1.3")
         pem = next(iter(session.get("x509_pem_cert", [])), b"")
-        member = self._roster.by_spki(certificate.spki_hash(certificate.from_pem(pem)))
+        identity = certificate.issuer(certificate.from_pem(pem), self._roster.roles, utc_now())
+        member = self._roster.by_identity(identity)
         if member.role != "participant":
             raise SecurityError("only participants may call the coordinator", culprits=[member.name])
         return member
-
-
-@contextlib.asynccontextmanager
-async def _refusing(context: Any) -> AsyncIterator[None]:
-    try:
-        yield
-    except MpctfError as error:
-        await context.abort(*to_status(error))

@@ -23,6 +23,7 @@ from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.coordinator.runtime import Coordinator
+from mpctf_secure.identity import keystore
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.participant import agent
 from mpctf_secure.participant.rounds import Participant
@@ -30,7 +31,9 @@ from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg import codec
 from mpctf_secure.transport.server import listen
+from mpctf_secure.transport.tls import OwnTls
 
+PHRASE = b"of everybody here"
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 
@@ -93,7 +96,7 @@ class RealRun:
         self.config = load.load(SMOKE, RunConfig, overrides)
         self.material = prepare(self.config, folder, SMOKE.parent)
         now = datetime.datetime.now(datetime.UTC)
-        self.roster, self.keys = hold_ceremony(self.config, folder, now)
+        self.roster, self.keys = hold_ceremony(self.config, folder, now, PHRASE)
         self.inputs: dict[tuple[str, int], Input] = {}
         self.encoded: dict[tuple[str, int], int] = {}
         self.change: Callable[[str, int, Any], Any] = lambda name, number, contribution: contribution
@@ -137,7 +140,9 @@ class RealRun:
         recorder = Recorder(coordinator)
         if interfere:
             recorder.on_upload = lambda peer: interfere(self, peer)
-        listener = await listen("127.0.0.1:0", self.roster, self.keys, recorder)
+        listener = await listen(
+            "127.0.0.1:0", self.roster, OwnTls(self.keys.identity, self.roster.coordinator), recorder
+        )
         address = f"127.0.0.1:{listener.port}"
         threads = []
         try:
@@ -146,10 +151,15 @@ class RealRun:
                 if name == killable:
                     path = self.folder / "sites" / name / "site.yaml"
                     path.write_text(load.dump(site))
-                    argv = [sys.executable, "-m", "mpctf_secure", "join", str(path)]
-                    self.processes[name] = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+                    argv = [sys.executable, "-m", "mpctf_secure", "join", str(path), "--passphrase-fd", "0"]
+                    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+                    self.processes[name] = process
+                    assert process.stdin
+                    process.stdin.write(PHRASE)
+                    process.stdin.close()
                 else:
-                    threads.append(threading.Thread(target=agent.join, args=(site, lambda _: None), name=name))
+                    keys = keystore.unseal(site.keys, PHRASE)
+                    threads.append(threading.Thread(target=agent.join, args=(site, keys, lambda _: None), name=name))
                     threads[-1].start()
             contract, state = await coordinator.run()
         finally:

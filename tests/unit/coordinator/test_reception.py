@@ -31,8 +31,8 @@ class World:
 
     def __init__(self, home: Path) -> None:
         folders = {ParticipantName(name): home / name for name in (*NAMES, "coordinator")}
-        self.roster = ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC))
-        self.keys = {name: keystore.load(home / name).identity for name in (*NAMES, "coordinator")}
+        self.roster = ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC), b"x")
+        self.keys = {name: keystore.unseal(home / name, b"x").identity for name in (*NAMES, "coordinator")}
         self.peers = {str(member.name): member for member in self.roster.members}
         self.events: list[str] = []
         self.context = make_context([self.keys[name] for name in NAMES], dimension=600_000)

@@ -22,7 +22,7 @@ FACTS = Facts(b"\1" * 32, (("t", (2, 3)),))
 def roster(tmp_path_factory: pytest.TempPathFactory) -> Roster:
     home: Path = tmp_path_factory.mktemp("homes")
     folders = {ParticipantName(name): home / name for name in (*NAMES, "coordinator")}
-    return ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC))
+    return ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC), b"x")
 
 
 def proposal(roster: Roster, **changes: object) -> Proposal:

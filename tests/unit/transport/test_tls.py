@@ -1,33 +1,47 @@
 """Real TLS on loopback: who may talk to the coordinator, and to whom a participant talks."""
 
 import asyncio
+import contextlib
 import datetime
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError, UsageError
+from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import ceremony, certificate, keystore
+from mpctf_secure.identity.certificate import TlsKey
+from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.server import listen
+from mpctf_secure.transport.tls import OwnTls
 
 NOW = datetime.datetime.now(datetime.UTC)
 NAMES = ("bank-b", "coordinator", "hospital-a")
 
 
 class Echo:
-    """Answers with who it thinks called."""
+    """Answers with who it thinks called; "wait" is never answered."""
+
+    waiting = threading.Semaphore(0)
 
     async def exchange(self, peer: Member, request: bytes) -> bytes:
         if request == b"refuse":
             raise UsageError("row 3 is wrong", hint="mend it")
+        if request == b"wait":
+            Echo.waiting.release()
+            await asyncio.Event().wait()
         return f"{peer.name}:".encode() + request
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
@@ -42,37 +56,66 @@ class Echo:
 class World:
     address: str
     roster: Roster
-    keys: dict[str, keystore.Keys]
+    keys: dict[str, Keys]
+    use: Callable[[Roster], None] = lambda _: None
 
-    def channel(self, name: str, **changes: object) -> Channel:
-        return Channel(self.address, self.roster, replace(self.keys[name], **changes), patience=0.5)
+    def member(self, name: str) -> Member:
+        return next(member for member in self.roster.members if member.name == name)
+
+    def tls(self, name: str, life: datetime.timedelta = certificate.LIFE) -> OwnTls:
+        return OwnTls(self.keys[name].identity, self.member(name), life)
+
+    def channel(self, name: str, tls: OwnTls | None = None) -> Channel:
+        return Channel(self.address, self.roster, tls or self.tls(name), patience=0.5)
 
 
-def serve(roster: Roster, keys: keystore.Keys, ready: Callable[[str], None], stop: threading.Event) -> None:
+class Shows:
+    """In the place of `OwnTls`: always the same key and certificate."""
+
+    def __init__(self, private: bytes, der: bytes) -> None:
+        self._key = TlsKey(private, der, NOW)
+
+    def current(self) -> TlsKey:
+        return self._key
+
+
+def serve(
+    roster: Roster, tls: OwnTls, ready: Callable[[str, Callable[[Roster], None]], None], stop: threading.Event
+) -> None:
     async def main() -> None:
-        listener = await listen("127.0.0.1:0", roster, keys, Echo())
-        ready(f"127.0.0.1:{listener.port}")
+        listener = await listen("127.0.0.1:0", roster, tls, Echo())
+        loop = asyncio.get_running_loop()
+        ready(f"127.0.0.1:{listener.port}", lambda other: loop.call_soon_threadsafe(listener.use, other) and None)
         await asyncio.to_thread(stop.wait)
         await listener.stop(0)
 
     asyncio.run(main())
 
 
+@contextlib.contextmanager
+def serving(home: Path, server: str = "coordinator", life: datetime.timedelta = certificate.LIFE) -> Iterator[World]:
+    roster = ceremony.hold({ParticipantName(n): home / n for n in NAMES}, ParticipantName("coordinator"), NOW, b"x")
+    world = World("", roster, {name: keystore.unseal(home / name, b"x") for name in NAMES})
+    started, stop = threading.Event(), threading.Event()
+
+    def ready(address: str, use: Callable[[Roster], None]) -> None:
+        world.address, world.use = address, use
+        started.set()
+
+    thread = threading.Thread(target=serve, args=(roster, world.tls(server, life), ready, stop))
+    thread.start()
+    try:
+        assert started.wait(10)
+        yield world
+    finally:
+        stop.set()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    home: Path = tmp_path_factory.mktemp("homes")
-    folders = {ParticipantName(name): home / name for name in NAMES}
-    roster = ceremony.hold(folders, ParticipantName("coordinator"), NOW)
-    keys = {name: keystore.load(home / name) for name in NAMES}
-    address: list[str] = []
-    started, stop = threading.Event(), threading.Event()
-    ready = lambda where: (address.append(where), started.set())  # noqa: E731
-    thread = threading.Thread(target=serve, args=(roster, keys["coordinator"], ready, stop))
-    thread.start()
-    assert started.wait(10)
-    yield World(address[0], roster, keys)
-    stop.set()
-    thread.join()
+    with serving(tmp_path_factory.mktemp("homes")) as world:
+        yield world
 
 
 def test_participant_is_known_by_its_tls_key(world: World) -> None:
@@ -95,20 +138,22 @@ def test_refusal_travels_with_its_hint_and_class(world: World) -> None:
 
 
 def test_name_in_a_certificate_counts_for_nothing(world: World) -> None:
-    """A stranger's self-made certificate for bank-b: the handshake fails, since only pinned ones are trusted."""
-    key, der = certificate.make("bank-b", NOW)
+    """A stranger's self-made certificate for bank-b: the handshake fails, since only the roster's identities vouch."""
+    stranger = OwnTls(SigningKey(b"\7" * 32), world.member("bank-b"))
     with pytest.raises(EnvironmentUnfitError, match="no connection"):
-        world.channel("bank-b", tls_key_pem=key, tls_certificate=der).exchange(b"hello")
+        world.channel("bank-b", stranger).exchange(b"hello")
 
 
-def test_member_cannot_mint_a_certificate_for_another(world: World, tmp_path: Path) -> None:
-    """bank-b's pinned certificate is a trust anchor, but it may not sign others."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+def test_member_that_writes_another_s_name_stays_itself(world: World) -> None:
+    own = OwnTls(world.keys["bank-b"].identity, replace(world.member("bank-b"), name=ParticipantName("hospital-a")))
+    assert world.channel("bank-b", own).exchange(b"hello") == b"bank-b:hello"
 
-    issuer_key = serialization.load_pem_private_key(world.keys["bank-b"].tls_key_pem, None)
-    issuer = x509.load_der_x509_certificate(world.keys["bank-b"].tls_certificate)
+
+def test_tls_key_cannot_mint_a_certificate(world: World) -> None:
+    """bank-b's TLS key, once stolen, is good for a day; it may not sign itself another."""
+    own = world.tls("bank-b").current()
+    issuer_key = serialization.load_pem_private_key(own.private, None)
+    issuer = x509.load_der_x509_certificate(own.certificate)
     child_key = ec.generate_private_key(ec.SECP256R1())
     child = (
         x509.CertificateBuilder()
@@ -123,30 +168,67 @@ def test_member_cannot_mint_a_certificate_for_another(world: World, tmp_path: Pa
     pem = child_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    with pytest.raises((EnvironmentUnfitError, SecurityError)):
-        world.channel(
-            "hospital-a", tls_key_pem=pem, tls_certificate=child.public_bytes(serialization.Encoding.DER)
-        ).exchange(b"hello")
+    shown = Shows(pem, child.public_bytes(serialization.Encoding.DER))
+    with pytest.raises(EnvironmentUnfitError, match="no connection"):
+        world.channel("hospital-a", shown).exchange(b"hello")
 
 
-def test_participant_certificate_does_not_serve_as_coordinator(world: World) -> None:
+def test_certificate_that_the_handshake_takes_and_lives_too_long_is_refused_at_the_call(world: World) -> None:
+    """A thief of the identity for a minute must not leave with a TLS key for a year."""
+    year = certificate.issue(world.keys["bank-b"].identity, "bank-b", "participant", NOW, datetime.timedelta(days=365))
+    with pytest.raises(SecurityError, match="TLS certificate: valid from"):
+        world.channel("bank-b", Shows(year.private, year.certificate)).exchange(b"hello")
+
+
+def test_participant_certificate_does_not_serve_as_coordinator(tmp_path: Path) -> None:
     """A participant that answers at the coordinator's address is not talked to."""
-    impostor_stop, started, address = threading.Event(), threading.Event(), []
-    ready = lambda where: (address.append(where), started.set())  # noqa: E731
-    thread = threading.Thread(target=serve, args=(world.roster, world.keys["hospital-a"], ready, impostor_stop))
-    thread.start()
-    assert started.wait(10)
-    try:
-        with pytest.raises(EnvironmentUnfitError, match="no connection"):
-            Channel(address[0], world.roster, world.keys["bank-b"], patience=0.5).exchange(b"secret")
-    finally:
-        impostor_stop.set()
-        thread.join()
+    with serving(tmp_path, server="hospital-a") as world, pytest.raises(EnvironmentUnfitError, match="no connection"):
+        world.channel("bank-b").exchange(b"secret")
 
 
 def test_coordinator_is_not_served_as_a_participant(world: World) -> None:
     with pytest.raises(MpctfError):
         world.channel("coordinator").exchange(b"hello")
+
+
+def test_both_ends_renew_their_keys_and_talk_on(tmp_path: Path) -> None:
+    """Keys that live for three seconds: after two lives the same channel still works, with others."""
+    life = datetime.timedelta(seconds=3)  # certificates count whole seconds
+    with serving(tmp_path, life=life) as world:
+        own = world.tls("bank-b", life)
+        channel, seen = world.channel("bank-b", own), set()
+        until = time.monotonic() + 2 * life.total_seconds()
+        while time.monotonic() < until:
+            assert channel.exchange(b"hello") == b"bank-b:hello"
+            seen.add(own.current().certificate)
+            time.sleep(0.1)  # lives pass by the clock alone
+        assert len(seen) >= 3
+        channel.close()
+
+
+def test_revoked_member_is_out_of_a_call_that_waits(tmp_path: Path) -> None:
+    with serving(tmp_path) as world:
+        channel, errors = world.channel("bank-b"), []
+
+        def wait() -> None:
+            try:
+                channel.exchange(b"wait")
+            except SecurityError as error:
+                errors.append(error.message)
+
+        assert channel.exchange(b"hello") == b"bank-b:hello"
+        thread = threading.Thread(target=wait)
+        thread.start()
+        Echo.waiting.acquire(timeout=10)
+        rest = tuple(member for member in world.roster.members if member.name != "bank-b")
+        world.use(replace(world.roster, version=2, members=rest))
+        thread.join(10)
+        assert errors == ["coordinator: bank-b is not in roster version 2 under this identity"]
+        with pytest.raises(MpctfError):
+            channel.exchange(b"hello")
+        with pytest.raises(EnvironmentUnfitError):
+            world.channel("bank-b").exchange(b"hello")
+        assert world.channel("hospital-a").exchange(b"hello") == b"hospital-a:hello"
 
 
 def spoken(world: World, version: ssl.TLSVersion, certificate_file: Path | None) -> str | None:
@@ -168,8 +250,8 @@ def spoken(world: World, version: ssl.TLSVersion, certificate_file: Path | None)
 
 
 def test_only_tls_1_3_with_a_certificate_is_answered(world: World, tmp_path: Path) -> None:
-    pair, keys = tmp_path / "pair.pem", world.keys["bank-b"]
-    pair.write_bytes(keys.tls_key_pem + certificate.to_pem(keys.tls_certificate))
+    pair, own = tmp_path / "pair.pem", world.tls("bank-b").current()
+    pair.write_bytes(own.private + certificate.to_pem(own.certificate))
     assert spoken(world, ssl.TLSVersion.TLSv1_3, pair) == "TLSv1.3"
     assert spoken(world, ssl.TLSVersion.TLSv1_2, pair) is None
     assert spoken(world, ssl.TLSVersion.TLSv1_3, None) is None
@@ -177,4 +259,4 @@ def test_only_tls_1_3_with_a_certificate_is_answered(world: World, tmp_path: Pat
 
 def test_wrong_address_ends_with_a_clear_error(world: World) -> None:
     with pytest.raises(EnvironmentUnfitError, match=r"no connection to the coordinator at 127\.0\.0\.1:9"):
-        Channel("127.0.0.1:9", world.roster, world.keys["bank-b"], patience=0.5).exchange(b"hello")
+        Channel("127.0.0.1:9", world.roster, world.tls("bank-b"), patience=0.5).exchange(b"hello")

@@ -1,0 +1,366 @@
+"""`mpctf-secure enroll`: the steps of the key ceremony, each of which reads and writes small files."""
+
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpctf_secure.cli import passphrase
+from mpctf_secure.cli.models import builtin_config
+from mpctf_secure.cli.options import Format, PassphraseFd
+from mpctf_secure.cli.text import one_line
+from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.files import writing
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.hazmat.passphrase import STRONG
+from mpctf_secure.identity import enrollment, keystore
+from mpctf_secure.identity.ceremony import NONCE_BYTES
+from mpctf_secure.identity.certificate import Role
+from mpctf_secure.identity.documents import Document, Organisation, Request, RosterBody, SignedRoster, Vote, from_time
+from mpctf_secure.identity.keys import Keys
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Key ceremony: organisations admit each other. The steps: init, request, compare, sign, verify.",
+)
+
+KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of this organisation's keys.")]
+Days = Annotated[int, typer.Option(min=1, max=3650, help="How many days the request, and so the roster, is good for.")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of the ceremony, in any order.")]
+
+_TRIES = 3
+_CLOCK_SKEW = datetime.timedelta(hours=1)
+_LEAST_LIFE = datetime.timedelta(days=7)
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Short name, for example hospital-a.")],
+    coordinator: Annotated[bool, typer.Option("--coordinator", help="This organisation runs the coordinator.")] = False,
+    keys: KeysFolder = Path("keys"),
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Make this organisation's keys, sealed under a passphrase, and a commented site.yaml.
+
+    Example: mpctf-secure enroll init hospital-a
+    """
+    role: Role = "coordinator" if coordinator else "participant"
+    organisation = _organisation(name, role)
+    if keys.exists():
+        raise UsageError(f"{keys}: exists already", hint="keys are never overwritten; name another folder with --keys")
+    keystore.create(keys, organisation, passphrase.read(passphrase_fd, new=True), STRONG)
+    typer.echo(f"keys of {name} in {keys}; write the passphrase down, nobody can restore it")
+    if role == "participant":
+        _write_site_file(keys)
+    typer.echo("next: mpctf-secure enroll request")
+
+
+@app.command()
+def request(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: PassphraseFd = None) -> None:
+    """Write NAME.request.json: the public keys, for everybody else.
+
+    Example: mpctf-secure enroll request
+    """
+    _write_request(keys, keystore.unseal(keys, passphrase.read(passphrase_fd)), days)
+
+
+@app.command()
+def renew(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: PassphraseFd = None) -> None:
+    """Write a new NAME.request.json with the same keys and a later end, before the roster expires.
+
+    Example: mpctf-secure enroll renew
+    """
+    request(keys, days, passphrase_fd)
+
+
+@app.command()
+def rotate(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: PassphraseFd = None) -> None:
+    """Make new keys and write NAME.request.json; in force once a roster has them, on which the others heard you.
+
+    Example: mpctf-secure enroll rotate
+    """
+    phrase = passphrase.read(passphrase_fd)
+    old = keystore.unseal(keys, phrase)
+    pending = [one for one in keystore.identities(keys) if one != old.identity.public]
+    new = keystore.unseal(keys, phrase, pending[0]) if pending else keystore.draw(keys, phrase, STRONG)
+    _write_request(keys, new, days)
+
+
+@app.command()
+def compare(
+    inputs: Files,
+    without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Who leaves in the same step.")] = None,
+    keys: KeysFolder = Path("keys"),
+) -> None:
+    """Make the next roster from request files, and hear on the telephone that others made the same one.
+
+    A newcomer adds the signed roster that its request is for.
+
+    Example: mpctf-secure enroll compare *.request.json
+    """
+    documents = [keystore.load_any(path) for path in inputs]
+    current = keystore.installed(keys)
+    previous = current.roster if current else _given_roster(documents)
+    requests = [one for one in documents if isinstance(one, Request)]
+    if not requests:
+        raise UsageError("no request file among these", hint="mpctf-secure enroll compare *.request.json")
+    roster, me = enrollment.next_roster(previous, requests, without or []), keystore.organisation(keys).name
+    if me not in {member.name for member in roster.members}:
+        raise UsageError(f"{me} is in none of these requests", hint=f"add {me}.request.json")
+    keystore.check_mine(keys, roster)
+    path = _write(Path(f"roster-{roster.version}.json"), roster)
+    _show_changes(previous, roster)
+    _show_words(roster, me)
+    to_hear = _to_hear(current.roster if current else None, roster, me)
+    for name in to_hear:
+        if name not in keystore.heard(keys, roster.hash.hex()) and _hear(name, roster):
+            keystore.note_heard(keys, roster.hash.hex(), [name])
+    missing = sorted(set(to_hear) - set(keystore.heard(keys, roster.hash.hex())))
+    if missing:
+        typer.echo(f"not heard yet: {', '.join(missing)}; the same command again when you have them on the telephone")
+    else:
+        typer.echo(f"next: mpctf-secure enroll sign {path}")
+
+
+@app.command()
+def revoke(name: Annotated[str, typer.Argument(help="Who is to leave.")], keys: KeysFolder = Path("keys")) -> None:
+    """Write the next roster without a member; whoever agrees signs it.
+
+    Example: mpctf-secure enroll revoke bank-b
+    """
+    current = _installed(keys)
+    roster = enrollment.next_roster(current, [], [name])
+    path = _write(Path(f"roster-{roster.version}.json"), roster)
+    _show_changes(current, roster)
+    typer.echo(f"next: send {path} to everybody; mpctf-secure enroll sign {path}")
+
+
+@app.command()
+def sign(
+    roster_file: Annotated[Path, typer.Argument(metavar="ROSTER.json", help="What compare or revoke wrote.")],
+    keys: KeysFolder = Path("keys"),
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Sign a roster whose words were compared; the signature names whom you heard.
+
+    Example: mpctf-secure enroll sign roster-1.json
+    """
+    roster, me = keystore.load_document(roster_file, RosterBody), keystore.organisation(keys).name
+    current = keystore.installed(keys)
+    previous = current.roster if current else None
+    if previous:
+        enrollment.verify_follows(previous, roster)
+    else:
+        enrollment.verify_form(roster)
+    keystore.check_mine(keys, roster)
+    heard = keystore.heard(keys, roster.hash.hex())
+    missing = sorted(set(_to_hear(previous, roster, me)) - set(heard))
+    if len(missing) > (0 if previous or roster.version == 1 else 1):  # a newcomer may miss one
+        raise SecurityError(
+            f"{roster_file}: you have not heard the words of {', '.join(missing)}",
+            hint="mpctf-secure enroll compare with the request files, on the telephone",
+        )
+    _check_dates(roster)
+    _show_changes(previous, roster)
+    phrase = passphrase.read(passphrase_fd)
+    vote = enrollment.vote(roster, keystore.unseal(keys, phrase, enrollment.identity_of(me, roster, previous)), heard)
+    keystore.keep_vote(keys, roster.version, vote)
+    path = _write(Path(f"roster-{roster.version}.{me}.signature.json"), vote)
+    typer.echo(f"next: send {path} to everybody; mpctf-secure enroll verify {roster_file} *.signature.json")
+
+
+@app.command()
+def verify(inputs: Files, keys: KeysFolder = Path("keys")) -> None:
+    """Check a roster with everybody's signatures and install it: from now on no older one is accepted.
+
+    Example: mpctf-secure enroll verify roster-1.json roster-1.*.signature.json
+    """
+    documents = [keystore.load_any(path) for path in inputs]
+    complete = {one.roster.hash: one for one in documents if isinstance(one, SignedRoster)}
+    votes = [one for one in documents if isinstance(one, Vote)]
+    for one in documents:
+        if isinstance(one, RosterBody):
+            complete[one.hash] = enrollment.collect(one, [vote for vote in votes if vote.roster == one.hash.hex()])
+    installed = keystore.install(keys, complete.values())
+    signed = _signed(keys)
+    path = _write(Path(f"roster-{installed.version}.signed.json"), signed)
+    typer.echo(
+        f"roster version {installed.version} is installed: {len(installed.members)} members, "
+        f"until {installed.expires:%Y-%m-%d}, hash {installed.hash.hex()[:16]}…; {path} is the same in one file"
+    )
+
+
+@app.command()
+def show(
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE…]", help="Files; none: what is installed.")
+    ] = None,
+    keys: KeysFolder = Path("keys"),
+    output: Annotated[Format, typer.Option("--format", help="json: the documents.")] = Format.TEXT,
+) -> None:
+    """Show a request, a roster with its words, or who signed.
+
+    Example: mpctf-secure enroll show roster-1.json
+    """
+    documents = [keystore.load_any(path) for path in inputs] if inputs else [_signed(keys)]
+    for document in documents:
+        if output is Format.JSON:
+            typer.echo(document.encode(), nl=False)
+        else:
+            _show(document, keystore.organisation(keys).name)
+
+
+def _organisation(name: str, role: Role) -> Organisation:
+    try:
+        return Organisation(name=name, role=role)
+    except ValueError as error:
+        raise UsageError(
+            f"{name!r} is no name for an organisation", hint="small letters, digits and hyphens, as in hospital-a"
+        ) from error
+
+
+def _write_site_file(keys: Path) -> None:
+    path = keys.resolve().parent / "site.yaml"
+    if path.exists():
+        typer.echo(f"{path} is there already and stays as it is")
+        return
+    template = builtin_config("site").read_text(encoding="utf-8")
+    path.write_text(template.replace("keys: keys", f"keys: {keys.name}"), encoding="utf-8")
+    typer.echo(f"{path}: put in where the coordinator, the model and the data are")
+
+
+def _write_request(folder: Path, keys: Keys, days: int) -> None:
+    owner, now = keystore.organisation(folder), datetime.datetime.now(datetime.UTC)
+    end = now + datetime.timedelta(days=days)
+    nonce = os.urandom(NONCE_BYTES)
+    made = enrollment.make_request(keys, owner.name, owner.role, now, end, nonce, measure_package())
+    path = _write(Path(f"{owner.name}.request.json"), made)
+    typer.echo(f"next: send {path} to everybody, by any way; mpctf-secure enroll compare *.request.json")
+
+
+def measure_package() -> bytes:
+    """SHA-256 over the names and contents of this program's Python files: what an operator says that it runs."""
+    package = resources.files("mpctf_secure")
+    with resources.as_file(package) as root:
+        files = sorted(root.rglob("*.py"))
+        return sha256(b"".join(enc(str(path.relative_to(root)), sha256(path.read_bytes())) for path in files))
+
+
+def _write(path: Path, document: Document) -> Path:
+    """Files of the ceremony go to the current folder; they are public, and the same content may be written again."""
+    with writing(path):
+        unfinished = path.with_name(path.name + ".part")
+        unfinished.write_bytes(document.encode())
+        unfinished.replace(path)
+    return path
+
+
+def _installed(keys: Path) -> RosterBody:
+    return _signed(keys).roster
+
+
+def _signed(keys: Path) -> SignedRoster:
+    current = keystore.installed(keys)
+    if current is None:
+        raise UsageError(f"{keys}: no roster is installed", hint="mpctf-secure enroll verify")
+    return current
+
+
+def _check_dates(roster: RosterBody) -> None:
+    """An end that is near stops everybody; a beginning in the future is somebody's wrong clock."""
+    now = datetime.datetime.now(datetime.UTC)
+    for member in roster.members:
+        if from_time(member.created) > now + _CLOCK_SKEW:
+            raise SecurityError(
+                f"the request of {member.name} is of {member.created}, in the future",
+                hint="one of the two clocks is wrong",
+                culprits=[member.name],
+            )
+        if from_time(member.expires) < now + _LEAST_LIFE:
+            raise SecurityError(
+                f"the request of {member.name} ends on {member.expires[:10]}, and the roster with it",
+                hint=f"mpctf-secure enroll renew at {member.name}",
+                culprits=[member.name],
+            )
+
+
+def _given_roster(documents: Iterable[Document]) -> RosterBody | None:
+    """The roster that a newcomer was sent beside the requests."""
+    rosters = [one.roster for one in documents if isinstance(one, SignedRoster)]
+    return max(rosters, key=lambda roster: roster.version) if rosters else None
+
+
+def _to_hear(previous: RosterBody | None, roster: RosterBody, me: str) -> list[str]:
+    return [name for name in enrollment.newcomers(previous, roster) if name != me]
+
+
+def _hear(name: str, roster: RosterBody) -> bool:
+    """Let the operator type what somebody reads out; False where it was skipped."""
+    expected = enrollment.words(roster, name)
+    for _ in range(_TRIES):
+        typer.echo(f"what {name} reads to you; four letters of each word are enough; an empty line: later")
+        try:
+            typed = input(f"{name}: ")
+        except EOFError:
+            return False
+        if not typed.strip():
+            return False
+        if enrollment.same_words(typed, expected):
+            typer.echo(f"{name} has the same roster")
+            return True
+        typer.echo(f"these are not the words of {name} for this roster")
+    raise SecurityError(
+        f"{name} has another roster than you",
+        hint="somebody changed a request on its way: send all request files again by another way, and compare again",
+        culprits=[name],
+    )
+
+
+def _show(document: Document, me: str) -> None:
+    match document:
+        case Request():
+            enrollment.verify_request(document)
+            typer.echo(f"request of {document.name}, {document.role}, {document.created} to {document.expires}")
+            typer.echo(f"  identity {document.identity}")
+        case SignedRoster():
+            _show(document.roster, me)
+            names = {member.identity: member.name for member in document.roster.members}
+            for vote in document.signatures:
+                heard = ", ".join(vote.heard) or "nobody"
+                typer.echo(f"  signed by {names.get(vote.signer, vote.signer[:16])}, who heard {heard}")
+        case RosterBody():
+            typer.echo(f"roster version {document.version}, until {document.expires}")
+            for member in document.members:
+                typer.echo(f"  {member.name:20} {member.role:12} {member.identity[:16]}…")
+            if me in {member.name for member in document.members}:
+                _show_words(document, me)
+        case Vote():
+            typer.echo(f"signature of {document.signer[:16]}… on {document.roster[:16]}…")
+
+
+def _show_changes(previous: RosterBody | None, roster: RosterBody) -> None:
+    before = {member.name: member for member in previous.members} if previous else {}
+    now = {member.name: member for member in roster.members}
+    lines: list[tuple[str, Sequence[str]]] = [
+        ("joins", [n for n in now if n not in before]),
+        ("leaves", [n for n in before if n not in now]),
+        ("new keys", [n for n in now if n in before and now[n].identity != before[n].identity]),
+        ("renewed", [n for n in now if n in before and now[n] != before[n] and now[n].identity == before[n].identity]),
+    ]
+    typer.echo(f"roster version {roster.version}, until {roster.expires[:10]}")
+    for label, names in lines:
+        if names:
+            typer.echo(one_line(f"  {label}: {', '.join(names)}"))
+
+
+def _show_words(roster: RosterBody, me: str) -> None:
+    """Only one's own: the others' are what is to be heard."""
+    words = enrollment.words(roster, me)
+    typer.echo("what you read to the others:")
+    for row in range(6):
+        typer.echo("  " + "  ".join(f"{n + 1:2} {words[n]:10}" for n in range(row, len(words), 6)))

@@ -1,0 +1,281 @@
+"""The key ceremony as operators do it: five homes, the real commands, then runs between the five."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+CLI = [sys.executable, "-m", "mpctf_secure"]
+CONFIGS = Path(__file__).parents[2] / "configs"
+SITES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
+COORDINATOR = "registry-x"
+EVERYBODY = tuple(sorted((*SITES, COORDINATOR)))
+
+
+class Home:
+    """One organisation: its folder, and its operator at the keyboard."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.name, self.folder = name, root / name
+        self.folder.mkdir(parents=True)
+        self.phrase = f"passphrase of {name}"
+        self.output = ""
+
+    def popen(self, *arguments: object, **options: object) -> subprocess.Popen[str]:
+        reading, writing = os.pipe()
+        os.write(writing, self.phrase.encode())
+        os.close(writing)
+        command = [*CLI, *map(str, arguments)]
+        if arguments[:2] not in {("enroll", "compare"), ("enroll", "verify"), ("enroll", "show"), ("enroll", "revoke")}:
+            command += ["--passphrase-fd", str(reading)]
+        process = subprocess.Popen(
+            command, cwd=self.folder, pass_fds=[reading], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, **options,
+        )  # fmt: skip
+        os.close(reading)
+        return process
+
+    def enroll(self, *arguments: object, typed: str = "", code: int = 0) -> str:
+        process = self.popen("enroll", *arguments)
+        output, _ = process.communicate(typed, timeout=60)
+        assert process.returncode == code, output
+        self.output += output
+        return output
+
+    def take(self, *paths: Path) -> None:
+        """Get files by e-mail."""
+        for path in paths:
+            if path.parent != self.folder:
+                shutil.copy(path, self.folder)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def words(self, roster: str) -> str:
+        """What this operator reads out."""
+        rows = [line.split() for line in self.enroll("show", roster).splitlines()]
+        pairs = {int(row[i]): row[i + 1] for row in rows if row[0].isdigit() for i in range(0, len(row), 2)}
+        return " ".join(word[:4] for _, word in sorted(pairs.items()))
+
+
+def exchange(homes: Iterable[Home], pattern: str) -> None:
+    homes = list(homes)
+    files = [path for home in homes for path in home.folder.glob(pattern)]
+    for home in homes:
+        home.take(*files)
+
+
+def sign_and_install(homes: Iterable[Home], version: int, signers: Iterable[Home]) -> None:
+    for home in signers:
+        home.enroll("sign", f"roster-{version}.json")
+    exchange(homes, f"roster-{version}.*.signature.json")
+    for home in homes:
+        signatures = sorted(path.name for path in home.folder.glob(f"roster-{version}.*.signature.json"))
+        home.enroll("verify", f"roster-{version}.json", *signatures)
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Home]:
+    """After the genesis ceremony."""
+    root = tmp_path_factory.mktemp("organisations")
+    homes = {name: Home(root, name) for name in EVERYBODY}
+    for name, home in homes.items():
+        home.enroll("init", name, *(["--coordinator"] if name == COORDINATOR else []))
+        home.enroll("request")
+    exchange(homes.values(), "*.request.json")
+    requests = [f"{name}.request.json" for name in EVERYBODY]
+    for home in homes.values():
+        home.enroll("compare", *requests)  # everybody sees the words; nobody was heard yet
+    words = {name: home.words("roster-1.json") for name, home in homes.items()}
+    for name, home in homes.items():
+        typed = "".join(words[other] + "\n" for other in EVERYBODY if other != name)
+        assert "next: mpctf-secure enroll sign" in home.enroll("compare", *requests, typed=typed)
+    sign_and_install(homes.values(), 1, homes.values())
+    return homes
+
+
+def test_everybody_has_the_same_roster(homes: dict[str, Home]) -> None:
+    assert len({home.enroll("show", "--format", "json") for home in homes.values()}) == 1
+    for name, home in homes.items():
+        assert f"signed by {name}" in home.enroll("show")
+
+
+def test_swapped_key_is_noticed_on_the_telephone(homes: dict[str, Home], tmp_path: Path) -> None:
+    """The post gives hospital-a another request of bank-b: what bank-b reads out is not what is expected."""
+    attacker, victim = Home(tmp_path, "attacker"), Home(tmp_path, "victim")
+    attacker.enroll("init", "bank-b")
+    attacker.enroll("request")
+    victim.enroll("init", "hospital-a")
+    victim.enroll("request")
+    victim.take(attacker.path("bank-b.request.json"), homes[COORDINATOR].path(f"{COORDINATOR}.request.json"))
+    truth = homes["bank-b"].words("roster-1.json")
+    requests = sorted(path.name for path in victim.folder.glob("*.request.json"))
+    output = victim.enroll("compare", *requests, typed=f"{truth}\n" * 3, code=4)
+    assert "error: bank-b has another roster than you" in output
+    output = victim.enroll("sign", "roster-1.json", code=4)
+    assert "you have not heard the words of bank-b" in output
+
+
+@pytest.fixture(scope="module")
+def network(homes: dict[str, Home], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Model and data at every site; the coordinator listens on an address of its own."""
+    from mpctf_secure.experiments.intents import write_intents
+    from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+    from mpctf_secure.training.data import load_rows
+
+    shared = tmp_path_factory.mktemp("shared")
+    write_intents(shared, SITES, 2000, 12, 0)
+    texts = [m.content for name in SITES for row in load_rows(shared / f"{name}.jsonl") for m in row.messages]
+    write_tiny_llama(shared / "model", texts)
+    with socket.socket() as free:
+        free.bind(("127.0.0.2", 0))
+        address = f"127.0.0.2:{free.getsockname()[1]}"
+    for name in SITES:
+        home = homes[name]
+        shutil.copytree(shared / "model", home.path("model"))
+        shutil.copy(shared / f"{name}.jsonl", home.path("data.jsonl"))
+        site = home.path("site.yaml").read_text()
+        home.path("site.yaml").write_text(site.replace("192.0.2.1:8443", address))
+    return address
+
+
+class Run:
+    """A coordinator process and its run folder."""
+
+    def __init__(self, homes: dict[str, Home], network: str, names: Iterable[str], **settings: object) -> None:
+        lines = [f"run: joint\nparticipants: [{', '.join(names)}]\nlisten: {network}\nmodel: {{base: tiny}}"]
+        lines += ["timeouts: {join: 120, stage: 60}", *(f"{key}: {value}" for key, value in settings.items())]
+        homes[COORDINATOR].path("run.yaml").write_text("\n".join(lines) + "\n")
+        self.process = homes[COORDINATOR].popen("start", "run.yaml")
+        assert self.process.stdout
+        self.first_line = self.process.stdout.readline()
+        self.folder = Path(self.first_line.split()[-1])
+
+    def wait_for(self, kind: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while kind not in [event["event"] for event in self.events()]:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # polls a file that another process writes
+
+    def events(self) -> list[dict[str, object]]:
+        path = self.folder / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def report(self) -> dict[str, object]:
+        return json.loads((self.folder / "report.json").read_text())
+
+    def end(self, code: int = 0) -> str:
+        output, _ = self.process.communicate(timeout=300)
+        assert self.process.returncode == code, output
+        return output
+
+
+@pytest.fixture
+def running() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.send_signal(signal.SIGTERM) if process.poll() is None else None
+        process.wait(30)
+
+
+def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running) -> None:
+    first = Run(homes, network, SITES, rounds=1, data="{size: 16}")
+    joined = {name: homes[name].popen("join", "site.yaml") for name in SITES}
+    running.extend([first.process, *joined.values()])
+    first.wait_for("round_started")
+    assert_no_secret_in_processes(homes, running)
+    assert "adapter:" in first.end()
+    assert [process.wait(30) for process in joined.values()] == [0] * 4
+
+    rotate("bank-b", homes)
+    second = Run(homes, network, SITES, rounds=2, data="{size: 1500}")
+    joined = {name: homes[name].popen("join", "site.yaml") for name in SITES}
+    running.extend([second.process, *joined.values()])
+    second.wait_for("round_started")
+    revoke("telecom-c", homes)
+    output, _ = joined["telecom-c"].communicate(timeout=30)
+    assert joined["telecom-c"].returncode == 4, output
+    assert "error: coordinator: TLS certificate was issued by nobody in the roster" in output
+    assert "roster version 3 is in force; out of this run: telecom-c" in second.end()
+    assert second.report()["rounds"][-1]["survivors"] == ["bank-b", "hospital-a", "insurer-d"]
+
+    third = Run(homes, network, SITES, rounds=1)
+    assert third.first_line.startswith("error: participants: telecom-c not in roster version 3")
+    third.end(2)
+    assert_no_secret_in_files(homes)
+
+
+def rotate(name: str, homes: dict[str, Home]) -> None:
+    old = set(homes[name].folder.glob("keys/*.sealed"))
+    homes[name].enroll("rotate")
+    for home in homes.values():
+        home.take(homes[name].path(f"{name}.request.json"))
+        assert f"new keys: {name}" in home.enroll("compare", f"{name}.request.json")
+    read_out = homes[name].words("roster-2.json")
+    for home in homes.values():
+        if home.name != name:
+            home.enroll("compare", f"{name}.request.json", typed=read_out + "\n")
+    sign_and_install(homes.values(), 2, homes.values())
+    new = set(homes[name].folder.glob("keys/*.sealed"))
+    assert len(new) == 1
+    assert not new & old
+
+
+def revoke(name: str, homes: dict[str, Home]) -> None:
+    homes[COORDINATOR].enroll("revoke", name)
+    others = [home for home in homes.values() if home.name != name]
+    exchange(others, "roster-3.json")
+    sign_and_install(others, 3, [home for home in others if home.name != COORDINATOR])
+
+
+def secrets_of(homes: dict[str, Home]) -> list[bytes]:
+    from mpctf_secure.hazmat import passphrase
+
+    seeds = [
+        passphrase.unseal(home.phrase.encode(), path.read_bytes())
+        for home in homes.values()
+        for path in home.folder.glob("keys/*.sealed")
+    ]
+    parts = [seed[at : at + 32] for seed in seeds for at in (0, 32, 64)]
+    return [*parts, *(part.hex().encode() for part in parts), *(home.phrase.encode() for home in homes.values())]
+
+
+def assert_no_secret_in_processes(homes: dict[str, Home], processes: Iterable[subprocess.Popen[str]]) -> None:
+    shown = b""
+    for process in processes:
+        folder = Path("/proc") / str(process.pid)
+        shown += (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+    assert b"site.yaml" in shown
+    assert not [secret for secret in secrets_of(homes) if secret in shown]
+
+
+def assert_no_secret_in_files(homes: dict[str, Home]) -> None:
+    written = b"".join(
+        path.read_bytes() for home in homes.values() for path in home.folder.rglob("*") if path.is_file()
+    )
+    written += "".join(home.output for home in homes.values()).encode()
+    assert b"mpctf-secure/sealed/v1" in written
+    assert not [secret for secret in secrets_of(homes) if secret in written]
+
+
+@pytest.mark.skipif(shutil.which("sslscan") is None, reason="sslscan is not installed")
+def test_sslscan_finds_tls_1_3_only(homes, network, running) -> None:
+    run = Run(homes, network, [name for name in SITES if name != "telecom-c"], rounds=1)
+    running.append(run.process)
+    run.wait_for("run_started")
+    report = subprocess.run(
+        ["sslscan", "--no-colour", "--show-certificate", network], capture_output=True, text=True, check=True
+    ).stdout
+    for version in ("SSLv2", "SSLv3", "TLSv1.0", "TLSv1.1", "TLSv1.2"):
+        assert f"{version:10}disabled" in report
+    assert "TLSv1.3   enabled" in report
