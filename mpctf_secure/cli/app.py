@@ -83,14 +83,37 @@ def start(
 def join(
     site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")],
     passphrase_fd: PassphraseFd = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look whether this site is fit, with a training step.")
+    ] = False,
 ) -> None:
     """Take part in a run as the participant that a site file describes.
 
     Example: mpctf-secure join site.yaml
     """
+    if check:
+        from mpctf_secure.cli.doctor import examine_site  # noqa: PLC0415 - as below
+        from mpctf_secure.participant.checks import TRIAL  # noqa: PLC0415
+
+        examine_site(site_file, TRIAL, Format.TEXT)
     from mpctf_secure.cli.join import join_run  # noqa: PLC0415 - --help must not wait for grpc
 
     join_run(site_file, passphrase_fd)
+
+
+@app.command()
+def doctor(
+    site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")],
+    output: Annotated[Format, typer.Option("--format", help="json: the findings as a list.")] = Format.TEXT,
+) -> None:
+    """Look whether this site is fit for a run; every finding says how to mend it.
+
+    Example: mpctf-secure doctor site.yaml
+    """
+    from mpctf_secure.cli.doctor import examine_site  # noqa: PLC0415 - --help must not wait for grpc
+    from mpctf_secure.participant.checks import CHECKS  # noqa: PLC0415
+
+    examine_site(site_file, CHECKS, output)
 
 
 def main() -> None:

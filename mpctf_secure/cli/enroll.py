@@ -33,6 +33,9 @@ KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of this organis
 Days = Annotated[int, typer.Option(min=1, max=3650, help="How many days the request, and so the roster, is good for.")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of the ceremony, in any order.")]
 
+MailboxAddress = Annotated[str, typer.Option("--to", metavar="IP:PORT", help="Where the coordinator's mailbox is.")]
+CoordinatorFile = Annotated[Path, typer.Option(metavar="FILE", help="The coordinator's request file.")]
+
 _TRIES = 3
 _CLOCK_SKEW = datetime.timedelta(hours=1)
 _LEAST_LIFE = datetime.timedelta(days=7)
@@ -213,6 +216,51 @@ def show(
             typer.echo(document.encode(), nl=False)
         else:
             _show(document, keystore.organisation(keys).name)
+
+
+@app.command()
+def mailbox(
+    listen: Annotated[str, typer.Argument(metavar="IP:PORT", help="Where to listen; not the port of runs.")],
+    keys: KeysFolder = Path("keys"),
+    folder: Annotated[Path, typer.Option(help="Where the files are kept.")] = Path("mailbox"),
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """At the coordinator: let anybody leave and fetch ceremony files until interrupted. Nobody trusts what is in it.
+
+    Example: mpctf-secure enroll mailbox 192.0.2.1:8444
+    """
+    from mpctf_secure.cli.post import serve_mailbox  # noqa: PLC0415 - --help must not wait for grpc
+
+    owner = keystore.organisation(keys)
+    serve_mailbox(listen, owner, keystore.unseal(keys, passphrase.read(passphrase_fd)), folder)
+
+
+@app.command()
+def send(inputs: Files, address: MailboxAddress, coordinator: CoordinatorFile) -> None:
+    """Leave files in the coordinator's mailbox.
+
+    Example: mpctf-secure enroll send bank-b.request.json --to 192.0.2.1:8444 --coordinator registry-x.request.json
+    """
+    from mpctf_secure.cli.post import send_files  # noqa: PLC0415
+
+    send_files({path: keystore.load_any(path) for path in inputs}, address, _load_request(coordinator))
+
+
+@app.command()
+def fetch(address: MailboxAddress, coordinator: CoordinatorFile) -> None:
+    """Fetch everybody's files from the coordinator's mailbox; files that are here are never changed.
+
+    Example: mpctf-secure enroll fetch --to 192.0.2.1:8444 --coordinator registry-x.request.json
+    """
+    from mpctf_secure.cli.post import fetch_files  # noqa: PLC0415
+
+    fetch_files(address, _load_request(coordinator))
+
+
+def _load_request(path: Path) -> Request:
+    request = keystore.load_document(path, Request)
+    enrollment.verify_request(request)
+    return request
 
 
 def _organisation(name: str, role: Role) -> Organisation:

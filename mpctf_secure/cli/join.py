@@ -16,14 +16,18 @@ from mpctf_secure.participant.agent import join
 
 
 def join_run(site_file: Path, passphrase_fd: int | None) -> None:
-    """Read the site file, whose paths are relative to it, open the keys and take part."""
-    site = load.load(site_file, SiteConfig)
-    beside = site_file.resolve().parent
-    paths = {name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")}
-    site = site.model_copy(update=paths)
+    """Open the keys and take part."""
+    site = load_site(site_file)
     signal.signal(signal.SIGTERM, _interrupt)
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
     join(site, keys, lambda line: typer.echo(one_line(line)))
+
+
+def load_site(site_file: Path) -> SiteConfig:
+    """The site file, whose paths are relative to it."""
+    site = load.load(site_file, SiteConfig)
+    beside = site_file.resolve().parent
+    return site.model_copy(update={name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")})
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

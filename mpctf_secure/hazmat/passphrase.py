@@ -46,6 +46,15 @@ def seal(passphrase: bytes, secret: bytes, cost: Cost, entropy: bytes) -> bytes:
 
 def unseal(passphrase: bytes, sealed: bytes) -> bytes:
     """What was sealed; DecodeError for damaged bytes or an absurd cost, WrongPassphraseError for a wrong passphrase."""
+    cost, salt, nonce, box = check(sealed)
+    try:
+        return SecretBox(_stretch(passphrase, salt, cost)).decrypt(box, nonce)
+    except CryptoError as error:
+        raise WrongPassphraseError("wrong passphrase") from error
+
+
+def check(sealed: bytes) -> tuple[Cost, bytes, bytes, bytes]:
+    """Cost, salt, nonce and box of a file that is whole; DecodeError otherwise. Needs no passphrase."""
     body, checksum = sealed[:-HASH_BYTES], sealed[-HASH_BYTES:]
     if sha256(body) != checksum:
         raise DecodeError("the sealed file is damaged")
@@ -57,10 +66,7 @@ def unseal(passphrase: bytes, sealed: bytes) -> bytes:
     # Whoever can write the file could otherwise make its owner's machine run out of memory.
     if not (LIGHT.passes <= cost.passes <= _MOST.passes and LIGHT.memory <= cost.memory <= _MOST.memory):
         raise DecodeError(f"the sealed file asks for {cost.passes} passes over {cost.memory} bytes: out of bounds")
-    try:
-        return SecretBox(_stretch(passphrase, salt, cost)).decrypt(box, nonce)
-    except CryptoError as error:
-        raise WrongPassphraseError("wrong passphrase") from error
+    return cost, salt, nonce, box
 
 
 def _stretch(passphrase: bytes, salt: bytes, cost: Cost) -> bytes:

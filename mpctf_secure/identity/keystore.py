@@ -11,6 +11,7 @@ Files appear as a whole, and nothing is overwritten but compared.json.
 """
 
 import contextlib
+import datetime
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from mpctf_secure.identity.documents import (
     SignedRoster,
     Vote,
     decode_any,
+    from_time,
 )
 from mpctf_secure.identity.keys import SECRET_BYTES, Keys
 from mpctf_secure.identity.roster import Roster, view
@@ -71,6 +73,23 @@ def unseal(folder: Path, phrase: bytes, identity: bytes | None = None) -> Keys:
     path = _sealed(folder, identity or _in_force(folder))
     with _naming(path):
         return Keys.of(passphrase.unseal(phrase, _read_private(path)))
+
+
+def check_sealed(folder: Path) -> list[Path]:
+    """The sealed files, all whole and their owner's alone; the passphrase is not needed for that."""
+    paths = [_sealed(folder, identity) for identity in identities(folder)]
+    if not paths:
+        raise EnvironmentUnfitError(f"{folder}: no sealed keys", hint="mpctf-secure enroll init NAME")
+    for path in paths:
+        with _naming(path):
+            passphrase.check(_read_private(path))
+    return paths
+
+
+def newest_request(folder: Path) -> datetime.datetime | None:
+    """When the youngest request in the roster was made: no right clock shows an earlier time."""
+    current = installed(folder)
+    return max(from_time(member.created) for member in current.roster.members) if current else None
 
 
 def identities(folder: Path) -> list[bytes]:

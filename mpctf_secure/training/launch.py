@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mpctf_secure.aggregation.lora import Vector
+import numpy as np
+
+from mpctf_secure.aggregation.lora import Vector, flat_size
 from mpctf_secure.config.run import Lora, Training
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
 from mpctf_secure.training import children
@@ -69,6 +71,10 @@ class Job:
         self.schema = tuple((name, tuple(shape)) for name, shape in described["schema"])
         self.rows, self.truncated = int(described["rows"]), int(described["truncated"])
         self.hardware: dict[str, Any] = described["hardware"]
+
+    def zeros(self) -> Vector:
+        """An adapter of the job's schema that changes nothing."""
+        return np.zeros(flat_size(self.schema), np.float32)
 
     def train(self, adapter: Vector, rows: list[int], progress: Callable[[int, int], None]) -> Trained:
         """Train from `adapter` on the rows with these indices; `progress` gets (step, steps)."""

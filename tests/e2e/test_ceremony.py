@@ -34,7 +34,7 @@ class Home:
         os.write(writing, self.phrase.encode())
         os.close(writing)
         command = [*CLI, *map(str, arguments)]
-        if arguments[:2] not in {("enroll", "compare"), ("enroll", "verify"), ("enroll", "show"), ("enroll", "revoke")}:
+        if arguments[0] != "enroll" or arguments[1] in {"init", "request", "renew", "rotate", "sign", "mailbox"}:
             command += ["--passphrase-fd", str(reading)]
         process = subprocess.Popen(
             command, cwd=self.folder, pass_fds=[reading], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -122,6 +122,33 @@ def test_swapped_key_is_noticed_on_the_telephone(homes: dict[str, Home], tmp_pat
     assert "error: bank-b has another roster than you" in output
     output = victim.enroll("sign", "roster-1.json", code=4)
     assert "you have not heard the words of bank-b" in output
+
+
+def test_files_travel_through_the_mailbox_and_none_here_is_changed(homes: dict[str, Home], tmp_path: Path) -> None:
+    sender, receiver, post = Home(tmp_path, "utility-e"), Home(tmp_path, "receiver"), homes[COORDINATOR]
+    sender.enroll("init", "utility-e")
+    sender.enroll("request")
+    for home in (sender, receiver):
+        home.take(post.path(f"{COORDINATOR}.request.json"))
+    process = post.popen("enroll", "mailbox", "127.0.0.2:0")
+    try:
+        assert process.stdout
+        address = process.stdout.readline().split()[2].rstrip(";")
+        there = ("--to", address, "--coordinator", f"{COORDINATOR}.request.json")
+        assert "sent utility-e.request.json" in sender.enroll("send", "utility-e.request.json", *there)
+        assert "fetched utility-e.request.json" in receiver.enroll("fetch", *there)
+        fetched = receiver.path("utility-e.request.json").read_bytes()
+        assert fetched == sender.path("utility-e.request.json").read_bytes()
+        sender.enroll("renew", "--days", "30")
+        sender.enroll("send", "utility-e.request.json", *there)
+        assert "differs from the one here, which stays" in receiver.enroll("fetch", *there)
+        assert receiver.path("utility-e.request.json").read_bytes() == fetched
+        receiver.take(homes["bank-b"].path("bank-b.request.json"))
+        wrong = ("--to", address, "--coordinator", "bank-b.request.json")
+        assert "error: no mailbox at" in receiver.enroll("fetch", *wrong, code=3)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 @pytest.fixture(scope="module")

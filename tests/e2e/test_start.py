@@ -84,7 +84,7 @@ def test_peft_loads_the_adapter_and_it_is_the_one_of_the_report(smoke) -> None:
 def test_no_process_and_no_private_key_is_left(smoke) -> None:
     _, folder = smoke
     assert processes_of(folder) == []
-    assert not list(folder.rglob("*.key"))
+    assert not [*folder.rglob("*.key"), *folder.rglob("*.sealed")]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -100,8 +100,8 @@ def test_stopped_run_ends_with_exit_7_no_child_no_adapter_and_no_secret_in_any_o
     while "joined" not in output:
         output += process.stdout.readline()
     folder = next(runs.iterdir())
-    keys = list(folder.rglob("*.key"))
-    assert len(keys) == 10
+    keys = list(folder.rglob("*.sealed"))
+    assert len(keys) == 5
     assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
     secrets = [key.read_bytes() for key in keys]
     process.send_signal(stop)
@@ -244,7 +244,7 @@ def test_busy_port_is_named(tmp_path: Path) -> None:
     lines = [line for line in result.stderr.splitlines() if not line.startswith("E")]
     assert lines[0] == f"error: cannot listen on {address}"
     assert lines[1].startswith("hint: the port is in use")
-    assert not list(tmp_path.rglob("*.key"))
+    assert not [*tmp_path.rglob("*.key"), *tmp_path.rglob("*.sealed")]
 
 
 def test_json_report_is_all_of_standard_output(tmp_path: Path) -> None:

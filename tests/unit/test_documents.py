@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from mpctf_secure.config.run import RunConfig
+from mpctf_secure.config.site import SiteConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +24,7 @@ def test_every_claim_of_the_threat_model_names_a_test_that_exists() -> None:
 
 def test_every_example_config_is_valid() -> None:
     examples = sorted((ROOT / "configs").glob("*.yaml"))
-    assert [path.stem for path in examples] == ["demo", "own-data", "smoke"]
+    assert [path.stem for path in examples] == ["demo", "own-data", "site", "smoke"]
     for path in examples:
-        RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        model = SiteConfig if path.stem == "site" else RunConfig
+        model.model_validate(yaml.safe_load(path.read_text()))

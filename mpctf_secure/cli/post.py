@@ -1,0 +1,76 @@
+"""`mpctf-secure enroll mailbox | send | fetch`: ceremony files by way of the coordinator, who is not trusted with them."""
+
+import asyncio
+import base64
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+
+from mpctf_secure.coordinator.mailbox import Folder, file_name
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.files import writing
+from mpctf_secure.identity.documents import Document, Organisation, Request
+from mpctf_secure.identity.keys import Keys
+from mpctf_secure.identity.roster import Member
+from mpctf_secure.ids import IdentityKey, ParticipantName
+from mpctf_secure.transport.mailbox import Mailbox, serve
+from mpctf_secure.transport.tls import OwnTls
+
+
+def serve_mailbox(listen: str, owner: Organisation, keys: Keys, folder: Path) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    own = Member(ParticipantName(owner.name), owner.role, IdentityKey(keys.identity.public), b"")
+    asyncio.run(_serve(listen, OwnTls(keys.identity, own), Folder(folder)))
+
+
+async def _serve(listen: str, tls: OwnTls, folder: Folder) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    server, port = await serve(listen, tls, folder)
+    typer.echo(f"mailbox at {listen.rpartition(':')[0]}:{port}; end it with Ctrl-C")
+    await stopped.wait()
+    await server.stop(1.0)
+
+
+def send_files(documents: Mapping[Path, Document], address: str, coordinator: Request) -> None:
+    """Leave documents in a mailbox."""
+    mailbox = _open(address, coordinator)
+    try:
+        for path, document in documents.items():
+            mailbox.put(document.encode())
+            typer.echo(f"sent {path}")
+    finally:
+        mailbox.close()
+
+
+def fetch_files(address: str, coordinator: Request) -> None:
+    """Write what lies in a mailbox to the current folder; what is no file of the ceremony is left out and said."""
+    mailbox = _open(address, coordinator)
+    try:
+        for data in mailbox.files():
+            try:
+                path = Path(file_name(data))
+            except SecurityError as error:
+                typer.echo(f"left out a file: {error.message}")
+                continue
+            _keep(path, data)
+    finally:
+        mailbox.close()
+
+
+def _keep(path: Path, data: bytes) -> None:
+    if not path.exists():
+        with writing(path):
+            path.write_bytes(data)
+        typer.echo(f"fetched {path}")
+    elif path.read_bytes() != data:
+        typer.echo(f"{path}: the one in the mailbox differs from the one here, which stays; ask its owner")
+
+
+def _open(address: str, coordinator: Request) -> Mailbox:
+    identity = IdentityKey(bytes.fromhex(coordinator.identity))
+    authority = base64.b64decode(coordinator.authority)
+    return Mailbox(address, Member(ParticipantName(coordinator.name), coordinator.role, identity, authority))

@@ -1,0 +1,163 @@
+"""What `doctor` looks at before a run: every check says what it found, or raises an error with how to mend it."""
+
+import ctypes
+import datetime
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
+from mpctf_secure.identity import keystore
+from mpctf_secure.training.data import load_rows
+from mpctf_secure.training.launch import Job, JobSpec
+from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.transport.probe import probe
+from mpctf_secure.transport.tls import utc_now
+
+_EXPIRES_SOON = datetime.timedelta(days=30)
+_LEAST_FREE = 1 << 30
+_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
+_TIMEX_BYTES = 512  # struct timex has 208
+
+
+class Warned(NamedTuple):
+    """Good enough today."""
+
+    text: str
+    mend: str
+
+
+class Finding(NamedTuple):
+    """One check's outcome; `code` is the exit code where it failed."""
+
+    check: str
+    state: Literal["ok", "warn", "fail"]
+    text: str
+    mend: str = ""
+    code: int = 0
+
+
+Check = Callable[[SiteConfig], str | Warned]
+
+
+def examine(checks: Mapping[str, Check], site: SiteConfig) -> list[Finding]:
+    """Every check, whatever the others found."""
+    return [_finding(name, check, site) for name, check in checks.items()]
+
+
+def _finding(name: str, check: Check, site: SiteConfig) -> Finding:
+    try:
+        found = check(site)
+    except MpctfError as error:
+        return Finding(name, "fail", error.message, error.hint, error.exit_code)
+    return Finding(name, "warn", *found) if isinstance(found, Warned) else Finding(name, "ok", found)
+
+
+def check_clock(site: SiteConfig) -> str | Warned:
+    """Certificates live for a day: a clock that is off by more than minutes shuts a site out."""
+    now = utc_now()
+    newest = keystore.newest_request(site.keys)
+    if newest and now < newest:
+        raise EnvironmentUnfitError(f"the clock says {now:%Y-%m-%d %H:%M} UTC, before the roster was made", hint=_NTP)
+    state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    if state == _UNSYNCHRONISED:
+        return Warned(f"{now:%Y-%m-%d %H:%M:%S} UTC, and nothing keeps it right", _NTP)
+    return f"{now:%Y-%m-%d %H:%M:%S} UTC, synchronised"
+
+
+_NTP = "run a time service, for example systemd-timesyncd or chrony"
+
+
+def check_modes(site: SiteConfig) -> str:
+    """Private files are their owner's alone."""
+    paths = [site.keys, *site.keys.rglob("*")]
+    for path in paths:
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError as error:
+            raise EnvironmentUnfitError(f"{path}: {error.strerror}", hint="mpctf-secure enroll init NAME") from error
+        if mode & 0o077:
+            raise SecurityError(f"{path}: mode {mode:04o} lets others in", hint=f"chmod go= {path}")
+    return f"{len(paths)} files, nobody else may read them"
+
+
+def check_keys(site: SiteConfig) -> str:
+    """The sealed files are whole; the passphrase is not asked for."""
+    held = keystore.check_sealed(site.keys)
+    return f"keys of {keystore.organisation(site.keys).name}, {len(held)} sealed file{'s' if len(held) > 1 else ''}"
+
+
+def check_roster(site: SiteConfig) -> str | Warned:
+    """Installed, every step of it verified, not expired, and with this site's own identity."""
+    roster, now = keystore.load_roster(site.keys), utc_now()
+    roster.check_unexpired(now)
+    signed = keystore.installed(site.keys)
+    if signed:
+        keystore.mine(site.keys, signed)
+        keystore.check_mine(site.keys, signed.roster)
+    text = f"version {roster.version}, {len(roster.members)} members, until {roster.expires:%Y-%m-%d}"
+    if roster.expires - now < _EXPIRES_SOON:
+        return Warned(text, "mpctf-secure enroll renew, everybody, and a next roster")
+    return text
+
+
+def check_coordinator(site: SiteConfig) -> str:
+    """Something answers at the coordinator's address, and it is the coordinator."""
+    return probe(site.coordinator, keystore.load_roster(site.keys).coordinator, utc_now())
+
+
+def check_model(site: SiteConfig) -> str:
+    """The base model's files, and their hash, which every site must find alike."""
+    return f"{site.model}, hash {hash_model(site.model).hex()[:16]}…"
+
+
+def check_data(site: SiteConfig) -> str:
+    """Every row parses."""
+    return f"{len(load_rows(site.data))} rows in {site.data}"
+
+
+def check_work(site: SiteConfig) -> str | Warned:
+    """The work folder can be written to, and has room."""
+    try:
+        site.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentUnfitError(f"{site.work}: {error.strerror}", hint="name another `work` folder") from error
+    if not os.access(site.work, os.W_OK):
+        raise EnvironmentUnfitError(f"{site.work}: not writable", hint="name another `work` folder")
+    free = shutil.disk_usage(site.work).free
+    text = f"{site.work}, {free >> 30} GiB free"
+    return Warned(text, "free some space") if free < _LEAST_FREE else text
+
+
+def check_training(site: SiteConfig) -> str:
+    """One step of training with the default settings, in a job like a run's."""
+    site.work.mkdir(parents=True, exist_ok=True)
+    settings = Training()
+    job = Job(JobSpec.of(site.model, site.data, Lora(), settings), site.work)
+    try:
+        rows = list(range(min(settings.batch_size, job.rows)))
+        trained = job.train(job.zeros(), rows, lambda *_: None)
+        hardware = ", ".join(str(value) for value in job.hardware.values())
+        return f"{trained.rows} rows, {trained.tokens} tokens in {trained.seconds:.1f} s on {hardware}"
+    finally:
+        job.close()
+
+
+CHECKS: Mapping[str, Check] = {
+    "clock": check_clock,
+    "file modes": check_modes,
+    "keys": check_keys,
+    "roster": check_roster,
+    "coordinator": check_coordinator,
+    "model": check_model,
+    "data": check_data,
+    "work folder": check_work,
+}
+"""Seconds, and harmless."""
+
+TRIAL: Mapping[str, Check] = {**CHECKS, "training": check_training}
+"""With a real training step."""

@@ -1,0 +1,38 @@
+"""A look at the coordinator's port from outside: does it answer, in TLS 1.3, with the coordinator's certificate?"""
+
+import datetime
+import socket
+import ssl
+
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.identity import certificate
+from mpctf_secure.identity.roster import Member
+
+_SECONDS = 5.0
+
+
+def probe(address: str, coordinator: Member, now: datetime.datetime) -> str:
+    """What answers at IP:port; EnvironmentUnfitError if nothing does, SecurityError if it is not the coordinator.
+
+    Sends no certificate: the server shows its own first, and then hangs up.
+    """
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # Checked below, against the roster: its authorities are Ed25519 and in no store.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host, int(port)), _SECONDS) as raw, context.wrap_socket(raw) as secured:
+            der, version = secured.getpeercert(binary_form=True) or b"", secured.version()
+    except ssl.SSLError as error:
+        raise SecurityError(
+            f"{address} does not speak TLS 1.3: {error.reason}", hint="is this the coordinator's port?"
+        ) from error
+    except OSError as error:
+        raise EnvironmentUnfitError(
+            f"{address}: {error.strerror or 'no answer'}",
+            hint="the coordinator listens only while a run is on; else ask both firewalls for this one outbound port",
+        ) from error
+    certificate.issuer(der, {coordinator.identity: coordinator.role}, now)
+    return f"{coordinator.name} answers at {address} in {version}"
