@@ -1,4 +1,4 @@
-"""`mpctf-secure enroll mailbox | send | fetch`: ceremony files by way of the coordinator, who is not trusted with them."""
+"""`mpctf-secure enroll mailbox | send | fetch`: files of the ceremony by way of the coordinator, whom nobody trusts."""
 
 import asyncio
 import base64
