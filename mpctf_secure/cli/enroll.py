@@ -13,6 +13,7 @@ from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
+from mpctf_secure.config.address import check_address
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.files import writing
 from mpctf_secure.hazmat.encoding import enc
@@ -33,7 +34,17 @@ KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of this organis
 Days = Annotated[int, typer.Option(min=1, max=3650, help="How many days the request, and so the roster, is good for.")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of the ceremony, in any order.")]
 
-MailboxAddress = Annotated[str, typer.Option("--to", metavar="IP:PORT", help="Where the coordinator's mailbox is.")]
+
+def _address(text: str) -> str:
+    try:
+        return check_address(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}", hint="for example 192.0.2.1:8444") from error
+
+
+MailboxAddress = Annotated[
+    str, typer.Option("--to", metavar="IP:PORT", callback=_address, help="Where the coordinator's mailbox is.")
+]
 CoordinatorFile = Annotated[Path, typer.Option(metavar="FILE", help="The coordinator's request file.")]
 
 _TRIES = 3
@@ -220,7 +231,9 @@ def show(
 
 @app.command()
 def mailbox(
-    listen: Annotated[str, typer.Argument(metavar="IP:PORT", help="Where to listen; not the port of runs.")],
+    listen: Annotated[
+        str, typer.Argument(metavar="IP:PORT", callback=_address, help="Where to listen; not the port of runs.")
+    ],
     keys: KeysFolder = Path("keys"),
     folder: Annotated[Path, typer.Option(help="Where the files are kept.")] = Path("mailbox"),
     passphrase_fd: PassphraseFd = None,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.ids import NAME
 
@@ -129,7 +130,7 @@ class RunConfig(Frozen):
     quorum: Annotated[int, Field(ge=2)] | None = None
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    listen: Annotated[str, Field(pattern=r"^[0-9.]+:[0-9]{1,5}$")] = "127.0.0.1:0"
+    listen: Address = "127.0.0.1:0"
     """IP literal and port; enrolled participants need a fixed port that they can reach."""
     keys: Path = Path("keys")
     """The coordinator's keys and roster, for enrolled participants; relative to this file."""

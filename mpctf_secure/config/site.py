@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
 
 
@@ -20,7 +21,7 @@ class Policy(Frozen):
 class SiteConfig(Frozen):
     """One participant."""
 
-    coordinator: Annotated[str, Field(pattern=r"^[0-9.]+:[0-9]{1,5}$")]
+    coordinator: Address
     """Where to dial out to, as IP literal and port."""
     model: Path
     """Folder of the base model."""

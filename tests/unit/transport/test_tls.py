@@ -144,6 +144,13 @@ def test_name_in_a_certificate_counts_for_nothing(world: World) -> None:
         world.channel("bank-b", stranger).exchange(b"hello")
 
 
+def test_expired_certificate_opens_no_connection(world: World) -> None:
+    member, old = world.member("bank-b"), NOW - datetime.timedelta(days=2)
+    late = OwnTls(world.keys["bank-b"].identity, member, clock=lambda: old)
+    with pytest.raises(EnvironmentUnfitError, match="no connection"):
+        world.channel("bank-b", late).exchange(b"hello")
+
+
 def test_member_that_writes_another_s_name_stays_itself(world: World) -> None:
     own = OwnTls(world.keys["bank-b"].identity, replace(world.member("bank-b"), name=ParticipantName("hospital-a")))
     assert world.channel("bank-b", own).exchange(b"hello") == b"bank-b:hello"

@@ -1,0 +1,151 @@
+"""What goes wrong in a ceremony: one error line, one hint, the exit code, nothing written."""
+
+import datetime
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mpctf_secure.config import load
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.hazmat.passphrase import LIGHT
+from mpctf_secure.identity import ceremony, keystore
+from mpctf_secure.identity.documents import Organisation
+from mpctf_secure.ids import ParticipantName
+
+PHRASE = b"a passphrase of the test"
+NAMES = ("bank-b", "hospital-a", "registry-x")
+
+
+def cli(folder: Path, *arguments: str, phrase: bytes = PHRASE) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "mpctf_secure", *arguments],
+        cwd=folder,
+        input=phrase,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """bank-b with keys and a request, no roster."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    keystore.create(folder / "keys", Organisation(name="bank-b", role="participant"), PHRASE, LIGHT)
+    assert cli(folder, "enroll", "request", "--passphrase-fd", "0").returncode == 0
+    return folder
+
+
+@pytest.fixture
+def enrolled(tmp_path: Path) -> Path:
+    """bank-b with a roster of three."""
+    hold(tmp_path, datetime.datetime.now(datetime.UTC))
+    return tmp_path / "bank-b"
+
+
+def hold(root: Path, now: datetime.datetime) -> None:
+    ceremony.hold({ParticipantName(n): root / n / "keys" for n in NAMES}, ParticipantName("registry-x"), now, PHRASE)
+
+
+def expect(result: subprocess.CompletedProcess[bytes], code: int, error: str, hint: str) -> None:
+    lines = result.stderr.decode().splitlines()
+    assert result.returncode == code, result.stderr
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], lines
+    assert error in lines[0]
+    assert hint in lines[1]
+
+
+WITHOUT_ROSTER: dict[str, tuple[tuple[str, ...], int, str, str]] = {
+    "a name that is none": (
+        ("enroll", "init", "Bank B", "--keys", "k2", "--passphrase-fd", "0"), 2, "'Bank B'", "hyphens"),
+    "keys that are there already": (
+        ("enroll", "init", "bank-b", "--passphrase-fd", "0"), 2, "keys: exists already", "--keys"),
+    "no keys": (("enroll", "request", "--keys", "none", "--passphrase-fd", "0"), 3, "none", "check"),
+    "no request among the files": (
+        ("enroll", "compare", "roster.json"), 3, "roster.json: No such file", "check the path"),
+    "a roster too small": (("enroll", "compare", "bank-b.request.json"), 4, "at least two participants", ""),
+    "nothing installed to show": (("enroll", "show"), 2, "no roster is installed", "enroll verify"),
+    "nothing installed to revoke from": (("enroll", "revoke", "bank-b"), 2, "no roster is installed", "enroll verify"),
+    "a mailbox at a port that is none": (
+        ("enroll", "mailbox", "127.0.0.1:99999", "--passphrase-fd", "0"), 2, "127.0.0.1:99999: not an IP", "8444"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "error", "hint"), WITHOUT_ROSTER.values(), ids=WITHOUT_ROSTER.keys())
+def test_mistake_before_there_is_a_roster(
+    home: Path, arguments: tuple[str, ...], code: int, error: str, hint: str
+) -> None:
+    before = sorted(path for path in home.rglob("*") if path.name != "mailbox")
+    expect(cli(home, *arguments), code, error, hint)
+    assert sorted(path for path in home.rglob("*") if path.name != "mailbox") == before
+
+
+def flip(data: bytes) -> bytes:
+    return data.replace(b'"nonce":"', b'"nonce":"f', 1)[: len(data)]
+
+
+SPOILT: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "0 bytes": (lambda data: b"", "not a file of the ceremony"),
+    "not UTF-8": (lambda data: b"\xff" + data, "not a file of the ceremony"),
+    "a key twice": (lambda data: data.replace(b'"box"', b'"name":"bank-c","box"', 1), "not in canonical form"),
+    "a changed name": (lambda data: data.replace(b'"bank-b"', b'"bank-c"'), "request of bank-c: identity key"),
+    "longer than a document may be": (lambda data: data + b" " * (2 << 20), "larger than"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "error"), SPOILT.values(), ids=SPOILT.keys())
+def test_spoilt_file_is_named_and_nothing_is_written(home: Path, spoil: Callable[[bytes], bytes], error: str) -> None:
+    path = home / "bank-b.request.json"
+    path.write_bytes(spoil(path.read_bytes()))
+    before = sorted(home.rglob("*"))
+    expect(cli(home, "enroll", "compare", path.name), 4, error, "")
+    assert sorted(home.rglob("*")) == before
+
+
+def test_file_of_a_gigabyte_is_refused_at_once(home: Path) -> None:
+    with (home / "huge.json").open("wb") as stream:
+        stream.truncate(1 << 30)
+    expect(cli(home, "enroll", "show", "huge.json"), 4, "huge.json: not a file of the ceremony", "attachment")
+
+
+def test_wrong_passphrase_is_said_and_nothing_is_signed(enrolled: Path) -> None:
+    expect(cli(enrolled, "enroll", "renew", "--passphrase-fd", "0", phrase=b"wrong"), 4, "wrong passphrase", "")
+    assert not list(enrolled.glob("*.json"))
+
+
+def test_unfinished_ceremony_says_whose_signature_is_missing(enrolled: Path, tmp_path: Path) -> None:
+    assert cli(enrolled, "enroll", "revoke", "hospital-a").returncode == 4  # two participants are the least
+    assert cli(enrolled, "enroll", "renew", "--passphrase-fd", "0").returncode == 0
+    assert cli(enrolled, "enroll", "compare", "bank-b.request.json").returncode == 0
+    expect(cli(enrolled, "enroll", "verify", "roster-2.json"), 4, "0 participants of version 1 have signed", "")
+    assert cli(enrolled, "enroll", "sign", "roster-2.json", "--passphrase-fd", "0").returncode == 0
+    files = [path.name for path in enrolled.glob("roster-2*.json")]
+    expect(cli(enrolled, "enroll", "verify", *files), 4, "1 participants of version 1 have signed, 2 are needed", "")
+
+
+def test_expired_roster_stops_join_and_start(tmp_path: Path) -> None:
+    hold(tmp_path, datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=31))
+    site = SiteConfig(coordinator="127.0.0.1:9", model=Path("model"), data=Path("data.jsonl"))
+    (tmp_path / "bank-b" / "site.yaml").write_text(load.dump(site))
+    run = "participants: [bank-b, hospital-a]\nmodel: {base: x}\nsecagg: {allow_pair: true}\n"
+    (tmp_path / "registry-x" / "run.yaml").write_text(run)
+    for name, command in (("bank-b", ("join", "site.yaml")), ("registry-x", ("start", "run.yaml"))):
+        result = cli(tmp_path / name, *command, "--passphrase-fd", "0")
+        expect(result, 4, "roster version 1 expired on", "enroll re")
+
+
+def test_run_file_with_strangers_or_with_a_participant_s_keys_is_refused(enrolled: Path) -> None:
+    run = "participants: [bank-b, hospital-a, nobody]\nmodel: {base: x}\n"
+    (enrolled / "run.yaml").write_text(run)
+    expect(
+        cli(enrolled, "start", "run.yaml", "--passphrase-fd", "0"), 2, "nobody not in roster version 1", "hospital-a"
+    )
+    (enrolled / "run.yaml").write_text(
+        "participants: [bank-b, hospital-a]\nmodel: {base: x}\nsecagg: {allow_pair: true}\n"
+    )
+    expect(cli(enrolled, "start", "run.yaml", "--passphrase-fd", "0"), 2, "not the coordinator's keys", "registry-x")
+    expect(cli(enrolled, "start", "run.yaml", "--compare", "alone"), 2, "--compare", "local")
