@@ -208,6 +208,12 @@ class Reception:
         signed = Signed.decode(Reader(message).bytes() if label == "shares" else message)
         match label:
             case "hello":
+                if signed.ctx != self._roster.hash:
+                    raise SecurityError(
+                        f"{peer.name} has another roster than version {self._roster.version} of this run",
+                        hint="mpctf-secure enroll show at both ends; install the newest one",
+                        culprits=[peer.name],
+                    )
                 self._check_sender(peer, signed, label, self._roster.hash)
                 return Answer("proposal", self._proposal.encode())
             case "progress" if self._ended is None:

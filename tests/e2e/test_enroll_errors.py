@@ -1,11 +1,13 @@
 """What goes wrong in a ceremony: one error line, one hint, the exit code, nothing written."""
 
 import datetime
+import io
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from mpctf_secure.config import load
@@ -149,3 +151,18 @@ def test_run_file_with_strangers_or_with_a_participant_s_keys_is_refused(enrolle
     )
     expect(cli(enrolled, "start", "run.yaml", "--passphrase-fd", "0"), 2, "not the coordinator's keys", "registry-x")
     expect(cli(enrolled, "start", "run.yaml", "--compare", "alone"), 2, "--compare", "local")
+
+
+def test_passphrase_is_asked_for_at_a_terminal_and_not_shown(tmp_path: Path) -> None:
+    arguments = ["-m", "mpctf_secure", "enroll", "init", "bank-b"]
+    with pexpect.spawn(sys.executable, arguments, cwd=str(tmp_path), encoding="utf-8", timeout=30) as terminal:
+        terminal.logfile_read = shown = io.StringIO()
+        for prompt in ("passphrase of the keys: ", "the same again: "):
+            terminal.expect_exact(prompt)
+            terminal.sendline(PHRASE.decode())
+        terminal.expect(pexpect.EOF)
+    assert terminal.exitstatus == 0, shown.getvalue()
+    assert PHRASE.decode() not in shown.getvalue()
+    assert "next: mpctf-secure enroll request" in shown.getvalue()
+    assert keystore.unseal(tmp_path / "keys", PHRASE)
+    assert (tmp_path / "site.yaml").read_text().count("keys: keys") == 1

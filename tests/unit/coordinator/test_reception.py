@@ -221,3 +221,17 @@ def test_end_of_the_run_reaches_who_waits_and_who_comes_later(world: World) -> N
         )
 
     asyncio.run(scenario())
+
+
+def test_site_with_another_roster_is_told_so_and_may_come_back(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        for ctx, why in ((bytes(32), "bank-b has another roster than version 1"), (world.roster.hash, None)):
+            hello = enc("hello", ctx, Signed.make("hello", ctx, world.keys["bank-b"], b"").encode())
+            if why:
+                with pytest.raises(SecurityError, match=why):
+                    await world.reception.exchange(world.peers["bank-b"], hello)
+            else:
+                assert world.label(await world.reception.exchange(world.peers["bank-b"], hello)) == "proposal"
+
+    asyncio.run(scenario())
