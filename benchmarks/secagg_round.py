@@ -37,6 +37,7 @@ from mpctf_secure.secagg.parameters import default_colluders, default_quorum
 from mpctf_secure.secagg.server import Server
 from mpctf_secure.training.launch import Trained
 from mpctf_secure.transport.server import listen
+from mpctf_secure.transport.tls import OwnTls
 
 ROUNDS = 9  # the first is in the 32-bit ring
 SHAPE = (16, 4096)
@@ -109,7 +110,7 @@ def participant(setting: dict[str, Any]) -> None:
         Participant._take_part = take_part_in_the_clear  # type: ignore[method-assign]
     home = Path(setting["home"])
     site = SiteConfig(coordinator=setting["address"], model=home, data=home, keys=home / "keys", work=home / "work")
-    agent.join(site, lambda _: None)
+    agent.join(site, keystore.unseal(site.keys, b"x"), lambda _: None)
 
 
 async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> list[dict[str, float]]:
@@ -129,7 +130,7 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
         Coordinator._aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]
-    listener = await listen("127.0.0.1:0", roster, keys, coordinator.reception)
+    listener = await listen("127.0.0.1:0", roster, OwnTls(keys.identity, roster.coordinator), coordinator.reception)
     children = []
     for name in names:
         (folder / name / "work").mkdir()

@@ -14,26 +14,36 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentUnfitError(f"{path}: {error.strerror}", hint="free some space, and check the disk") from error
+        raise EnvironmentUnfitError(
+            f"{path}: {error.strerror}", hint="is its folder writable, and has the disk room?"
+        ) from error
 
 
-def create(path: Path, content: bytes, mode: int) -> None:
-    """A new file, on disk when this returns; FileExistsError rather than replace one."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+def create(path: Path, content: bytes) -> None:
+    """A new file of mode 0600, on disk when this returns; FileExistsError rather than replace one."""
+    unfinished = _write_beside(path, content)
+    try:
+        os.link(unfinished, path)
+    finally:
+        unfinished.unlink()
     sync_folder(path.parent)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put `content` in the place of what was there, on disk when this returns."""
+    """Put `content`, mode 0600, in the place of what was there, on disk when this returns."""
+    _write_beside(path, content).rename(path)
+    sync_folder(path.parent)
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
     unfinished = path.with_name(path.name + ".part")
     unfinished.unlink(missing_ok=True)
-    create(unfinished, content, 0o600)
-    unfinished.rename(path)
-    sync_folder(path.parent)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return unfinished
 
 
 def sync_folder(folder: Path) -> None:

@@ -98,10 +98,12 @@ def rotate(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pas
 
     Example: mpctf-secure enroll rotate
     """
+    _signed(keys)  # with no roster yet, two identities in one folder would both be in question
     phrase = passphrase.read(passphrase_fd)
-    old = keystore.unseal(keys, phrase)
-    pending = [one for one in keystore.identities(keys) if one != old.identity.public]
-    new = keystore.unseal(keys, phrase, pending[0]) if pending else keystore.draw(keys, phrase, STRONG)
+    pending = keystore.pending(keys)
+    if pending is None:
+        keystore.unseal(keys, phrase)  # one passphrase for old and new
+    new = keystore.unseal(keys, phrase, pending) if pending else keystore.draw(keys, phrase, STRONG)
     _write_request(keys, new, days)
 
 

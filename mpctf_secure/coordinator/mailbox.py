@@ -32,7 +32,7 @@ class Folder:
         if len(kept) >= MOST_FILES or sum(one.stat().st_size for one in kept) + len(data) > _MOST_BYTES:
             raise EnvironmentUnfitError("the mailbox is full", hint="send the file by e-mail, and tell the coordinator")
         with files.writing(path):
-            files.create(path, document.encode(), 0o600)
+            files.create(path, document.encode())
 
     def files(self) -> list[bytes]:
         """All that is not too old."""

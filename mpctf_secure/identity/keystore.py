@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -47,13 +48,26 @@ D = TypeVar("D", bound=Document)
 
 
 def create(folder: Path, owner: Organisation, phrase: bytes, cost: Cost) -> Keys:
-    """Draw keys into a new folder of mode 0700; UsageError rather than replace any."""
-    try:
-        folder.mkdir(mode=0o700, parents=True)
-    except FileExistsError as error:
-        raise UsageError(f"{folder}: exists already", hint="keys are never overwritten; name another folder") from error
-    files.create(folder / _ORGANISATION, owner.encode(), 0o600)
-    return draw(folder, phrase, cost)
+    """Draw keys into a new folder of mode 0700, which is there with all its files or not at all.
+
+    UsageError rather than replace any.
+    """
+    with contextlib.ExitStack() as steps:
+        steps.enter_context(files.writing(folder))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = steps.enter_context(tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"))
+        made = Path(unfinished) / folder.name
+        made.mkdir(mode=0o700)
+        files.create(made / _ORGANISATION, owner.encode())
+        keys = draw(made, phrase, cost)
+        try:
+            made.rename(folder)
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: exists already", hint="keys are never overwritten; name another folder with --keys"
+            ) from error
+    files.sync_folder(folder.parent)
+    return keys
 
 
 def draw(folder: Path, phrase: bytes, cost: Cost) -> Keys:
@@ -61,7 +75,7 @@ def draw(folder: Path, phrase: bytes, cost: Cost) -> Keys:
     secret = os.urandom(SECRET_BYTES)
     keys = Keys.of(secret)
     entropy = os.urandom(passphrase.SALT_BYTES + passphrase.NONCE_BYTES)
-    files.create(_sealed(folder, keys.identity.public), passphrase.seal(phrase, secret, cost, entropy), 0o600)
+    files.create(_sealed(folder, keys.identity.public), passphrase.seal(phrase, secret, cost, entropy))
     return keys
 
 
@@ -94,7 +108,13 @@ def newest_request(folder: Path) -> datetime.datetime | None:
 
 def identities(folder: Path) -> list[bytes]:
     """The identities whose private keys are here: one, or two while a rotation is under way."""
-    return [bytes.fromhex(path.stem) for path in sorted(folder.glob("*" + _SEALED))]
+    return [bytes.fromhex(path.stem) for path in sorted(folder.glob("[0-9a-f]" * 2 * KEY_BYTES + _SEALED))]
+
+
+def pending(folder: Path) -> bytes | None:
+    """The identity that `draw` made and that no installed roster has had."""
+    seen = {member.identity for signed in _history(folder) for member in signed.roster.members}
+    return next((one for one in identities(folder) if one.hex() not in seen), None)
 
 
 def _in_force(folder: Path) -> bytes:
@@ -274,7 +294,7 @@ def destroy_run_secret(folder: Path, run_id: str) -> None:
 def create_round_key(folder: Path, name: str) -> None:
     """A fresh 32-byte key for the sealed file of one round."""
     (folder / _ROUNDS).mkdir(mode=0o700, exist_ok=True)
-    files.create(_round_key(folder, name), os.urandom(KEY_BYTES), 0o600)
+    files.create(_round_key(folder, name), os.urandom(KEY_BYTES))
 
 
 def load_round_key(folder: Path, name: str) -> bytes:

@@ -63,7 +63,7 @@ class Roster:
         if now >= self.expires:
             raise SecurityError(
                 f"roster version {self.version} expired on {self.expires:%Y-%m-%d}",
-                hint="mpctf-secure enroll request, and a next roster with everybody's new requests",
+                hint="everybody: mpctf-secure enroll renew, and a next roster with the new requests",
             )
 
 

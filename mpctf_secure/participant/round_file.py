@@ -58,7 +58,7 @@ class RoundFile:
             # In this order: a crash in between leaves a round that is lost, never one that starts anew.
             files.replace(position, str(number).encode())
             keystore.create_round_key(self._keys, self._key_name)
-            files.create(self._path, b"", 0o600)
+            files.create(self._path, b"")
         self._key = self._load_key()
         self.entries = list(self._recover())
         self._count = len(self.entries)

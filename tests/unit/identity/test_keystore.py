@@ -1,9 +1,12 @@
 import datetime
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, MpctfError, SecurityError, UsageError
+from mpctf_secure.hazmat import passphrase
 from mpctf_secure.hazmat.passphrase import LIGHT, WrongPassphraseError
 from mpctf_secure.identity import ceremony, enrollment, keystore
 from mpctf_secure.identity.documents import MOST_BYTES, Organisation, SignedRoster
@@ -89,6 +92,32 @@ def test_keys_are_never_overwritten(folders: dict[str, Path]) -> None:
     assert sealed(folders["bank-b"]).read_bytes() == before
 
 
+def test_an_interrupted_init_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passphrase, "seal", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        keystore.create(tmp_path / "keys", Organisation(name="bank-b", role="participant"), PHRASE, LIGHT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_the_disk_had_no_room_for_is_not_there_at_all(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            keystore.draw(folders["bank-b"], PHRASE, LIGHT)
+    assert len(keystore.identities(folders["bank-b"])) == 1
+    assert keystore.pending(folders["bank-b"]) is None
+    new = keystore.draw(folders["bank-b"], PHRASE, LIGHT)
+    assert keystore.pending(folders["bank-b"]) == new.identity.public
+
+
 def test_older_skipped_and_foreign_rosters_are_refused_and_the_installed_one_stays(folders: dict[str, Path]) -> None:
     folder = folders["hospital-a"]
     first = keystore.installed(folder)
@@ -165,6 +194,10 @@ def test_rotation_ends_the_old_keys_once_a_roster_has_the_new_ones(folders: dict
     voters = [*((key, ["bank-b"]) for key in others), (old, []), (new, [])]
     keystore.install(folder, [enrollment.collect(body, [enrollment.vote(body, key, heard) for key, heard in voters])])
     assert keystore.identities(folder) == [new.identity.public]
+    retired = folder / f"{old.identity.public.hex()}.sealed"  # as from a backup
+    retired.write_bytes(b"")
+    assert keystore.pending(folder) is None
+    retired.unlink()
     assert keystore.unseal(folder, PHRASE).identity.public == new.identity.public
 
 

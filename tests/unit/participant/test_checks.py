@@ -83,7 +83,7 @@ TROUBLES = {
     "a damaged key file": (spoil_sealed, "keys", 4, "damaged", ""),
     "no keys": (lambda s: [p.unlink() for p in s.keys.glob("*.sealed")], "keys", 3, "no sealed keys", "enroll init"),
     "no roster": (lambda s: (s.keys / "rosters" / "1.json").unlink(), "roster", 3, "no roster is installed", "verify"),
-    "an expired roster": (expire, "roster", 4, "expired on", "enroll request"),
+    "an expired roster": (expire, "roster", 4, "expired on", "enroll renew"),
     "a slow clock": (from_the_future, "clock", 3, "before the roster was made", "time service"),
     "keys of somebody else": (
         lambda s: [p.unlink() for p in s.keys.glob("*.sealed")]
