@@ -9,7 +9,5 @@ ParticipantName = NewType("ParticipantName", str)
 IdentityKey = NewType("IdentityKey", bytes)
 """32 bytes: the Ed25519 public key that is the organisation in every protocol message."""
 
-RunId = NewType("RunId", str)
-
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """What names of participants and runs look like: a DNS label, safe in paths and certificates."""

@@ -16,7 +16,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mpctf_secure.errors import SecurityError, blaming
 from mpctf_secure.hazmat import signature
-from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
 
@@ -126,15 +125,6 @@ def issuer(der: bytes, identities: Mapping[IdentityKey, Role], now: datetime.dat
         if _purposes(certificate) != [_PURPOSE[identities[identity]]]:
             raise SecurityError("for another role than its owner's")
     return identity
-
-
-def fingerprint(der: bytes) -> bytes:
-    """SHA-256 of a certificate's SubjectPublicKeyInfo."""
-    return sha256(
-        _parse(der)
-        .public_key()
-        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
 
 
 def to_pem(der: bytes) -> bytes:

@@ -26,7 +26,6 @@ from mpctf_secure.ids import IdentityKey
 Heard = Mapping[str, frozenset[str]]
 """Identity (hex) of who signed a roster → names of those whose words it heard."""
 
-WORDS = 24
 MOST_DAYS = 3650
 _KEY_NAMES = ("identity", "box", "log")
 _PREFIX = 4  # BIP39: the first four letters tell all words apart
