@@ -9,7 +9,9 @@ import typer
 from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
+from mpctf_secure.attestation.hardening import harden
 from mpctf_secure.cli import enroll
+from mpctf_secure.cli.harden import show
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
@@ -44,7 +46,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    harden()
 
 
 @app.command()
@@ -114,6 +116,17 @@ def doctor(
     from mpctf_secure.participant.checks import CHECKS  # noqa: PLC0415
 
     examine_site(site_file, CHECKS, output)
+
+
+@app.command("harden")
+def show_hardening(
+    output: Annotated[Format, typer.Option("--format", help="json: a list.")] = Format.TEXT,
+) -> None:
+    """Show how this program's processes are protected, as the kernel reports it.
+
+    Example: mpctf-secure harden
+    """
+    show(output)
 
 
 def main() -> None:

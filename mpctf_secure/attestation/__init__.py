@@ -1,0 +1,1 @@
+"""What a process can show and do about its own protection."""
