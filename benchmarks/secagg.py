@@ -26,10 +26,11 @@ from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import CORES, ordered_map
+from mpctf_secure.quorum import default_colluders
 from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.masks import Mask, MaskedInput
-from mpctf_secure.secagg.parameters import Context, default_colluders, floor
+from mpctf_secure.secagg.parameters import Context, floor
 
 MAIN = {"dimension": 20_000_000, "participants": 10, "bits": 16}
 TENSOR = 1 << 16

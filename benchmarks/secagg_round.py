@@ -29,11 +29,11 @@ from mpctf_secure.ids import IdentityKey, ParticipantName
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.participant import agent
 from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import default_colluders, default_quorum
 from mpctf_secure.secagg.server import Server
 from mpctf_secure.training.launch import Trained
 from mpctf_secure.transport.server import listen

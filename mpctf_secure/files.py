@@ -39,11 +39,21 @@ def _write_beside(path: Path, content: bytes) -> Path:
     unfinished = path.with_name(path.name + ".part")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        unfinished.unlink()
+        raise
     return unfinished
+
+
+def make_folder(path: Path) -> None:
+    """A folder of mode 0700 whose name is on disk when this returns; one that is there already stays."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

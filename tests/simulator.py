@@ -10,12 +10,13 @@ from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.quorum import default_colluders
 from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.chunks import LANE_TYPES
 from mpctf_secure.secagg.chunks import digest as chunks_digest
 from mpctf_secure.secagg.client import Client, entropy_bytes
 from mpctf_secure.secagg.messages import Advert, Release, Signed, Survivors
-from mpctf_secure.secagg.parameters import Context, default_colluders
+from mpctf_secure.secagg.parameters import Context
 from mpctf_secure.secagg.server import Server
 from mpctf_secure.secagg.transitions import ServerState
 

@@ -1,5 +1,6 @@
 """The verbs, and the one place where errors become two lines and an exit code."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +45,9 @@ def _print_version(wanted: bool) -> None:
 def _options(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere in the line.")
     ] = False,
 ) -> None:
     harden()
@@ -129,12 +133,19 @@ def show_hardening(
     show(output)
 
 
+_TYPER_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run a command; every mistake becomes an error: line, a hint: line and its exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of handshakes reaches people as our errors
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        sys.exit(app(args=arguments or ["--help"], prog_name="mpctf-secure", standalone_mode=False))
-    except (MpctfError, KeyboardInterrupt, OSError, TyperException) as error:
+        code = app(args=arguments or ["--help"], prog_name="mpctf-secure", standalone_mode=False)
+        if code == _TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except (MpctfError, KeyboardInterrupt, EOFError, OSError, TyperException, typer.Abort) as error:
         if "--debug" in sys.argv:
             raise
         ours = _as_ours(error)
@@ -152,7 +163,7 @@ def _as_ours(error: BaseException) -> MpctfError:
             return EnvironmentUnfitError(
                 f"{error.filename or 'system'}: {error.strerror}", hint="check disk and rights"
             )
-    return InterruptedRunError("interrupted", hint="start it again")
+    return InterruptedRunError("interrupted", hint="the same command again")
 
 
 def print_error(error: MpctfError) -> None:

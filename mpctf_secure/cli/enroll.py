@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
+from mpctf_secure import files
 from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.address import check_address
 from mpctf_secure.errors import SecurityError, UsageError
-from mpctf_secure.files import writing
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.passphrase import STRONG
@@ -69,8 +69,7 @@ def init(
         raise UsageError(f"{keys}: exists already", hint="keys are never overwritten; name another folder with --keys")
     keystore.create(keys, organisation, passphrase.read(passphrase_fd, new=True), STRONG)
     typer.echo(f"keys of {name} in {keys}; write the passphrase down, nobody can restore it")
-    if role == "participant":
-        _write_site_file(keys)
+    _write_config("site" if role == "participant" else "run", keys)
     typer.echo("next: mpctf-secure enroll request")
 
 
@@ -80,7 +79,14 @@ def request(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pa
 
     Example: mpctf-secure enroll request
     """
-    _write_request(keys, keystore.unseal(keys, passphrase.read(passphrase_fd)), days)
+    owner = keystore.organisation(keys)
+    path = Path(f"{owner.name}.request.json")
+    if path.exists():
+        raise UsageError(
+            f"{path}: exists already, and another would have other words",
+            hint="send this one; `enroll renew` makes one with a later end",
+        )
+    renew(keys, days, passphrase_fd)
 
 
 @app.command()
@@ -89,7 +95,8 @@ def renew(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pass
 
     Example: mpctf-secure enroll renew
     """
-    request(keys, days, passphrase_fd)
+    _refuse_pending(keys)
+    _write_request(keys, keystore.unseal(keys, passphrase.read(passphrase_fd)), days)
 
 
 @app.command()
@@ -99,12 +106,19 @@ def rotate(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pas
     Example: mpctf-secure enroll rotate
     """
     _signed(keys)  # with no roster yet, two identities in one folder would both be in question
+    _refuse_pending(keys)
     phrase = passphrase.read(passphrase_fd)
-    pending = keystore.pending(keys)
-    if pending is None:
-        keystore.unseal(keys, phrase)  # one passphrase for old and new
-    new = keystore.unseal(keys, phrase, pending) if pending else keystore.draw(keys, phrase, STRONG)
-    _write_request(keys, new, days)
+    keystore.unseal(keys, phrase)  # one passphrase for old and new
+    _write_request(keys, keystore.draw(keys, phrase, STRONG), days)
+
+
+def _refuse_pending(keys: Path) -> None:
+    """A request of the old keys would undo a rotation, and the pending keys may be those that a thief has read."""
+    if keystore.identities(keys) and (pending := keystore.pending(keys)):
+        raise UsageError(
+            f"{pending}: a rotation to these keys is not finished",
+            hint=f"go on with its request file; or remove {pending}, and rotate again",
+        )
 
 
 @app.command()
@@ -131,10 +145,11 @@ def compare(
     keystore.check_mine(keys, roster)
     path = _write(Path(f"roster-{roster.version}.json"), roster)
     _show_changes(previous, roster)
+    _show_programs(roster, me)
     _show_words(roster, me)
     to_hear = _to_hear(current.roster if current else None, roster, me)
     for name in to_hear:
-        if name not in keystore.heard(keys, roster.hash.hex()) and _hear(name, roster):
+        if name not in keystore.heard(keys, roster.hash.hex()) and _hear(name, roster, me):
             keystore.note_heard(keys, roster.hash.hex(), [name])
     missing = sorted(set(to_hear) - set(keystore.heard(keys, roster.hash.hex())))
     if missing:
@@ -151,8 +166,13 @@ def revoke(name: Annotated[str, typer.Argument(help="Who is to leave.")], keys: 
     """
     current = _installed(keys)
     roster = enrollment.next_roster(current, [], [name])
-    path = _write(Path(f"roster-{roster.version}.json"), roster)
+    path = Path(f"roster-{roster.version}.json")
+    if path.exists() and path.read_bytes() != roster.encode():
+        raise UsageError(f"{path}: another roster of this version is here", hint=f"remove {path} if it is void")
+    _write(path, roster)
     _show_changes(current, roster)
+    if note := enrollment.needs_leaver(current, name):
+        typer.echo(note)
     typer.echo(f"next: send {path} to everybody; mpctf-secure enroll sign {path}")
 
 
@@ -176,18 +196,23 @@ def sign(
     keystore.check_mine(keys, roster)
     heard = keystore.heard(keys, roster.hash.hex())
     missing = sorted(set(_to_hear(previous, roster, me)) - set(heard))
-    if len(missing) > (0 if previous or roster.version == 1 else 1):  # a newcomer may miss one
+    if len(missing) > (0 if roster.version == 1 else 1):  # later, one of a quorum may be out of reach
         raise SecurityError(
             f"{roster_file}: you have not heard the words of {', '.join(missing)}",
-            hint="mpctf-secure enroll compare with the request files, on the telephone",
+            hint="mpctf-secure enroll compare with the request files, on the telephone; it counts for this very roster",
         )
-    _check_dates(roster)
+    _check_dates(previous, roster)
     _show_changes(previous, roster)
     phrase = passphrase.read(passphrase_fd)
-    vote = enrollment.vote(roster, keystore.unseal(keys, phrase, enrollment.identity_of(me, roster, previous)), heard)
-    keystore.keep_vote(keys, roster.version, vote)
-    path = _write(Path(f"roster-{roster.version}.{me}.signature.json"), vote)
-    typer.echo(f"next: send {path} to everybody; mpctf-secure enroll verify {roster_file} *.signature.json")
+    held = set(keystore.identities(keys))
+    for identity in held.intersection(enrollment.signing_identities(me, roster, previous)):
+        vote = enrollment.vote(roster, keystore.unseal(keys, phrase, identity), heard)
+        keystore.keep_vote(keys, roster.version, vote)
+        old = "" if identity.hex() in {member.identity for member in roster.members} else ".old-keys"
+        path = _write(Path(f"roster-{roster.version}.{me}{old}.signature.json"), vote)
+        typer.echo(f"next: send {path} to everybody")
+    before = "" if current or roster.version == 1 else f"roster-{roster.version - 1}.signed.json "
+    typer.echo(f"then: mpctf-secure enroll verify {before}{roster_file} *.signature.json")
 
 
 @app.command()
@@ -197,18 +222,22 @@ def verify(inputs: Files, keys: KeysFolder = Path("keys")) -> None:
     Example: mpctf-secure enroll verify roster-1.json roster-1.*.signature.json
     """
     documents = [keystore.load_any(path) for path in inputs]
-    complete = {one.roster.hash: one for one in documents if isinstance(one, SignedRoster)}
-    votes = [one for one in documents if isinstance(one, Vote)]
-    for one in documents:
-        if isinstance(one, RosterBody):
-            complete[one.hash] = enrollment.collect(one, [vote for vote in votes if vote.roster == one.hash.hex()])
-    installed = keystore.install(keys, complete.values())
+    complete = [one for one in documents if isinstance(one, SignedRoster)]
+    bodies = {one.hash: one for one in (*(one.roster for one in complete), *documents) if isinstance(one, RosterBody)}
+    loose = [one for one in documents if isinstance(one, Vote)]
+    votes = [*loose, *(vote for one in complete for vote in one.signatures)]
+    current = keystore.installed(keys)
+    before = {one.version + 1: one for one in (*bodies.values(), *([current.roster] if current else []))}
+    gathered = [_gather(body, votes, before.get(body.version)) for body in bodies.values()]
+    installed = keystore.install(keys, gathered)
     signed = _signed(keys)
     path = _write(Path(f"roster-{installed.version}.signed.json"), signed)
     typer.echo(
         f"roster version {installed.version} is installed: {len(installed.members)} members, "
         f"until {installed.expires:%Y-%m-%d}, hash {installed.hash.hex()[:16]}…; {path} is the same in one file"
     )
+    coordinator = keystore.organisation(keys).role == "coordinator"
+    typer.echo(f"next: mpctf-secure {'start run.yaml' if coordinator else 'doctor site.yaml'}")
 
 
 @app.command()
@@ -247,6 +276,8 @@ def mailbox(
     from mpctf_secure.cli.post import serve_mailbox  # noqa: PLC0415 - --help must not wait for grpc
 
     owner = keystore.organisation(keys)
+    if owner.role != "coordinator":
+        raise UsageError(f"{owner.name} is no coordinator", hint="the coordinator's address and key are known to all")
     serve_mailbox(listen, owner, keystore.unseal(keys, passphrase.read(passphrase_fd)), folder)
 
 
@@ -272,6 +303,23 @@ def fetch(address: MailboxAddress, coordinator: CoordinatorFile) -> None:
     fetch_files(address, _load_request(coordinator))
 
 
+def _gather(roster: RosterBody, votes: Iterable[Vote], previous: RosterBody | None) -> SignedRoster:
+    """A roster with all good signatures among these; one that anybody could have made stops nobody."""
+    roster_hash = roster.hash
+    good: dict[str, Vote] = {}
+    for vote in votes:
+        if vote.roster != roster_hash.hex():
+            continue
+        try:
+            enrollment.verify_vote(vote, roster_hash, roster, previous)
+        except SecurityError as error:
+            typer.echo(one_line(f"left out: {error.message}"))
+            continue
+        if vote.signer not in good or len(vote.heard) > len(good[vote.signer].heard):
+            good[vote.signer] = vote
+    return enrollment.collect(roster, good.values())
+
+
 def _load_request(path: Path) -> Request:
     request = keystore.load_document(path, Request)
     enrollment.verify_request(request)
@@ -287,14 +335,15 @@ def _organisation(name: str, role: Role) -> Organisation:
         ) from error
 
 
-def _write_site_file(keys: Path) -> None:
-    path = keys.resolve().parent / "site.yaml"
+def _write_config(kind: str, keys: Path) -> None:
+    """A commented site.yaml or run.yaml beside the keys."""
+    path = keys.resolve().parent / f"{kind}.yaml"
     if path.exists():
         typer.echo(f"{path} is there already and stays as it is")
         return
-    template = builtin_config("site").read_text(encoding="utf-8")
+    template = builtin_config(kind).read_text(encoding="utf-8")
     path.write_text(template.replace("keys: keys", f"keys: {keys.name}"), encoding="utf-8")
-    typer.echo(f"{path}: put in where the coordinator, the model and the data are")
+    typer.echo(f"{path}: put in your own addresses, names and folders")
 
 
 def _write_request(folder: Path, keys: Keys, days: int) -> None:
@@ -310,16 +359,14 @@ def measure_package() -> bytes:
     """SHA-256 over the names and contents of this program's Python files: what an operator says that it runs."""
     package = resources.files("mpctf_secure")
     with resources.as_file(package) as root:
-        files = sorted(root.rglob("*.py"))
-        return sha256(b"".join(enc(str(path.relative_to(root)), sha256(path.read_bytes())) for path in files))
+        sources = sorted(root.rglob("*.py"))
+        return sha256(b"".join(enc(str(path.relative_to(root)), sha256(path.read_bytes())) for path in sources))
 
 
 def _write(path: Path, document: Document) -> Path:
     """Files of the ceremony go to the current folder; they are public, and the same content may be written again."""
-    with writing(path):
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_bytes(document.encode())
-        unfinished.replace(path)
+    with files.writing(path):
+        files.replace(path, document.encode())
     return path
 
 
@@ -334,10 +381,14 @@ def _signed(keys: Path) -> SignedRoster:
     return current
 
 
-def _check_dates(roster: RosterBody) -> None:
-    """An end that is near stops everybody; a beginning in the future is somebody's wrong clock."""
+def _check_dates(previous: RosterBody | None, roster: RosterBody) -> None:
+    """An end that is near stops everybody; a beginning in the future is somebody's wrong clock.
+
+    What is in force already is let alone: the removal of a member waits for nobody's renewal.
+    """
     now = datetime.datetime.now(datetime.UTC)
-    for member in roster.members:
+    known = previous.members if previous else ()
+    for member in (one for one in roster.members if one not in known):
         if from_time(member.created) > now + _CLOCK_SKEW:
             raise SecurityError(
                 f"the request of {member.name} is of {member.created}, in the future",
@@ -362,10 +413,10 @@ def _to_hear(previous: RosterBody | None, roster: RosterBody, me: str) -> list[s
     return [name for name in enrollment.newcomers(previous, roster) if name != me]
 
 
-def _hear(name: str, roster: RosterBody) -> bool:
-    """Let the operator type what somebody reads out; False where it was skipped."""
-    expected = enrollment.words(roster, name)
-    for _ in range(_TRIES):
+def _hear(name: str, roster: RosterBody, me: str) -> bool:
+    """Let the operator type what somebody reads out; False where it was skipped. Typing errors are no false words."""
+    expected, false = enrollment.words(roster, name), 0
+    while false < _TRIES:
         typer.echo(f"what {name} reads to you; four letters of each word are enough; an empty line: later")
         try:
             typed = input(f"{name}: ")
@@ -376,10 +427,16 @@ def _hear(name: str, roster: RosterBody) -> bool:
         if enrollment.same_words(typed, expected):
             typer.echo(f"{name} has the same roster")
             return True
-        typer.echo(f"these are not the words of {name} for this roster")
+        if mistyped := enrollment.find_typing_error(typed):
+            typer.echo(one_line(f"{mistyped}; once more"))
+        elif enrollment.same_words(typed, enrollment.words(roster, me)):
+            typer.echo(f"these are your own words; {name} has others")
+        else:
+            false += 1
+            typer.echo(f"these are not the words of {name} for this roster; {_TRIES - false} more tries")
     raise SecurityError(
         f"{name} has another roster than you",
-        hint="somebody changed a request on its way: send all request files again by another way, and compare again",
+        hint="does it use the same files? else one was changed on its way: send all requests again by another way",
         culprits=[name],
     )
 
@@ -390,6 +447,7 @@ def _show(document: Document, me: str) -> None:
             enrollment.verify_request(document)
             typer.echo(f"request of {document.name}, {document.role}, {document.created} to {document.expires}")
             typer.echo(f"  identity {document.identity}")
+            typer.echo(f"  program  {document.package}")
         case SignedRoster():
             _show(document.roster, me)
             names = {member.identity: member.name for member in document.roster.members}
@@ -419,6 +477,13 @@ def _show_changes(previous: RosterBody | None, roster: RosterBody) -> None:
     for label, names in lines:
         if names:
             typer.echo(one_line(f"  {label}: {', '.join(names)}"))
+
+
+def _show_programs(roster: RosterBody, me: str) -> None:
+    """Who says that another version of this program runs there."""
+    package = {member.name: member.package for member in roster.members}
+    if others := [name for name in package if package[name] != package[me]]:
+        typer.echo(f"  another version of this program than here: {', '.join(others)}")
 
 
 def _show_words(roster: RosterBody, me: str) -> None:

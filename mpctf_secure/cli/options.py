@@ -8,7 +8,10 @@ import typer
 PassphraseFd = Annotated[
     int | None,
     typer.Option(
-        "--passphrase-fd", metavar="N", help="Read the keys' passphrase from this file descriptor, not the terminal."
+        "--passphrase-fd",
+        metavar="N",
+        min=0,
+        help="Read the passphrase from this file descriptor, not the terminal.",
     ),
 ]
 

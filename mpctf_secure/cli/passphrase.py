@@ -14,7 +14,14 @@ _SHORTEST = 12
 
 
 def read(descriptor: int | None, *, new: bool = False) -> bytes:
-    """The passphrase; `new` asks a person twice and refuses a short one."""
+    """The passphrase; a `new` one may not be short, and a person types it twice."""
+    phrase = _read(descriptor, twice=new)
+    if new and len(phrase) < _SHORTEST:
+        raise UsageError(f"passphrase is shorter than {_SHORTEST} bytes", hint="five random words are a good one")
+    return phrase
+
+
+def _read(descriptor: int | None, *, twice: bool) -> bytes:
     if descriptor is not None:
         return _line(_read_descriptor(descriptor), f"--passphrase-fd {descriptor}")
     folder = os.environ.get("CREDENTIALS_DIRECTORY")  # where systemd put it, not what it is
@@ -26,11 +33,8 @@ def read(descriptor: int | None, *, new: bool = False) -> bytes:
             hint=f"--passphrase-fd N, or a systemd credential {CREDENTIAL}",
         )
     phrase = getpass.getpass("passphrase of the keys: ").encode()
-    if new:
-        if len(phrase) < _SHORTEST:
-            raise UsageError(f"passphrase is shorter than {_SHORTEST} bytes", hint="five random words are a good one")
-        if getpass.getpass("the same again: ").encode() != phrase:
-            raise UsageError("the two passphrases differ", hint="try again; nothing was written")
+    if twice and getpass.getpass("the same again: ").encode() != phrase:
+        raise UsageError("the two passphrases differ", hint="try again; nothing was written")
     return _line(phrase, "the passphrase")
 
 
@@ -46,6 +50,6 @@ def _read_descriptor(descriptor: int) -> bytes:
 
 def _line(content: bytes, where: str) -> bytes:
     phrase = content.removesuffix(b"\n")
-    if not phrase or len(phrase) > _MOST_BYTES:
+    if not phrase or len(phrase) > _MOST_BYTES or b"\n" in phrase:
         raise UsageError(f"{where}: not 1 to {_MOST_BYTES} bytes", hint="one line, the passphrase alone")
     return phrase

@@ -1,17 +1,17 @@
 """`mpctf-secure enroll mailbox | send | fetch`: files of the ceremony by way of the coordinator, whom nobody trusts."""
 
 import asyncio
-import base64
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 import typer
 
+from mpctf_secure.cli.text import one_line
 from mpctf_secure.coordinator.mailbox import Folder, file_name
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.files import writing
-from mpctf_secure.identity.documents import Document, Organisation, Request
+from mpctf_secure.identity.documents import Document, Organisation, Request, decode_any
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.ids import IdentityKey, ParticipantName
@@ -21,7 +21,7 @@ from mpctf_secure.transport.tls import OwnTls
 
 def serve_mailbox(listen: str, owner: Organisation, keys: Keys, folder: Path) -> None:
     """Serve until SIGINT or SIGTERM."""
-    own = Member(ParticipantName(owner.name), owner.role, IdentityKey(keys.identity.public), b"")
+    own = Member(ParticipantName(owner.name), owner.role, IdentityKey(keys.identity.public))
     asyncio.run(_serve(listen, OwnTls(keys.identity, own), Folder(folder)))
 
 
@@ -52,25 +52,17 @@ def fetch_files(address: str, coordinator: Request) -> None:
     try:
         for data in mailbox.files():
             try:
-                path = Path(file_name(data))
+                path = Path(file_name(decode_any(data)))
             except SecurityError as error:
-                typer.echo(f"left out a file: {error.message}")
+                typer.echo(one_line(f"left out a file: {error.message}"))
                 continue
-            _keep(path, data)
+            with writing(path):
+                path.write_bytes(data)
+            typer.echo(f"fetched {path}")
     finally:
         mailbox.close()
 
 
-def _keep(path: Path, data: bytes) -> None:
-    if not path.exists():
-        with writing(path):
-            path.write_bytes(data)
-        typer.echo(f"fetched {path}")
-    elif path.read_bytes() != data:
-        typer.echo(f"{path}: the one in the mailbox differs from the one here, which stays; ask its owner")
-
-
 def _open(address: str, coordinator: Request) -> Mailbox:
     identity = IdentityKey(bytes.fromhex(coordinator.identity))
-    authority = base64.b64decode(coordinator.authority)
-    return Mailbox(address, Member(ParticipantName(coordinator.name), coordinator.role, identity, authority))
+    return Mailbox(address, Member(ParticipantName(coordinator.name), coordinator.role, identity))

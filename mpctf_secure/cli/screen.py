@@ -72,7 +72,7 @@ def _listed(value: Any) -> Any:
 
 
 _TEXTS = {
-    "run_started": "run {run}: waiting for {participants}",
+    "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",

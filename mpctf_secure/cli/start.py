@@ -18,14 +18,15 @@ from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.runtime import Coordinator
-from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError, UsageError
+from mpctf_secure.errors import InterruptedRunError, MpctfError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.monitoring.events import EventLog
+from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
-from mpctf_secure.secagg.parameters import check_terms, default_colluders, default_quorum
+from mpctf_secure.secagg.parameters import check_terms
 from mpctf_secure.training.adapters import save_adapter_folder
 from mpctf_secure.transport.server import Listener, listen
 from mpctf_secure.transport.tls import OwnTls, utc_now
@@ -85,6 +86,9 @@ def _enrolled(config: RunConfig, beside: Path, compare: Sequence[str], passphras
     if compare:
         raise UsageError("--compare trains on the participants' rows", hint="only with local participants")
     home = beside / config.keys
+    owner = keystore.organisation(home)
+    if owner.role != "coordinator":
+        raise UsageError(f"{home}: keys of {owner.name}, who is no coordinator", hint="the coordinator starts runs")
     roster = keystore.load_roster(home)
     roster.check_unexpired(utc_now())
     known = {str(member.name) for member in roster.participants}
@@ -94,8 +98,6 @@ def _enrolled(config: RunConfig, beside: Path, compare: Sequence[str], passphras
             hint=f"it has {', '.join(sorted(known))}",
         )
     keys = keystore.unseal(home, passphrase.read(passphrase_fd))
-    if keys.identity.public != roster.coordinator.identity:
-        raise UsageError(f"{home}: not the coordinator's keys", hint=f"{roster.coordinator.name} starts runs")
     return _Parties(roster, keys, home, None, None)
 
 
@@ -193,9 +195,12 @@ class _Run:
         )
         tls = OwnTls(parties.keys.identity, parties.roster.coordinator)
         listener = await listen(self._config.listen, parties.roster, tls, self.coordinator.reception)
+        address = f"{self._config.listen.rpartition(':')[0]}:{listener.port}"
         try:
-            self._events.record("run_started", run=self._proposal.run_id, participants=self._proposal.participants)
-            with self._local_participants(listener, self.coordinator.reception):
+            self._events.record(
+                "run_started", run=self._proposal.run_id, participants=self._proposal.participants, listens_at=address
+            )
+            with self._local_participants(address, self.coordinator.reception):
                 contract, state = await _first(
                     self.coordinator.run(), self._follow_roster(listener, self.coordinator.reception)
                 )
@@ -208,12 +213,12 @@ class _Run:
             await listener.stop(1.0)
 
     @contextlib.contextmanager
-    def _local_participants(self, listener: Listener, reception: Reception) -> Iterator[None]:
+    def _local_participants(self, address: str, reception: Reception) -> Iterator[None]:
         fleet, material = self._parties.fleet, self._parties.material
         if fleet is None or material is None:
             yield
             return
-        fleet.start(material, f"{self._config.listen.partition(':')[0]}:{listener.port}")
+        fleet.start(material, address)
         with fleet.watched(reception.lose):
             yield
 
@@ -226,8 +231,6 @@ class _Run:
                 continue
             roster = keystore.load_roster(self._parties.home)
             version = roster.version
-            if self._parties.keys.identity.public not in roster.roles:
-                raise SecurityError(f"this coordinator is not in roster version {version}")
             gone = [m.name for m in self._parties.roster.participants if m.identity not in roster.roles]
             self._events.record("roster_changed", version=version, hash=roster.hash.hex(), gone=gone)
             for name in gone:

@@ -50,7 +50,7 @@ def unseal(passphrase: bytes, sealed: bytes) -> bytes:
     try:
         return SecretBox(_stretch(passphrase, salt, cost)).decrypt(box, nonce)
     except CryptoError as error:
-        raise WrongPassphraseError("wrong passphrase") from error
+        raise WrongPassphraseError("wrong passphrase", hint="try again; nobody can restore it") from error
 
 
 def check(sealed: bytes) -> tuple[Cost, bytes, bytes, bytes]:

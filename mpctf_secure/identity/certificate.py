@@ -5,9 +5,10 @@ leaves, hence P-256. An authority's name is its key, so no two of them are confu
 """
 
 import datetime
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -23,57 +24,42 @@ Role = Literal["coordinator", "participant"]
 
 LIFE = datetime.timedelta(hours=24)
 CLOCK_SKEW = datetime.timedelta(minutes=10)
-_NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280, 4.1.2.5: rosters expire instead
+# Rosters end instead. RFC 5280, 4.1.2.5.
+_NO_BEGINNING = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 _PURPOSE = {"coordinator": ExtendedKeyUsageOID.SERVER_AUTH, "participant": ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
 @dataclass(frozen=True)
 class TlsKey:
-    """A private TLS key (PEM), its certificate (DER), and when the next one is due. Lives in memory only."""
+    """A private TLS key and its certificate (both PEM), and when the next one is due. Lives in memory only."""
 
     private: bytes = field(repr=False)
     certificate: bytes
     renew_at: datetime.datetime
 
 
-def authority(identity: SigningKey, created: datetime.datetime) -> bytes:
-    """The identity's own certificate (DER), which peers use as a trust anchor; a function of its arguments."""
-    name = _authority_name(identity.public)
+@functools.cache
+def trust_anchor(identity: IdentityKey) -> bytes:
+    """The identity key as a certificate (PEM) that peers put among their trusted ones; a function of the key.
+
+    Of a trust anchor only name and key count (RFC 5280, 6.1.1 d), so anybody makes it who knows the key, and its
+    signature is nobody's. No peer ever parses a certificate of another's making before TLS does.
+    """
+    name = _authority_name(identity)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
-        .public_key(ed25519.Ed25519PublicKey.from_public_bytes(identity.public))
+        .public_key(ed25519.Ed25519PublicKey.from_public_bytes(identity))
         .serial_number(1)
-        .not_valid_before(created - CLOCK_SKEW)
+        .not_valid_before(_NO_BEGINNING)
         .not_valid_after(_NO_END)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(certificates=True), critical=True)
-        .sign(identity.for_certificates(), None)
+        .sign(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)), None)
     )
-    return certificate.public_bytes(serialization.Encoding.DER)
-
-
-def check_authority(der: bytes, identity: IdentityKey, created: datetime.datetime) -> None:
-    """Refuse a certificate that is not `authority` of these: it could vouch for more, or under another name."""
-    certificate = _parse(der)
-    found = (
-        [(extension.value, extension.critical) for extension in certificate.extensions],
-        {certificate.subject, certificate.issuer},
-        _raw_key(certificate),
-        certificate.serial_number,
-        (certificate.not_valid_before_utc, certificate.not_valid_after_utc),
-    )
-    expected = (
-        [(x509.BasicConstraints(ca=True, path_length=0), True), (_usage(certificates=True), True)],
-        {_authority_name(identity)},
-        identity,
-        1,
-        (created - CLOCK_SKEW, _NO_END),
-    )
-    if found != expected:
-        raise SecurityError("certificate is not an authority of the identity key")
-    signature.verify(identity, certificate.tbs_certificate_bytes, certificate.signature)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def issue(
@@ -102,67 +88,56 @@ def issue(
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return TlsKey(private, certificate.public_bytes(serialization.Encoding.DER), now + life / 2)
+    return TlsKey(private, certificate.public_bytes(serialization.Encoding.PEM), now + life / 2)
 
 
-def issuer(der: bytes, identities: Mapping[IdentityKey, Role], now: datetime.datetime) -> IdentityKey:
-    """Which of the identities issued this TLS certificate; SecurityError for none, or out of its life or its role.
+def issuer(certificate: bytes, identities: Mapping[IdentityKey, Role], now: datetime.datetime) -> IdentityKey:
+    """Which of the identities issued this TLS certificate (PEM); SecurityError for none, its life over, another role.
 
     The handshake checked as much, but maybe hours ago: a connection outlives certificates and rosters.
     """
-    certificate = _parse(der)
-    identity = next((key for key in identities if _authority_name(key) == certificate.issuer), None)
+    leaf = _parse(certificate)
+    identity = next((key for key in identities if _authority_name(key) == leaf.issuer), None)
     if identity is None:
         raise SecurityError(
             "TLS certificate was issued by nobody in the roster",
             hint="an enrolled organisation may have been revoked, or has rotated its keys: enroll show",
         )
     with blaming(identity.hex(), "TLS certificate"):
-        signature.verify(identity, certificate.tbs_certificate_bytes, certificate.signature)
-        starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if not starts <= now <= ends or ends - starts > LIFE + CLOCK_SKEW:
-            raise SecurityError(f"valid from {starts:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC")
-        if _purposes(certificate) != [_PURPOSE[identities[identity]]]:
+        signature.verify(identity, leaf.signed, leaf.signature)
+        if not leaf.starts <= now <= leaf.ends or leaf.ends - leaf.starts > LIFE + CLOCK_SKEW:
+            raise SecurityError(f"valid from {leaf.starts:%Y-%m-%d %H:%M} to {leaf.ends:%Y-%m-%d %H:%M} UTC")
+        if leaf.purposes != [_PURPOSE[identities[identity]]]:
             raise SecurityError("for another role than its owner's")
     return identity
 
 
-def to_pem(der: bytes) -> bytes:
-    """DER as PEM."""
-    return _parse(der).public_bytes(serialization.Encoding.PEM)
+class _Leaf(NamedTuple):
+    issuer: x509.Name
+    signed: bytes
+    signature: bytes
+    starts: datetime.datetime
+    ends: datetime.datetime
+    purposes: list[x509.ObjectIdentifier]
 
 
-def from_pem(pem: bytes) -> bytes:
-    """PEM as DER; SecurityError if it does not parse."""
+def _parse(pem: bytes) -> _Leaf:
     try:
-        return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
-    except ValueError as error:
-        raise SecurityError("certificate cannot be parsed") from error
-
-
-def _parse(der: bytes) -> x509.Certificate:
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        _ = certificate.extensions  # parsed when first asked for
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise SecurityError("certificate cannot be parsed") from error
-    return certificate
+        certificate = x509.load_pem_x509_certificate(pem)
+        return _Leaf(
+            certificate.issuer,
+            certificate.tbs_certificate_bytes,
+            certificate.signature,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value),
+        )
+    except Exception as error:
+        raise SecurityError("TLS certificate cannot be parsed, or says no purpose") from error
 
 
 def _authority_name(identity: bytes) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.hex())])
-
-
-def _raw_key(certificate: x509.Certificate) -> bytes:
-    key = certificate.public_key()
-    return key.public_bytes_raw() if isinstance(key, ed25519.Ed25519PublicKey) else b""
-
-
-def _purposes(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
-    try:
-        return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        return []
 
 
 def _usage(*, certificates: bool) -> x509.KeyUsage:

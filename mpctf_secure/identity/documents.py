@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import rfc8785
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.errors import DecodeError
@@ -17,13 +17,17 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity.certificate import Role
 from mpctf_secure.ids import NAME
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 2 << 20
+"""More than any document may have by the limits below, so whatever is signed can be written and read again."""
+MOST_MEMBERS = 101
+_AGAIN = "is it the right file? then get it again, as an attachment"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+# The first bad item ends it: a stranger's file of a million bad ones would take gigabytes to complain of.
+Names = Annotated[tuple[Name, ...], Field(max_length=MOST_MEMBERS), FailFast()]
 Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
-Base64 = Annotated[str, Field(pattern="^[A-Za-z0-9+/]+={0,2}$", max_length=4096)]
 Time = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 
 
@@ -38,12 +42,13 @@ class Document(Frozen):
         try:
             document = cls.model_validate_json(data, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise DecodeError(f"not a {cls.__name__.lower()}: {where + ': ' if where else ''}{first['msg']}") from error
-        if document.encode() != data.rstrip(b"\r\n") + b"\n":
+            what = f"{where}: {first['msg']}" if where else first["msg"]
+            raise DecodeError(f"not a {_kind(cls)}: {what}", hint=_AGAIN) from error
+        if document.encode() != data:
             # Duplicate keys, another order, white space: two readers could see two documents.
-            raise DecodeError("not in canonical form", hint="get the file again, as an attachment")
+            raise DecodeError("not in canonical form", hint=_AGAIN)
         return document
 
     def encode(self) -> bytes:
@@ -69,7 +74,7 @@ class Comparison(Document):
 
     type: Literal["mpctf-secure/comparison/v1"] = "mpctf-secure/comparison/v1"
     roster: Hex32
-    heard: tuple[Name, ...]
+    heard: Names
 
 
 class Request(Document):
@@ -81,14 +86,12 @@ class Request(Document):
     identity: Hex32
     box: Hex32
     log: Hex32
-    authority: Base64
-    """The identity's X.509 certificate, DER."""
     created: Time
     expires: Time
     nonce: Hex32
     package: Hex32
     """Hash of the program's files."""
-    signatures: dict[str, Hex64]
+    signatures: Annotated[dict[str, Hex64], Field(max_length=3)]
     """By `identity`, `box` and `log`."""
 
     def to_sign(self) -> bytes:
@@ -103,7 +106,7 @@ class RosterBody(Document):
     version: Annotated[int, Field(ge=1, lt=1 << 31)]
     previous: Hex32 | None
     expires: Time
-    members: Annotated[tuple[Request, ...], Field(max_length=101)]
+    members: Annotated[tuple[Request, ...], Field(max_length=MOST_MEMBERS), FailFast()]
 
 
 class Vote(Document):
@@ -112,7 +115,7 @@ class Vote(Document):
     type: Literal["mpctf-secure/roster-signature/v1"] = "mpctf-secure/roster-signature/v1"
     roster: Hex32
     signer: Hex32
-    heard: tuple[Name, ...]
+    heard: Names
     signature: Hex64
 
     def to_sign(self) -> bytes:
@@ -125,7 +128,7 @@ class SignedRoster(Document):
 
     type: Literal["mpctf-secure/signed-roster/v1"] = "mpctf-secure/signed-roster/v1"
     roster: RosterBody
-    signatures: tuple[Vote, ...]
+    signatures: Annotated[tuple[Vote, ...], Field(max_length=2 * MOST_MEMBERS), FailFast()]
 
 
 class _Typed(BaseModel):
@@ -137,12 +140,17 @@ _KINDS: Mapping[str, type[Document]] = {
 }
 
 
+def _kind(cls: type[Document]) -> str:
+    """Its name as people see it, from mpctf-secure/NAME/v1."""
+    return str(cls.model_fields["type"].default).split("/")[1].replace("-", " ")
+
+
 def decode_any(data: bytes) -> Document:
     """A file that organisations exchange, of whatever kind it says it is; DecodeError for anything else."""
     try:
         kind = _KINDS[_Typed.model_validate_json(data[: MOST_BYTES + 1]).type]
     except (ValidationError, KeyError) as error:
-        raise DecodeError("not a file of the ceremony", hint="get it again, as an attachment") from error
+        raise DecodeError("not a file of the ceremony", hint=_AGAIN) from error
     return kind.decode(data)
 
 
@@ -152,8 +160,11 @@ def to_time(moment: datetime.datetime) -> str:
 
 
 def from_time(text: str) -> datetime.datetime:
-    """The moment; DecodeError for a date that is none."""
+    """The moment, of this or the next century; DecodeError for anything else."""
     try:
-        return datetime.datetime.strptime(text, _TIME).replace(tzinfo=datetime.UTC)
+        moment = datetime.datetime.strptime(text, _TIME).replace(tzinfo=datetime.UTC)
     except ValueError as error:
         raise DecodeError(f"{text} is no date") from error
+    if not 2000 <= moment.year < 2200:  # so that sums with days stay dates
+        raise DecodeError(f"{text} is out of the years 2000 to 2199")
+    return moment

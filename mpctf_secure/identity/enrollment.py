@@ -6,10 +6,9 @@ Rules of this file:
 - Equal inputs make equal rosters, byte for byte, so that people can compare them by their hash.
 """
 
-import base64
 import datetime
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mnemonic import Mnemonic
 
@@ -17,15 +16,15 @@ from mpctf_secure.errors import SecurityError, UsageError, blaming
 from mpctf_secure.hazmat import signature
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
-from mpctf_secure.identity import certificate
 from mpctf_secure.identity.certificate import Role
 from mpctf_secure.identity.documents import Request, RosterBody, SignedRoster, Vote, from_time, to_time
 from mpctf_secure.identity.keys import Keys
-from mpctf_secure.ids import IdentityKey
+from mpctf_secure.quorum import default_colluders, default_quorum
 
 Heard = Mapping[str, frozenset[str]]
 """Identity (hex) of who signed a roster → names of those whose words it heard."""
 
+WORDS = 24
 MOST_DAYS = 3650
 _KEY_NAMES = ("identity", "box", "log")
 _PREFIX = 4  # BIP39: the first four letters tell all words apart
@@ -48,7 +47,6 @@ def make_request(
         identity=keys.identity.public.hex(),
         box=keys.box.public.hex(),
         log=keys.log.public.hex(),
-        authority=base64.b64encode(certificate.authority(keys.identity, created)).decode(),
         created=to_time(created),
         expires=to_time(expires),
         nonce=nonce.hex(),
@@ -60,7 +58,7 @@ def make_request(
 
 
 def verify_request(request: Request) -> None:
-    """1. keys are canonical, none of low order; 2. each signed; 3. the authority is the identity's; 4. dates fit."""
+    """1. keys are canonical, none of low order; 2. each signed; 3. dates fit."""
     with blaming(request.name, f"request of {request.name}"):
         keys = {use: bytes.fromhex(getattr(request, use)) for use in _KEY_NAMES}
         if request.signatures.keys() != keys.keys():
@@ -72,7 +70,6 @@ def verify_request(request: Request) -> None:
         created = from_time(request.created)
         if not created < from_time(request.expires) <= created + datetime.timedelta(days=MOST_DAYS):
             raise SecurityError(f"its end is not within {MOST_DAYS} days of its beginning")
-        certificate.check_authority(base64.b64decode(request.authority), IdentityKey(keys["identity"]), created)
 
 
 def next_roster(previous: RosterBody | None, requests: Iterable[Request], removed: Iterable[str] = ()) -> RosterBody:
@@ -114,13 +111,26 @@ def words(roster: RosterBody, speaker: str) -> tuple[str, ...]:
     return tuple(Mnemonic("english").to_mnemonic(sha256(enc("mpctf-secure/words/v1", roster.hash, identity))).split())
 
 
+def find_typing_error(typed: str) -> str | None:
+    """What nobody can have read out: another number of words, or one that is in no list. None for 24 words."""
+    known = {word[:_PREFIX] for word in Mnemonic("english").wordlist}
+    given = _split(typed)
+    if wrong := [
+        f"word {number} is none of the list: {word}"
+        for number, word in enumerate(given, 1)
+        if word[:_PREFIX] not in known
+    ]:
+        return wrong[0]
+    return None if len(given) == WORDS else f"{len(given)} words instead of {WORDS}"
+
+
 def same_words(typed: str, expected: Sequence[str]) -> bool:
     """Whether somebody typed these words, each at least to its fourth letter."""
-    given = typed.lower().replace(",", " ").split()
-    return len(given) == len(expected) and all(
-        word.startswith(start) and len(start) >= min(_PREFIX, len(word))
-        for start, word in zip(given, expected, strict=True)
-    )
+    return [word[:_PREFIX] for word in _split(typed)] == [word[:_PREFIX] for word in expected]
+
+
+def _split(typed: str) -> list[str]:
+    return typed.lower().replace(",", " ").split()
 
 
 def newcomers(previous: RosterBody | None, roster: RosterBody) -> list[str]:
@@ -152,7 +162,10 @@ def verify_form(roster: RosterBody) -> None:
         raise SecurityError("roster: names are not ascending and unique")
     roles = [member.role for member in roster.members]
     if roles.count("coordinator") != 1 or len(roles) < 3:
-        raise SecurityError("roster: it needs one coordinator and at least two participants")
+        raise SecurityError(
+            "roster: it needs one coordinator and at least two participants",
+            hint="name the request files of all; who joins a roster that exists names its signed file too",
+        )
     owners: dict[str, str] = {}
     for member in roster.members:
         verify_request(member)
@@ -164,31 +177,42 @@ def verify_form(roster: RosterBody) -> None:
             owners[key] = member.name
 
 
-def verify_history(history: Sequence[SignedRoster], me: str) -> None:
-    """A site's rosters from its first one on: each follows the one before, and I heard the others when I came in.
+def verify_history(history: Sequence[SignedRoster]) -> None:
+    """A site's rosters from its first one on: each follows the one before, and version 1 is signed by all.
 
-    1. version 1 is signed by all, each of whom heard all the others. 2. A site that came later also has the roster
-    before its first one; its own signature has heard all participants of that one but one.
-    The caller still owes: expiry.
+    The caller still owes: `verify_arrival` when the first ones are installed, and expiry.
     """
-    first = history[0].roster
-    if first.version == 1:
+    if history[0].roster.version == 1:
         verify_first(history[0])
-    elif len(history) == 1 or _member(first, me):
-        raise SecurityError(
-            f"roster: version {first.version} follows one that is not here",
-            hint=f"name the signed roster version {first.version - 1} too",
-        )
     for before, after in itertools.pairwise(history):
         verify_next(before.roster, after)
-        joined = _member(after.roster, me)
-        if joined and not _member(before.roster, me):
-            heard = _verify_votes(after, before.roster).get(joined.identity, frozenset())
-            _check_ears(len(heard & _participants(before.roster).keys()), before.roster, me, f"are heard by {me}")
 
 
-def _member(roster: RosterBody, name: str) -> Request | None:
-    return next((member for member in roster.members if member.name == name), None)
+def verify_arrival(history: Sequence[SignedRoster], held: Collection[str]) -> None:
+    """The first rosters of a site that holds the keys of these identities (hex): has it heard whom it now trusts?
+
+    1. It is a member of the last one. 2. It came in with version 1, which `verify_history` checks, or it brings the
+    roster before its first one and its own signature has heard that one's participants but one. Its keys count and not
+    its name: else a roster before its first one could hold an impostor of that name, and the site would hear nobody.
+    """
+    mine = [next((m for m in signed.roster.members if m.identity in held), None) for signed in history]
+    if mine[-1] is None:
+        raise UsageError(
+            f"roster: you are not in version {history[-1].roster.version}",
+            hint="compare it with your request, sign the next roster, and verify both in one command",
+        )
+    came = next(number for number, member in enumerate(mine) if member)
+    me, first, before = mine[came], history[came], history[came - 1].roster if came else None
+    if before is None:
+        if first.roster.version != 1:
+            raise SecurityError(
+                f"roster: version {first.roster.version} follows one that is not here",
+                hint=f"name the signed roster version {first.roster.version - 1} too",
+            )
+        return
+    if me:
+        heard = verify_votes(first, before).get(me.identity, frozenset())
+        _check_ears(len(heard & _participants(before).keys()), before, me.name, f"are heard by {me.name}")
 
 
 def _participants(roster: RosterBody) -> dict[str, Request]:
@@ -201,13 +225,14 @@ def verify_first(signed: SignedRoster) -> None:
     verify_form(roster)
     if roster.version != 1 or roster.previous is not None:
         raise SecurityError("roster: not a first one")
-    heard = _verify_votes(signed, None)
+    heard = verify_votes(signed, None)
     everybody = {member.name for member in roster.members}
+    if silent := [member.name for member in roster.members if member.identity not in heard]:
+        who = f"{', '.join(silent)} {'has' if len(silent) == 1 else 'have'}"
+        raise SecurityError(
+            f"roster: {who} not signed", culprits=silent, hint="name all signature files, also your own"
+        )
     for member in roster.members:
-        if member.identity not in heard:
-            raise SecurityError(
-                f"roster: {member.name} has not signed", culprits=[member.name], hint="get that signature"
-            )
         if missing := sorted(everybody - heard[member.identity] - {member.name}):
             raise SecurityError(f"roster: {member.name} has not heard {', '.join(missing)}", culprits=[member.name])
 
@@ -234,26 +259,42 @@ def verify_follows(previous: RosterBody, roster: RosterBody) -> None:
             raise SecurityError(f"roster: an older request of {member.name} is back", culprits=[member.name])
 
 
-def identity_of(name: str, roster: RosterBody, previous: RosterBody | None) -> bytes:
-    """The identity under which a member signs a roster: its new one, or its last one if it leaves."""
-    for members in (roster.members, previous.members if previous else ()):
-        for member in members:
-            if member.name == name:
-                return bytes.fromhex(member.identity)
-    raise UsageError(f"{name} is neither in this roster nor in the one before", hint="mpctf-secure enroll show")
+def signing_identities(name: str, roster: RosterBody, previous: RosterBody | None) -> list[bytes]:
+    """The identities under which a member signs a roster: its new one, its old one, or both where it rotates.
+
+    Both, since the quorum of the roster before counts old keys, and a pair or three need every one of them.
+    """
+    found = {
+        m.identity: bytes.fromhex(m.identity)
+        for known in (roster, previous)
+        if known
+        for m in known.members
+        if m.name == name
+    }
+    if not found:
+        raise UsageError(f"{name} is neither in this roster nor in the one before", hint="mpctf-secure enroll show")
+    return list(found.values())
+
+
+def needs_leaver(previous: RosterBody, name: str) -> str | None:
+    """What to say where a member must sign its own removal: of two or three participants a quorum is all."""
+    old = _participants(previous)
+    if name in old and len(old) - 1 < default_quorum(len(old), default_colluders(len(old))):
+        return f"of {len(old)} participants all must sign, {name} too; without it, begin again in new folders"
+    return None
 
 
 def verify_next(previous: RosterBody, signed: SignedRoster) -> None:
     """A roster that follows `previous`; the caller still owes: expiry, and that `previous` is the installed one."""
     roster = signed.roster
     verify_follows(previous, roster)
-    heard = _verify_votes(signed, previous)
+    heard = verify_votes(signed, previous)
     old, new = _participants(previous), _participants(roster)
     signers = {name for name, member in old.items() if member.identity in heard}
     _check_quorum(len(signers), len(old), f"participants of version {previous.version}")
     _check_quorum(sum(m.identity in heard for m in new.values()), len(new), f"participants of version {roster.version}")
     for name in newcomers(previous, roster):
-        if identity_of(name, roster, None).hex() not in heard:
+        if not any(identity.hex() in heard for identity in signing_identities(name, roster, None)):
             raise SecurityError(f"roster: {name} is new and has not signed", culprits=[name])
         ears = {signer for signer in signers - {name} if name in heard[old[signer].identity]}
         _check_ears(len(ears), previous, name, f"have heard {name}")
@@ -265,35 +306,39 @@ def _check_ears(heard: int, previous: RosterBody, name: str, deed: str) -> None:
     needed = min(others, max(2, len(_participants(previous)) - 1))
     if heard < needed:
         raise SecurityError(
-            f"roster: {heard} participants of version {previous.version} {deed}, {needed} are needed", culprits=[name]
+            f"roster: {heard} participants of version {previous.version} {deed}, {needed} are needed",
+            hint="those who have not compare words with each other, and sign again",
+            culprits=[name],
         )
 
 
 def _check_quorum(signed: int, members: int, whose: str) -> None:
-    needed = default_quorum(members)
+    needed = default_quorum(members, default_colluders(members))
     if signed < needed:
-        raise SecurityError(f"roster: {signed} {whose} have signed, {needed} are needed")
+        raise SecurityError(
+            f"roster: {signed} {whose} have signed, {needed} are needed", hint="name all signature files, also your own"
+        )
 
 
-def default_quorum(members: int) -> int:
-    """More than half of the participants and of those who may collude, c = max(1, ⌊(n − 1)/3⌋), none of a pair."""
-    colluders = 0 if members == 2 else max(1, (members - 1) // 3)
-    return (members + colluders) // 2 + 1
-
-
-def _verify_votes(signed: SignedRoster, previous: RosterBody | None) -> Heard:
-    """Signatures by identity, of members of this roster or of the one before."""
-    names = {m.identity: m.name for one in (previous, signed.roster) if one for m in one.members}
+def verify_votes(signed: SignedRoster, previous: RosterBody | None) -> Heard:
+    """Signatures by identity, ascending, each of a member of this roster or of the one before."""
     signers = [one.signer for one in signed.signatures]
     if signers != sorted(set(signers)):
         raise SecurityError("roster: signatures are not ascending by signer")
+    roster_hash = signed.roster.hash
     for one in signed.signatures:
-        if one.signer not in names:
-            raise SecurityError(f"roster: signature of a stranger, {one.signer[:16]}…")
-        with blaming(names[one.signer], f"roster: signature of {names[one.signer]}"):
-            if bytes.fromhex(one.roster) != signed.roster.hash:
-                raise SecurityError("it is of another roster")
-            if list(one.heard) != sorted(set(one.heard)):
-                raise SecurityError("names are not ascending and unique")
-            signature.verify(bytes.fromhex(one.signer), one.to_sign(), bytes.fromhex(one.signature))
+        verify_vote(one, roster_hash, signed.roster, previous)
     return {one.signer: frozenset(one.heard) for one in signed.signatures}
+
+
+def verify_vote(one: Vote, roster_hash: bytes, roster: RosterBody, previous: RosterBody | None) -> None:
+    """1. A member signed it, 2. for this roster, 3. and names members whom it heard; `roster_hash` is `roster`'s."""
+    names = {m.identity: m.name for known in (previous, roster) if known for m in known.members}
+    if one.signer not in names:
+        raise SecurityError(f"roster: signature of a stranger, {one.signer[:16]}…")
+    with blaming(names[one.signer], f"roster: signature of {names[one.signer]}"):
+        if bytes.fromhex(one.roster) != roster_hash:
+            raise SecurityError("it is of another roster")
+        if list(one.heard) != sorted(set(one.heard)) or not set(one.heard) <= set(names.values()):
+            raise SecurityError("those whom it heard are not members, ascending and unique")
+        signature.verify(bytes.fromhex(one.signer), one.to_sign(), bytes.fromhex(one.signature))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.signature import KEY_BYTES, SigningKey
 
 SECRET_BYTES = 3 * KEY_BYTES
@@ -22,7 +23,7 @@ class Keys:
 
     @classmethod
     def of(cls, secret: bytes) -> Self:
-        """From the three seeds, SECRET_BYTES together; ValueError for another length."""
+        """From the three seeds, SECRET_BYTES together; DecodeError for another length."""
         if len(secret) != SECRET_BYTES:
-            raise ValueError(f"private keys have {len(secret)} bytes instead of {SECRET_BYTES}")
+            raise DecodeError(f"private keys have {len(secret)} bytes instead of {SECRET_BYTES}")
         return cls(*(SigningKey(secret[at : at + KEY_BYTES]) for at in range(0, SECRET_BYTES, KEY_BYTES)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mpctf_secure import files
-from mpctf_secure.errors import EnvironmentUnfitError, SecurityError, UsageError
+from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, SecurityError, UsageError
 from mpctf_secure.hazmat import passphrase
 from mpctf_secure.hazmat.passphrase import Cost
 from mpctf_secure.hazmat.signature import KEY_BYTES
@@ -111,10 +111,10 @@ def identities(folder: Path) -> list[bytes]:
     return [bytes.fromhex(path.stem) for path in sorted(folder.glob("[0-9a-f]" * 2 * KEY_BYTES + _SEALED))]
 
 
-def pending(folder: Path) -> bytes | None:
-    """The identity that `draw` made and that no installed roster has had."""
-    seen = {member.identity for signed in _history(folder) for member in signed.roster.members}
-    return next((one for one in identities(folder) if one.hex() not in seen), None)
+def pending(folder: Path) -> Path | None:
+    """The sealed keys that `draw` made and that are not in force."""
+    others = (one for one in identities(folder) if one != _in_force(folder))
+    return next((_sealed(folder, one) for one in others), None)
 
 
 def _in_force(folder: Path) -> bytes:
@@ -123,7 +123,7 @@ def _in_force(folder: Path) -> bytes:
         return mine(folder, current)
     if len(found := identities(folder)) == 1:
         return found[0]
-    raise EnvironmentUnfitError(f"{folder}: {len(found)} private keys and no roster", hint=_HINT)
+    raise EnvironmentUnfitError(f"{folder}: {len(found)} sealed keys and no roster", hint=_HINT)
 
 
 def mine(folder: Path, signed: SignedRoster) -> bytes:
@@ -137,6 +137,8 @@ def mine(folder: Path, signed: SignedRoster) -> bytes:
 
 def organisation(folder: Path) -> Organisation:
     """Whose keys these are."""
+    if not (folder / _ORGANISATION).exists():
+        raise EnvironmentUnfitError(f"{folder}: no keys here", hint="mpctf-secure enroll init NAME, or --keys FOLDER")
     return load_document(folder / _ORGANISATION, Organisation)
 
 
@@ -148,6 +150,8 @@ def load_document(path: Path, kind: type[D]) -> D:
 
 def load_any(path: Path) -> Document:
     """A file of the ceremony, of whatever kind."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file", hint="check the name, and the folder that you are in")
     with _naming(path):
         return decode_any(_read(path))
 
@@ -174,7 +178,7 @@ def installed(folder: Path) -> SignedRoster | None:
     """The roster in force, its whole history verified again; None where there is none yet."""
     history = _history(folder)
     if history:
-        enrollment.verify_history(history, organisation(folder).name)
+        enrollment.verify_history(history)
     return history[-1] if history else None
 
 
@@ -183,12 +187,14 @@ def _history(folder: Path) -> list[SignedRoster]:
 
 
 def load_roster(folder: Path) -> Roster:
-    """The roster in force; the caller still owes its expiry."""
+    """The roster in force, in which this organisation stands under its own keys; the caller still owes its expiry."""
     signed = installed(folder)
     if signed is None:
         raise EnvironmentUnfitError(
             f"{folder}: no roster is installed", hint="mpctf-secure enroll verify ROSTER.json …"
         )
+    mine(folder, signed)
+    check_mine(folder, signed.roster)
     return view(signed.roster)
 
 
@@ -211,10 +217,12 @@ def install(folder: Path, rosters: Iterable[SignedRoster]) -> Roster:
         fresh.append(signed)
     if not history:
         raise UsageError("no roster to install", hint="mpctf-secure enroll verify roster-1.json *.signature.json")
-    enrollment.verify_history(history, name)
+    enrollment.verify_history(history)
     latest = history[-1].roster
+    if history == fresh:
+        enrollment.verify_arrival(history, {one.hex() for one in identities(folder)})
     check_mine(folder, latest)
-    (folder / _ROSTERS).mkdir(mode=0o700, exist_ok=True)
+    files.make_folder(folder / _ROSTERS)
     for signed in fresh:
         # At once and whole: a run that is on looks here every second.
         files.replace(folder / _ROSTERS / f"{signed.roster.version}.json", signed.encode())
@@ -263,13 +271,15 @@ def keep_vote(folder: Path, version: int, vote: Vote) -> None:
     Two rosters of one version could otherwise both gather enough signatures, and the members part in two.
     """
     path = folder / _VOTES / f"{version}.json"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if path.exists() and load_document(path, Vote).roster != vote.roster:
-        raise SecurityError(
-            f"this organisation has signed another roster of version {version}",
-            hint=f"agree with the others which one is void; then remove {path}",
-        )
-    files.replace(path, vote.encode())
+    files.make_folder(path.parent)
+    try:
+        files.create(path, vote.encode())
+    except FileExistsError as error:
+        if load_document(path, Vote).roster != vote.roster:
+            raise SecurityError(
+                f"this organisation has signed another roster of version {version}",
+                hint=f"agree with the others which one is void; then remove {path}",
+            ) from error
 
 
 def destroy(folder: Path) -> None:
@@ -293,7 +303,7 @@ def destroy_run_secret(folder: Path, run_id: str) -> None:
 
 def create_round_key(folder: Path, name: str) -> None:
     """A fresh 32-byte key for the sealed file of one round."""
-    (folder / _ROUNDS).mkdir(mode=0o700, exist_ok=True)
+    files.make_folder(folder / _ROUNDS)
     files.create(_round_key(folder, name), os.urandom(KEY_BYTES))
 
 
@@ -301,7 +311,10 @@ def load_round_key(folder: Path, name: str) -> bytes:
     """The key of a round that is not closed; EnvironmentUnfitError where there is none."""
     path = _round_key(folder, name)
     with _naming(path):
-        return _read_private(path)
+        key = _read_private(path)
+        if len(key) != KEY_BYTES:
+            raise DecodeError(f"{len(key)} bytes instead of {KEY_BYTES}")
+        return key
 
 
 def destroy_round_key(folder: Path, name: str) -> None:

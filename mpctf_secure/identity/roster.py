@@ -1,6 +1,5 @@
 """The installed roster as the rest of the program sees it: who is who, under which key."""
 
-import base64
 import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from mpctf_secure.ids import IdentityKey, ParticipantName
 
 @dataclass(frozen=True)
 class Member:
-    """One organisation: its name, role, identity key and the authority (DER) that issues its TLS certificates."""
+    """One organisation: its name, role and identity key, which issues its TLS certificates."""
 
     name: ParticipantName
     role: Role
     identity: IdentityKey
-    authority: bytes
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,7 @@ class Roster:
 def view(body: RosterBody) -> Roster:
     """What a verified roster says."""
     members = (
-        Member(
-            ParticipantName(member.name),
-            member.role,
-            IdentityKey(bytes.fromhex(member.identity)),
-            base64.b64decode(member.authority),
-        )
+        Member(ParticipantName(member.name), member.role, IdentityKey(bytes.fromhex(member.identity)))
         for member in body.members
     )
     return Roster(body.version, body.hash, from_time(body.expires), tuple(members))

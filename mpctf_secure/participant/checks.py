@@ -15,7 +15,7 @@ from mpctf_secure.identity import keystore
 from mpctf_secure.training.data import load_rows
 from mpctf_secure.training.launch import Job, JobSpec
 from mpctf_secure.training.model_hash import hash_model
-from mpctf_secure.transport.probe import probe
+from mpctf_secure.transport.probe import NobodyListensError, probe
 from mpctf_secure.transport.tls import utc_now
 
 _EXPIRES_SOON = datetime.timedelta(days=30)
@@ -95,19 +95,18 @@ def check_roster(site: SiteConfig) -> str | Warned:
     """Installed, every step of it verified, not expired, and with this site's own identity."""
     roster, now = keystore.load_roster(site.keys), utc_now()
     roster.check_unexpired(now)
-    signed = keystore.installed(site.keys)
-    if signed:
-        keystore.mine(site.keys, signed)
-        keystore.check_mine(site.keys, signed.roster)
     text = f"version {roster.version}, {len(roster.members)} members, until {roster.expires:%Y-%m-%d}"
     if roster.expires - now < _EXPIRES_SOON:
         return Warned(text, "mpctf-secure enroll renew, everybody, and a next roster")
     return text
 
 
-def check_coordinator(site: SiteConfig) -> str:
-    """Something answers at the coordinator's address, and it is the coordinator."""
-    return probe(site.coordinator, keystore.load_roster(site.keys).coordinator, utc_now())
+def check_coordinator(site: SiteConfig) -> str | Warned:
+    """If something answers at the coordinator's address, it is the coordinator; nothing does before a run."""
+    try:
+        return probe(site.coordinator, keystore.load_roster(site.keys).coordinator, utc_now())
+    except NobodyListensError as error:
+        return Warned(error.message, error.hint)
 
 
 def check_model(site: SiteConfig) -> str:
@@ -135,14 +134,15 @@ def check_work(site: SiteConfig) -> str | Warned:
 
 def check_training(site: SiteConfig) -> str:
     """One step of training with the default settings, in a job like a run's."""
-    site.work.mkdir(parents=True, exist_ok=True)
+    check_work(site)
+    if not (site.model / "config.json").is_file():
+        raise EnvironmentUnfitError(f"{site.model}: not a model folder", hint="see the finding on the model")
     settings = Training()
     job = Job(JobSpec.of(site.model, site.data, Lora(), settings), site.work)
     try:
         rows = list(range(min(settings.batch_size, job.rows)))
         trained = job.train(job.zeros(), rows, lambda *_: None)
-        hardware = ", ".join(str(value) for value in job.hardware.values())
-        return f"{trained.rows} rows, {trained.tokens} tokens in {trained.seconds:.1f} s on {hardware}"
+        return f"{trained.rows} rows, {trained.tokens} tokens in {trained.seconds:.1f} s on {job.hardware_text}"
     finally:
         job.close()
 

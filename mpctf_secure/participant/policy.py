@@ -30,8 +30,7 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
     if least < policy.smallest_sum:
         raise SecurityError(
             f"proposal: a sum of {least} could be opened, this site's policy.smallest_sum is {policy.smallest_sum}",
-            hint="ask the coordinator for a higher quorum",
-            culprits=[COORDINATOR],
+            hint="a higher quorum in the run file; for a pair, policy.smallest_sum: 2 in the site file",
         )
 
 

@@ -66,7 +66,7 @@ class Participant:
         key: SigningKey,
         contract: Contract,
         job: Job,
-        members: set[IdentityKey],
+        members: Callable[[], set[IdentityKey]],
         site: SiteConfig,
         report: Report,
     ) -> None:
@@ -172,9 +172,10 @@ class Participant:
                 context = context.retry(announce.attempt, announce.cohort)
         except (ParticipationError, SecurityError) as error:
             raise SecurityError(f"announced cohort: {error.message}", culprits=[COORDINATOR]) from error
-        if not set(first) <= self._members - set(state.convicted):
+        if not set(first) <= self._members() - set(state.convicted):
             raise SecurityError(
-                "cohort holds somebody who is not in the contract, or convicted", culprits=[COORDINATOR]
+                "cohort holds somebody who is not in the contract or the newest roster, or is convicted",
+                culprits=[COORDINATOR],
             )
         return context
 
@@ -240,7 +241,7 @@ class Participant:
         signers = set()
         for message in map(Signed.decode, decode_sequence(answer, MAX_COHORT)):
             message.verify("transition", run_context)
-            if message.sender in self._members - set(state.convicted) and message.body == position:
+            if message.sender in self._members() - set(state.convicted) and message.body == position:
                 signers.add(message.sender)
         if len(signers) < self._contract.agreement:
             raise SecurityError(f"only {len(signers)} participants hold my state", culprits=[COORDINATOR])

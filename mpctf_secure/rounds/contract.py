@@ -12,7 +12,7 @@ from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import NAME
-from mpctf_secure.secagg.parameters import default_quorum
+from mpctf_secure.quorum import default_quorum
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -8,29 +8,19 @@ from mpctf_secure.errors import ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc, enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.quorum import PAIR, default_colluders, default_quorum
 from mpctf_secure.secagg.chunks import Layout
 
 PROTOCOL = "mpctf-secure/secagg/v1"
 MAX_COHORT = 100
-PAIR = 2
 SMALLEST_GROUP = 3
 MAX_ATTEMPTS = 3
 """Tries at one round; an attempt that opens nothing shows nothing, but none goes on for ever."""
 
 
-def default_colluders(members: int) -> int:
-    """How many members may collude with a malicious coordinator unless the contract says otherwise."""
-    return 0 if members <= PAIR else min(max(1, (members - 1) // 3), members - 2)
-
-
 def threshold(cohort_size: int, colluders: int) -> int:
     """t = ⌊(n + c)/2⌋ + 1. As 2t > n + c, two different survivor sets can never both be opened."""
-    return (cohort_size + colluders) // 2 + 1
-
-
-def default_quorum(members: int, colluders: int) -> int:
-    """⌊(N + c)/2⌋ + 1 of the contract's N participants."""
-    return (members + colluders) // 2 + 1
+    return default_quorum(cohort_size, colluders)
 
 
 def floor(cohort_size: int, colluders: int) -> int:

@@ -72,6 +72,11 @@ class Job:
         self.rows, self.truncated = int(described["rows"]), int(described["truncated"])
         self.hardware: dict[str, Any] = described["hardware"]
 
+    @property
+    def hardware_text(self) -> str:
+        """One line on what it runs on."""
+        return ", ".join(f"{name} {value}" for name, value in self.hardware.items())
+
     def zeros(self) -> Vector:
         """An adapter of the job's schema that changes nothing."""
         return np.zeros(flat_size(self.schema), np.float32)

@@ -12,7 +12,7 @@ from mpctf_secure.identity import certificate
 from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, UPLOAD, from_status
-from mpctf_secure.transport.tls import OwnTls
+from mpctf_secure.transport.tls import OwnTls, utc_now
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
@@ -24,7 +24,7 @@ class Channel:
     """One connection; every call may be repeated, since the coordinator answers equal messages equally."""
 
     def __init__(self, address: str, roster: Roster, tls: OwnTls, patience: float = PATIENCE_SECONDS) -> None:
-        self._coordinator = roster.coordinator
+        self._roster = roster
         self._tls = tls
         self._address = address
         self._patience = patience
@@ -32,6 +32,7 @@ class Channel:
 
     def _method(self, kind: str, name: str) -> Callable[..., Any]:
         """A method over a connection with the TLS key of this moment."""
+        self._roster.check_unexpired(utc_now())
         own = self._tls.current()
         if self._open is None or self._open[0] is not own:
             self.close()
@@ -40,13 +41,13 @@ class Channel:
         return method
 
     def _connect(self, own: TlsKey) -> Any:
-        # The only trust anchor is the coordinator's own authority, so no other member can pose as it.
+        # The only trust anchor is the coordinator's own key, so no other member can pose as it.
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=certificate.to_pem(self._coordinator.authority),
+            root_certificates=certificate.trust_anchor(self._roster.coordinator.identity),
             private_key=own.private,
-            certificate_chain=certificate.to_pem(own.certificate),
+            certificate_chain=own.certificate,
         )
-        options = (("grpc.ssl_target_name_override", self._coordinator.name), *KEEPALIVE)
+        options = (("grpc.ssl_target_name_override", self._roster.coordinator.name), *KEEPALIVE)
         return grpc.secure_channel(self._address, credentials, options=options)
 
     def exchange(self, request: bytes) -> bytes:

@@ -4,8 +4,9 @@ Only the server shows a certificate, since who enrols is in no roster yet. Nothi
 people compare words. So all that it must withstand is abuse.
 """
 
+import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -29,16 +30,17 @@ _FRAMES = 4096  # for lengths around the files of an answer
 class Store(Protocol):
     """Where the files lie."""
 
-    def put(self, data: bytes) -> None:
-        """Keep a file, or refuse it."""
+    def put(self, data: bytes, sender: str) -> None:
+        """Keep a file from a network address, or refuse it."""
 
-    def files(self) -> list[bytes]:
+    def files(self) -> Iterator[bytes]:
         """All of them."""
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._one_at_a_time = asyncio.Lock()
         self._methods = {
             _PUT: grpc.unary_unary_rpc_method_handler(self._put),
             _GET: grpc.unary_stream_rpc_method_handler(self._get),
@@ -49,8 +51,10 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._methods.get(handler_call_details.method)
 
     async def _put(self, request: bytes, context: Any) -> bytes:
+        sender = context.peer().rpartition(":")[0]
         try:
-            self._store.put(request)
+            async with self._one_at_a_time:  # a bad file may take a second, and much memory, to refuse
+                await asyncio.to_thread(self._store.put, request, sender)
         except MpctfError as error:
             await context.abort(*to_status(error))
         return b""
@@ -62,19 +66,27 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 async def serve(address: str, tls: OwnTls, store: Store) -> Any:
     """A running gRPC server and its port; EnvironmentUnfitError where the port is not free."""
-    options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MOST_BYTES))
+    options = (
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MOST_BYTES),
+        # Whoever only holds calls open blocks the others for a minute at the most.
+        ("grpc.max_connection_age_ms", int(1000 * _SECONDS)),
+        ("grpc.max_connection_age_grace_ms", int(1000 * _SECONDS)),
+    )
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
     server.add_generic_rpc_handlers((_Methods(store),))
 
     def configuration() -> Any:
         own = tls.current()
-        return grpc.ssl_server_certificate_configuration([(own.private, certificate.to_pem(own.certificate))])
+        return grpc.ssl_server_certificate_configuration([(own.private, own.certificate)])
 
     credentials = grpc.dynamic_ssl_server_credentials(configuration(), configuration)
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise EnvironmentUnfitError(f"cannot listen on {address}", hint="choose another port") from error
+        raise EnvironmentUnfitError(
+            f"cannot listen on {address}", hint="is the address one of this machine's, and is the port free?"
+        ) from error
     await server.start()
     return server, port
 
@@ -83,7 +95,7 @@ class Mailbox:
     """A client of somebody's mailbox."""
 
     def __init__(self, address: str, coordinator: Member) -> None:
-        credentials = grpc.ssl_channel_credentials(root_certificates=certificate.to_pem(coordinator.authority))
+        credentials = grpc.ssl_channel_credentials(root_certificates=certificate.trust_anchor(coordinator.identity))
         options = (
             ("grpc.ssl_target_name_override", coordinator.name),
             ("grpc.max_receive_message_length", MOST_BYTES + _FRAMES),

@@ -11,6 +11,10 @@ from mpctf_secure.identity.roster import Member
 _SECONDS = 5.0
 
 
+class NobodyListensError(EnvironmentUnfitError):
+    """The machine answers and the port is closed."""
+
+
 def probe(address: str, coordinator: Member, now: datetime.datetime) -> str:
     """What answers at IP:port; EnvironmentUnfitError if nothing does, SecurityError if it is not the coordinator.
 
@@ -29,10 +33,14 @@ def probe(address: str, coordinator: Member, now: datetime.datetime) -> str:
         raise SecurityError(
             f"{address} does not speak TLS 1.3: {error.reason}", hint="is this the coordinator's port?"
         ) from error
+    except ConnectionRefusedError as error:
+        raise NobodyListensError(
+            f"{address}: the machine is there, and nothing listens", hint="the coordinator does while a run is on"
+        ) from error
     except OSError as error:
         raise EnvironmentUnfitError(
             f"{address}: {error.strerror or 'no answer'}",
-            hint="the coordinator listens only while a run is on; else ask both firewalls for this one outbound port",
+            hint="is the address right? then ask both firewalls for this one outbound port",
         ) from error
-    certificate.issuer(der, {coordinator.identity: coordinator.role}, now)
+    certificate.issuer(ssl.DER_cert_to_PEM_cert(der).encode(), {coordinator.identity: coordinator.role}, now)
     return f"{coordinator.name} answers at {address} in {version}"

@@ -65,7 +65,7 @@ async def listen(address: str, roster: Roster, tls: OwnTls, handler: Handler) ->
         port = server.add_secure_port(address, methods.credentials())
     except RuntimeError as error:
         raise EnvironmentUnfitError(
-            f"cannot listen on {address}", hint="the port is in use or not yours; choose another in `listen`"
+            f"cannot listen on {address}", hint="is the address one of this machine's, and is the port free?"
         ) from error
     await server.start()
     return Listener(server, port, methods)
@@ -97,7 +97,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         """See `Listener.use`."""
         self._roster = roster
         for limit, member in self._calls.items():
-            if member.identity not in roster.roles:
+            if member not in roster.members:
                 limit.reschedule(asyncio.get_running_loop().time())
 
     async def _exchange(self, request: bytes, context: Any) -> bytes:
@@ -134,9 +134,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _configuration(self) -> Any:
         own = self._tls.current()
-        authorities = b"".join(certificate.to_pem(member.authority) for member in self._roster.participants)
-        pair = (own.private, certificate.to_pem(own.certificate))
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
+        anchors = b"".join(certificate.trust_anchor(member.identity) for member in self._roster.participants)
+        return grpc.ssl_server_certificate_configuration([(own.private, own.certificate)], root_certificates=anchors)
 
     def _peer(self, context: Any) -> Member:
         """Who calls, at this call and not only at the handshake: the identity that issued the TLS key.
@@ -146,8 +145,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         session = context.auth_context()
         if session.get("ssl_tls_version") != [TLS_VERSION]:
             raise SecurityError("connection is not TLS 1.3")
-        pem = next(iter(session.get("x509_pem_cert", [])), b"")
-        identity = certificate.issuer(certificate.from_pem(pem), self._roster.roles, utc_now())
+        pem, now = next(iter(session.get("x509_pem_cert", [])), b""), utc_now()
+        self._roster.check_unexpired(now)
+        identity = certificate.issuer(pem, self._roster.roles, now)
         member = self._roster.by_identity(identity)
         if member.role != "participant":
             raise SecurityError("only participants may call the coordinator", culprits=[member.name])

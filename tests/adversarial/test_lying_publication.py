@@ -19,12 +19,13 @@ from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Outcome, Published
 from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import default_colluders, default_quorum, threshold
+from mpctf_secure.secagg.parameters import threshold
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch import Trained
 
@@ -81,7 +82,7 @@ def participant(folder: Path, link: Coordinator | None = None, job: Job | None =
     keys.mkdir(mode=0o700)
     site = SiteConfig(coordinator="127.0.0.1:1", model=folder, data=folder, keys=keys, work=folder / "work")
     lonely: Any = link or Coordinator()
-    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), set(MEMBERS), site, lambda _: None)
+    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), lambda: set(MEMBERS), site, lambda _: None)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
@@ -153,7 +154,7 @@ def test_void_with_a_proof_that_proves_nothing_is_refused(tmp_path: Path) -> Non
         with pytest.raises(SecurityError) as caught:
             site._accept_void(STATE, Void(FIRST, "blame", proof))
         assert caught.value.culprits in {("coordinator",), ()}
-    assert site._members == set(MEMBERS)
+    assert site._members() == set(MEMBERS)
 
 
 def transition(key: SigningKey, state_hash: bytes, label: str = "transition") -> bytes:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mpctf_secure.identity.documents import SignedRoster
+
 CLI = [sys.executable, "-m", "mpctf_secure"]
 CONFIGS = Path(__file__).parents[2] / "configs"
 SITES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
@@ -56,6 +58,11 @@ class Home:
             if path.parent != self.folder:
                 shutil.copy(path, self.folder)
 
+    def clear(self) -> None:
+        """Put the files of the last ceremony away, as a tidy operator does."""
+        for path in (*self.folder.glob("*.request.json"), *self.folder.glob("*.signature.json")):
+            path.unlink()
+
     def path(self, name: str) -> Path:
         return self.folder / name
 
@@ -73,7 +80,13 @@ def exchange(homes: Iterable[Home], pattern: str) -> None:
         home.take(*files)
 
 
-def sign_and_install(homes: Iterable[Home], version: int, signers: Iterable[Home]) -> None:
+def sign_and_install(
+    homes: Iterable[Home], version: int, signers: Iterable[Home], proposer: Home | None = None
+) -> None:
+    homes = list(homes)
+    if proposer:
+        for home in homes:
+            home.take(proposer.path(f"roster-{version}.json"))
     for home in signers:
         home.enroll("sign", f"roster-{version}.json")
     exchange(homes, f"roster-{version}.*.signature.json")
@@ -124,7 +137,9 @@ def test_swapped_key_is_noticed_on_the_telephone(homes: dict[str, Home], tmp_pat
     assert "you have not heard the words of bank-b" in output
 
 
-def test_files_travel_through_the_mailbox_and_none_here_is_changed(homes: dict[str, Home], tmp_path: Path) -> None:
+def test_files_travel_through_the_mailbox_and_nobody_s_takes_the_place_of_another(
+    homes: dict[str, Home], tmp_path: Path
+) -> None:
     sender, receiver, post = Home(tmp_path, "utility-e"), Home(tmp_path, "receiver"), homes[COORDINATOR]
     sender.enroll("init", "utility-e")
     sender.enroll("request")
@@ -136,19 +151,93 @@ def test_files_travel_through_the_mailbox_and_none_here_is_changed(homes: dict[s
         address = process.stdout.readline().split()[2].rstrip(";")
         there = ("--to", address, "--coordinator", f"{COORDINATOR}.request.json")
         assert "sent utility-e.request.json" in sender.enroll("send", "utility-e.request.json", *there)
-        assert "fetched utility-e.request.json" in receiver.enroll("fetch", *there)
-        fetched = receiver.path("utility-e.request.json").read_bytes()
-        assert fetched == sender.path("utility-e.request.json").read_bytes()
+        assert "fetched utility-e." in receiver.enroll("fetch", *there)
+        (fetched,) = receiver.folder.glob("utility-e.*.request.json")
+        first = sender.path("utility-e.request.json").read_bytes()
+        assert fetched.read_bytes() == first
         sender.enroll("renew", "--days", "30")
         sender.enroll("send", "utility-e.request.json", *there)
-        assert "differs from the one here, which stays" in receiver.enroll("fetch", *there)
-        assert receiver.path("utility-e.request.json").read_bytes() == fetched
+        receiver.enroll("fetch", *there)
+        assert len(list(receiver.folder.glob("utility-e.*.request.json"))) == 2
+        assert fetched.read_bytes() == first
         receiver.take(homes["bank-b"].path("bank-b.request.json"))
         wrong = ("--to", address, "--coordinator", "bank-b.request.json")
         assert "error: no mailbox at" in receiver.enroll("fetch", *wrong, code=3)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_three_begin_rotate_and_take_a_fourth_in(tmp_path: Path) -> None:
+    """All by mail in one heap, with everybody's files and a stranger's among them, and globs as in the guide."""
+    homes = [Home(tmp_path, name) for name in ("bank-b", "hospital-a", "insurer-d", "registry-x")]
+    by_name = {home.name: home for home in homes}
+    for home in homes:
+        home.enroll("init", home.name, *(["--coordinator"] if home.name == COORDINATOR else []))
+        home.enroll("request")
+    agree(homes, homes, "roster-1.json", "*.request.json")
+
+    for home in homes:
+        home.clear()
+    by_name["bank-b"].enroll("rotate")
+    agree(homes, [by_name["bank-b"]], "roster-2.json", "*.request.json")
+    assert by_name["bank-b"].path("roster-2.bank-b.old-keys.signature.json").exists()
+
+    fourth = Home(tmp_path, "telecom-c")
+    fourth.enroll("init", "telecom-c")
+    fourth.enroll("request")
+    for home in homes:
+        home.clear()
+    fourth.take(by_name["bank-b"].path("roster-2.signed.json"))
+    output = fourth.enroll("verify", "roster-2.signed.json", code=2)  # a mistake of many
+    assert "error: roster: you are not in version 2" in output
+    assert not fourth.path("keys/rosters").exists()
+    by_name["hospital-a"].path("x.signature.json").write_bytes(strangers_vote(fourth))
+    agree([*homes, fourth], [fourth], "roster-3.json", "*.request.json", "roster-2.signed.json")
+    rosters = {home.enroll("show", "--format", "json") for home in (*homes, fourth)}
+    assert len(rosters) == 1
+
+    for home in homes:
+        home.clear()
+    assert "of 4" not in homes[0].enroll("revoke", "telecom-c")
+    sign_and_install(homes, 4, [home for home in homes if home.name != COORDINATOR], homes[0])
+    assert "of 3 participants all must sign, bank-b too" in homes[1].enroll("revoke", "bank-b")
+
+
+def strangers_vote(home: Home) -> bytes:
+    """A good signature, of a roster that nobody has seen, by keys that are in none."""
+    from mpctf_secure.identity import enrollment, keystore
+
+    roster = keystore.load_document(home.path("roster-2.signed.json"), SignedRoster).roster
+    keys = keystore.unseal(home.path("keys"), home.phrase.encode())
+    return enrollment.vote(roster, keys, []).encode()
+
+
+def agree(homes: list[Home], new: list[Home], roster: str, *patterns: str) -> None:
+    """Compare on the telephone what is new, sign, verify; every command with the globs of the guide."""
+    for pattern in patterns:
+        exchange(homes, pattern)
+
+    def files(home: Home) -> list[str]:
+        return sorted(path.name for pattern in patterns for path in home.folder.glob(pattern))
+
+    for home in homes:
+        home.enroll("compare", *files(home))
+    words = {home.name: home.words(roster) for home in homes}
+    newcomer = {home.name for home in new} if len(new) < len(homes) else set()
+    for home in homes:
+        heard = [
+            n for n in sorted(words) if n != home.name and (not newcomer or n in newcomer or home.name in newcomer)
+        ]
+        if home.name in newcomer and home.path("keys/rosters").exists():
+            heard = []  # it rotates: the others hear it, it knows the others
+        home.enroll("compare", *files(home), typed="".join(words[name] + "\n" for name in heard))
+        home.enroll("sign", roster)
+    exchange(homes, "*.signature.json")
+    for home in homes:
+        arguments = sorted(path.name for path in home.folder.glob("*.signature.json"))
+        before = [] if home.path("keys/rosters").exists() else [path.name for path in home.folder.glob("*.signed.json")]
+        home.enroll("verify", *before, roster, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import pytest
 from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.hazmat.passphrase import LIGHT
-from mpctf_secure.identity import ceremony, keystore
-from mpctf_secure.identity.documents import Organisation
+from mpctf_secure.identity import ceremony, enrollment, keystore
+from mpctf_secure.identity.documents import Organisation, Request
 from mpctf_secure.ids import ParticipantName
 
 PHRASE = b"a passphrase of the test"
@@ -66,9 +67,20 @@ WITHOUT_ROSTER: dict[str, tuple[tuple[str, ...], int, str, str]] = {
         ("enroll", "init", "Bank B", "--keys", "k2", "--passphrase-fd", "0"), 2, "'Bank B'", "hyphens"),
     "keys that are there already": (
         ("enroll", "init", "bank-b", "--passphrase-fd", "0"), 2, "keys: exists already", "--keys"),
-    "no keys": (("enroll", "request", "--keys", "none", "--passphrase-fd", "0"), 3, "none", "check"),
+    "no keys": (
+        ("enroll", "request", "--keys", "none", "--passphrase-fd", "0"), 3, "none: no keys here", "enroll init"),
+    "a second request": (
+        ("enroll", "request", "--passphrase-fd", "0"), 2, "bank-b.request.json: exists already", "enroll renew"),
+    "a request where a roster is due": (
+        ("enroll", "sign", "bank-b.request.json", "--passphrase-fd", "0"), 4, "not a roster: type", "right file"),
+    "a rotation before there is a roster": (
+        ("enroll", "rotate", "--passphrase-fd", "0"), 2, "no roster is installed", "enroll verify"),
+    "a mailbox at a participant": (
+        ("enroll", "mailbox", "127.0.0.1:0", "--passphrase-fd", "0"), 2, "bank-b is no coordinator", "known to all"),
+    "a descriptor that cannot be": (
+        ("enroll", "renew", "--passphrase-fd", "-1"), 2, "Invalid value for '--passphrase-fd'", "--help"),
     "no request among the files": (
-        ("enroll", "compare", "roster.json"), 3, "roster.json: No such file", "check the path"),
+        ("enroll", "compare", "roster.json"), 2, "roster.json: no such file", "check the name"),
     "a roster too small": (("enroll", "compare", "bank-b.request.json"), 4, "at least two participants", ""),
     "nothing installed to show": (("enroll", "show"), 2, "no roster is installed", "enroll verify"),
     "nothing installed to revoke from": (("enroll", "revoke", "bank-b"), 2, "no roster is installed", "enroll verify"),
@@ -84,6 +96,12 @@ def test_mistake_before_there_is_a_roster(
     before = sorted(path for path in home.rglob("*") if path.name != "mailbox")
     expect(cli(home, *arguments), code, error, hint)
     assert sorted(path for path in home.rglob("*") if path.name != "mailbox") == before
+
+
+def test_short_passphrase_makes_no_keys(tmp_path: Path) -> None:
+    result = cli(tmp_path, "enroll", "init", "bank-b", "--passphrase-fd", "0", phrase=b"eleven char")
+    expect(result, 2, "shorter than 12", "five random words")
+    assert list(tmp_path.iterdir()) == []
 
 
 def flip(data: bytes) -> bytes:
@@ -140,17 +158,74 @@ def test_expired_roster_stops_join_and_start(tmp_path: Path) -> None:
         expect(result, 4, "roster version 1 expired on", "enroll re")
 
 
-def test_run_file_with_strangers_or_with_a_participant_s_keys_is_refused(enrolled: Path) -> None:
-    run = "participants: [bank-b, hospital-a, nobody]\nmodel: {base: x}\n"
-    (enrolled / "run.yaml").write_text(run)
-    expect(
-        cli(enrolled, "start", "run.yaml", "--passphrase-fd", "0"), 2, "nobody not in roster version 1", "hospital-a"
-    )
-    (enrolled / "run.yaml").write_text(
-        "participants: [bank-b, hospital-a]\nmodel: {base: x}\nsecagg: {allow_pair: true}\n"
-    )
-    expect(cli(enrolled, "start", "run.yaml", "--passphrase-fd", "0"), 2, "not the coordinator's keys", "registry-x")
+def test_run_file_with_strangers_or_with_a_participant_s_keys_is_refused(enrolled: Path, tmp_path: Path) -> None:
+    for folder in (enrolled, tmp_path / "registry-x"):
+        (folder / "run.yaml").write_text("participants: [bank-b, hospital-a, nobody]\nmodel: {base: x}\n")
+    result = cli(tmp_path / "registry-x", "start", "run.yaml", "--passphrase-fd", "0")
+    expect(result, 2, "nobody not in roster version 1", "hospital-a")
+    result = cli(enrolled, "start", "run.yaml", "--passphrase-fd", "0")
+    expect(result, 2, "keys of bank-b, who is no coordinator", "starts runs")
     expect(cli(enrolled, "start", "run.yaml", "--compare", "alone"), 2, "--compare", "local")
+
+
+def test_rotation_under_way_is_not_undone_by_a_request_nor_taken_up_again(enrolled: Path) -> None:
+    """After a break-in the pending keys may be the thief's too, and a request of the old ones looks like a renewal."""
+    assert cli(enrolled, "enroll", "rotate", "--passphrase-fd", "0").returncode == 0
+    before = (enrolled / "bank-b.request.json").read_bytes()
+    for command in ("rotate", "renew"):
+        result = cli(enrolled, "enroll", command, "--passphrase-fd", "0")
+        expect(result, 2, "a rotation to these keys is not finished", "remove")
+    assert (enrolled / "bank-b.request.json").read_bytes() == before
+
+
+def test_another_roster_of_the_version_is_not_overwritten_by_revoke(tmp_path: Path) -> None:
+    names = (*NAMES, "insurer-d", "telecom-c")
+    folders = {ParticipantName(name): tmp_path / name / "keys" for name in names}
+    ceremony.hold(folders, ParticipantName("registry-x"), datetime.datetime.now(datetime.UTC), PHRASE)
+    home = tmp_path / "bank-b"
+    assert cli(home, "enroll", "revoke", "insurer-d").returncode == 0
+    assert cli(home, "enroll", "revoke", "insurer-d").returncode == 0
+    expect(cli(home, "enroll", "revoke", "telecom-c"), 2, "roster-2.json: another roster of this version", "remove")
+
+
+TYPED = {
+    "a word too few": (lambda w: w[:-1], "23 words instead of 24; once more"),
+    "a word of no list": (lambda w: ["xyzzy", *w[1:]], "word 1 is none of the list: xyzzy; once more"),
+    "two words in each other's place": (lambda w: [w[1], w[0], *w[2:]], "these are not the words of hospital-a"),
+}
+
+
+@pytest.mark.parametrize(("change", "answer"), TYPED.values(), ids=TYPED.keys())
+def test_typing_error_is_no_alarm(enrolled: Path, change: Callable[[list[str]], list[str]], answer: str) -> None:
+    other = enrolled.parent / "hospital-a"
+    assert cli(other, "enroll", "rotate", "--passphrase-fd", "0").returncode == 0
+    request = shutil.copy(other / "hospital-a.request.json", enrolled)
+    roster = enrollment.next_roster(
+        keystore.installed(enrolled / "keys").roster, [keystore.load_document(Path(request), Request)]
+    )
+    words = list(enrollment.words(roster, "hospital-a"))
+    typed = "\n".join([" ".join(change(words)), " ".join(words), ""]).encode()
+    result = cli(enrolled, "enroll", "compare", "hospital-a.request.json", phrase=typed)
+    assert result.returncode == 0
+    assert answer in result.stdout.decode()
+    assert "hospital-a has the same roster" in result.stdout.decode()
+    own = " ".join(enrollment.words(roster, "bank-b"))
+    (enrolled / "keys" / "compared.json").unlink()
+    result = cli(enrolled, "enroll", "compare", "hospital-a.request.json", phrase=own.encode())
+    assert "these are your own words" in result.stdout.decode()
+
+
+def test_interrupted_comparison_keeps_what_was_heard_and_ends_with_7(enrolled: Path) -> None:
+    other = enrolled.parent / "hospital-a"
+    assert cli(other, "enroll", "rotate", "--passphrase-fd", "0").returncode == 0
+    shutil.copy(other / "hospital-a.request.json", enrolled)
+    arguments = ["-m", "mpctf_secure", "enroll", "compare", "hospital-a.request.json"]
+    with pexpect.spawn(sys.executable, arguments, cwd=str(enrolled), encoding="utf-8", timeout=30) as terminal:
+        terminal.expect_exact("hospital-a: ")
+        terminal.sendintr()
+        terminal.expect_exact("error: interrupted")
+        terminal.expect(pexpect.EOF)
+    assert terminal.exitstatus == 7
 
 
 def test_passphrase_is_asked_for_at_a_terminal_and_not_shown(tmp_path: Path) -> None:

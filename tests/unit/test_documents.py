@@ -24,7 +24,7 @@ def test_every_claim_of_the_threat_model_names_a_test_that_exists() -> None:
 
 def test_every_example_config_is_valid() -> None:
     examples = sorted((ROOT / "configs").glob("*.yaml"))
-    assert [path.stem for path in examples] == ["demo", "own-data", "site", "smoke"]
+    assert [path.stem for path in examples] == ["demo", "own-data", "run", "site", "smoke"]
     for path in examples:
         model = SiteConfig if path.stem == "site" else RunConfig
         model.model_validate(yaml.safe_load(path.read_text()))

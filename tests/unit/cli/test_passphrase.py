@@ -26,7 +26,7 @@ def test_descriptor_gives_its_one_line() -> None:
     assert passphrase.read(descriptor(b"no newline")) == b"no newline"
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"x" * 1025])
+@pytest.mark.parametrize("content", [b"", b"\n", b"x" * 1025, b"two\nlines\n"])
 def test_no_line_or_a_huge_one_is_refused(content: bytes) -> None:
     with pytest.raises(UsageError, match=r"--passphrase-fd .*: not 1 to 1024 bytes"):
         passphrase.read(descriptor(content))
@@ -57,8 +57,10 @@ def test_new_passphrase_is_typed_twice_and_long_enough(monkeypatch: pytest.Monke
     at_terminal(monkeypatch, "long enough for all", "long enough for ale")
     with pytest.raises(UsageError, match="differ"):
         passphrase.read(None, new=True)
-    at_terminal(monkeypatch, "short")
+    at_terminal(monkeypatch, "short", "short")
     with pytest.raises(UsageError, match="shorter than 12"):
         passphrase.read(None, new=True)
+    with pytest.raises(UsageError, match="shorter than 12"):
+        passphrase.read(descriptor(b"short\n"), new=True)
     at_terminal(monkeypatch, "short")
     assert passphrase.read(None) == b"short"

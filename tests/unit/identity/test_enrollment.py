@@ -1,20 +1,21 @@
 """The rules of CEREMONY.md section 4, each with somebody who breaks it."""
 
-import base64
 import datetime
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl.bindings import crypto_core_ed25519_add
 
 from mpctf_secure.errors import DecodeError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import sha256
-from mpctf_secure.identity import documents, enrollment
+from mpctf_secure.identity import certificate, documents, enrollment
 from mpctf_secure.identity.documents import Request, RosterBody, SignedRoster, Vote
 from mpctf_secure.identity.keys import Keys
 
@@ -23,6 +24,9 @@ YEAR = datetime.timedelta(days=365)
 SITES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
 EVERYBODY = tuple(sorted((*SITES, "registry-x")))
 SMALL_ORDER = (b"\1" + bytes(31)).hex()
+# A point of order 8 (libsodium's list of small-order points) added to one of the prime-order group.
+_ORDER_8 = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+MIXED_ORDER = crypto_core_ed25519_add(_ORDER_8, Keys.of(bytes(96)).box.public).hex()
 
 
 def keys_of(name: str, generation: int = 0) -> Keys:
@@ -67,33 +71,52 @@ def resigned(changed: dict, keys: Keys | None = None) -> Request:
     return unsigned.model_copy(update={"signatures": signatures})
 
 
+def twice(name: str) -> Request:
+    """A request with one key as box and log key, signed as it should be."""
+    keys = replace(keys_of(name), log=keys_of(name).box)
+    return resigned({**content(name), "log": keys.log.public.hex()}, keys)
+
+
 def content(name: str = "bank-b") -> dict:
     return json.loads(request(name).encode())
 
 
-BAD_REQUESTS: dict[str, Callable[[], Request]] = {
-    "somebody else's box key": lambda: resigned({**content(), "box": keys_of("telecom-c").box.public.hex()}),
-    "a box key put in by the post": lambda: Request(**{**content(), "box": keys_of("attacker").box.public.hex()}),
-    "an identity key of low order": lambda: resigned({**content(), "identity": SMALL_ORDER}),
-    "a box key of low order": lambda: resigned({**content(), "box": SMALL_ORDER}),
-    "one key for two purposes": lambda: resigned({**content(), "log": content()["identity"]}),
-    "another name after signing": lambda: Request(**{**content(), "name": "hospital-a"}),
-    "another role after signing": lambda: Request(**{**content(), "role": "coordinator"}),
-    "somebody else's TLS authority": lambda: resigned({**content(), "authority": content("telecom-c")["authority"]}),
-    "bytes instead of an authority": lambda: resigned({**content(), "authority": "AAAA"}),
-    "an end before its beginning": lambda: resigned({**content(), "expires": "2029-01-01T00:00:00Z"}),
-    "a date that is none": lambda: resigned({**content(), "expires": "2030-13-41T00:00:00Z"}),
-    "no signature of the log key": lambda: Request(
-        **{**content(), "signatures": {k: v for k, v in content()["signatures"].items() if k != "log"}}
-    ),
-    "an end in a hundred years": lambda: resigned({**content(), "expires": "2130-01-01T00:00:00Z"}),
-}
+BAD_REQUESTS: dict[str, tuple[Callable[[], Request], str]] = {
+    "somebody else's box key": (
+        lambda: resigned({**content(), "box": keys_of("telecom-c").box.public.hex()}), "box key: signature"),
+    "a box key put in by the post": (
+        lambda: Request(**{**content(), "box": keys_of("attacker").box.public.hex()}), "signature is not valid"),
+    "an identity key of low order": (
+        lambda: resigned({**content(), "identity": SMALL_ORDER}), "identity key: Ed25519 public key is not"),
+    "a box key of low order": (
+        lambda: resigned({**content(), "box": SMALL_ORDER}), "box key: Ed25519 public key is not"),
+    "a box key with a part of low order": (
+        lambda: resigned({**content(), "box": MIXED_ORDER}), "box key: Ed25519 public key is not"),
+    "one key for two purposes": (
+        lambda: resigned({**content(), "log": content()["identity"]}), "log key: signature"),
+    "another name after signing": (lambda: Request(**{**content(), "name": "hospital-a"}), "signature is not valid"),
+    "another role after signing": (lambda: Request(**{**content(), "role": "coordinator"}), "signature is not valid"),
+    "an end before its beginning": (
+        lambda: resigned({**content(), "expires": "2029-01-01T00:00:00Z"}), "its end is not within"),
+    "a date that is none": (lambda: resigned({**content(), "expires": "2030-13-41T00:00:00Z"}), "is no date"),
+    "a date before all calendars": (
+        lambda: resigned({**content(), "created": "0001-01-01T00:00:00Z"}), "out of the years"),
+    "a date after all calendars": (
+        lambda: resigned({**content(), "created": "9999-12-30T00:00:00Z", "expires": "9999-12-31T00:00:00Z"}),
+        "out of the years"),
+    "no signature of the log key": (
+        lambda: Request(
+            **{**content(), "signatures": {k: v for k, v in content()["signatures"].items() if k != "log"}}
+        ), r"signed by \['box', 'identity'\]"),
+    "an end in a hundred years": (
+        lambda: resigned({**content(), "expires": "2130-01-01T00:00:00Z"}), "its end is not within"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("forged", BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
-def test_bad_request_is_refused_and_its_owner_named(forged: Callable[[], Request]) -> None:
+@pytest.mark.parametrize(("forged", "why"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
+def test_bad_request_is_refused_and_its_owner_named(forged: Callable[[], Request], why: str) -> None:
     enrollment.verify_request(request("bank-b"))
-    with pytest.raises(SecurityError) as caught:
+    with pytest.raises(SecurityError, match=why) as caught:
         enrollment.verify_request(forged())
     assert caught.value.culprits[0] in {"bank-b", "hospital-a"}
 
@@ -139,34 +162,66 @@ def test_first_roster_needs_everybody_who_heard_everybody() -> None:
         enrollment.verify_first(signed(FIRST, EVERYBODY, set(EVERYBODY) - {"telecom-c"}))
 
 
-def forge(change: Callable[[dict], None]) -> SignedRoster:
-    changed = json.loads(ALL_FIRST.encode())
-    change(changed)
-    return SignedRoster.model_validate(changed, strict=False)
+def by_all(**changes: object) -> SignedRoster:
+    """A roster that somebody made otherwise, and that all have signed: what remains is its form."""
+    body = FIRST.model_copy(update=changes)
+    signers = {member.name for member in body.members}
+    return signed(body, signers, signers)
 
 
-BAD_FORMS: dict[str, Callable[[dict], None]] = {
-    "a member without its request's signature": lambda c: c["roster"]["members"][0]["signatures"].clear(),
-    "members in another order": lambda c: c["roster"]["members"].reverse(),
-    "a member twice": lambda c: c["roster"]["members"].insert(0, c["roster"]["members"][0]),
-    "two coordinators": lambda c: c["roster"]["members"].__setitem__(
-        0, json.loads(resigned({**content(), "role": "coordinator"}).encode())
-    ),
-    "one participant": lambda c: c["roster"].__setitem__("members", c["roster"]["members"][2:4]),
-    "another version": lambda c: c["roster"].__setitem__("version", 2),
-    "a roster before the first": lambda c: c["roster"].__setitem__("previous", "00" * 32),
-    "a signature by another's key": lambda c: c["signatures"][0].update(signature=c["signatures"][1]["signature"]),
-    "a signature of another roster": lambda c: c["signatures"][0].__setitem__("roster", "00" * 32),
-    "a name put on the list of those heard": lambda c: c["signatures"][0].__setitem__("heard", ["x", "y"]),
-    "signatures in another order": lambda c: c["signatures"].reverse(),
-    "a stranger's signature": lambda c: c["signatures"][-1].__setitem__("signer", "ff" * 32),
-}
+def with_votes(*changed: Vote) -> SignedRoster:
+    """All signatures of FIRST, some of them in another's words."""
+    others = [one for one in ALL_FIRST.signatures if one.signer not in {vote.signer for vote in changed}]
+    return enrollment.collect(FIRST, [*others, *changed])
 
 
-@pytest.mark.parametrize("change", BAD_FORMS.values(), ids=BAD_FORMS.keys())
-def test_roster_that_somebody_changed_is_refused(change: Callable[[dict], None]) -> None:
-    with pytest.raises(SecurityError):
-        enrollment.verify_first(forge(change))
+def voted(heard: Iterable[str], roster: RosterBody = FIRST) -> Vote:
+    """bank-b's own signature, over a list in this very order."""
+    keys = keys_of("bank-b")
+    vote = enrollment.vote(roster, keys, []).model_copy(update={"heard": tuple(heard)})
+    return vote.model_copy(update={"signature": keys.identity.sign(vote.to_sign()).hex()})
+
+
+BANK, *REST = FIRST.members
+BAD_FIRST: dict[str, tuple[SignedRoster, str]] = {
+    "a member whose request is not signed": (
+        by_all(members=(BANK.model_copy(update={"signatures": {}}), *REST)), r"request of bank-b: signed by \[\]"),
+    "members in another order": (by_all(members=tuple(reversed(FIRST.members))), "names are not ascending"),
+    "a member twice": (by_all(members=(BANK, *FIRST.members)), "names are not ascending and unique"),
+    "two coordinators": (
+        by_all(members=(request("bank-b", role="coordinator"), *REST)), "needs one coordinator"),
+    "no coordinator": (
+        by_all(members=tuple(m for m in FIRST.members if m.role == "participant")), "needs one coordinator"),
+    "one participant": (
+        by_all(members=(BANK, request("registry-x"))), "at least two participants"),
+    "one key in two uses": (
+        by_all(members=(twice("bank-b"), *REST)), "bank-b has a key of bank-b"),
+    "another version": (by_all(version=2), "not a first one"),
+    "a roster before the first": (by_all(previous="00" * 32), "not a first one"),
+    "a signature by another's key": (
+        with_votes(ALL_FIRST.signatures[0].model_copy(update={"signature": ALL_FIRST.signatures[1].signature})),
+        "signature is not valid"),
+    "a good signature of another roster": (
+        with_votes(voted([n for n in EVERYBODY if n != "bank-b"], WITHOUT_BANK)), "bank-b: it is of another roster"),
+    "a name put on the list of those heard": (
+        with_votes(ALL_FIRST.signatures[0].model_copy(update={"heard": ("bank-b", "hospital-a")})),
+        "signature is not valid"),
+    "a stranger on the list of those heard": (with_votes(voted(["x", "y"])), "are not members"),
+    "a list of those heard in another order": (with_votes(voted(["telecom-c", "hospital-a"])), "ascending and unique"),
+    "signatures in another order": (
+        ALL_FIRST.model_copy(update={"signatures": ALL_FIRST.signatures[::-1]}), "not ascending by signer"),
+    "a signature twice": (
+        ALL_FIRST.model_copy(update={"signatures": (ALL_FIRST.signatures[0], *ALL_FIRST.signatures)}),
+        "not ascending by signer"),
+    "a stranger's signature": (
+        with_votes(enrollment.vote(FIRST, keys_of("stranger"), [])), "signature of a stranger"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("roster", "why"), BAD_FIRST.values(), ids=BAD_FIRST.keys())
+def test_first_roster_of_another_form_is_refused_though_all_have_signed_it(roster: SignedRoster, why: str) -> None:
+    with pytest.raises(SecurityError, match=why):
+        enrollment.verify_first(roster)
 
 
 def test_member_with_a_key_of_another_is_refused() -> None:
@@ -237,16 +292,44 @@ def test_site_that_joins_later_has_the_roster_before_and_heard_its_participants(
         added = [*votes(WITH_NEWCOMER, SITES, ["utility-e"]), *votes(WITH_NEWCOMER, ["utility-e"], heard)]
         return [ALL_FIRST, enrollment.collect(WITH_NEWCOMER, added)]
 
-    enrollment.verify_history(history(SITES[:3]), "utility-e")
+    def arrive(rosters: list[SignedRoster], name: str) -> None:
+        enrollment.verify_history(rosters)
+        enrollment.verify_arrival(rosters, {keys_of(name).identity.public.hex()})
+
+    arrive(history(SITES[:3]), "utility-e")
+    arrive([ALL_FIRST], "bank-b")
     with pytest.raises(SecurityError, match="2 participants of version 1 are heard by utility-e, 3 are needed"):
-        enrollment.verify_history(history([*SITES[:2], "registry-x"]), "utility-e")
+        arrive(history([*SITES[:2], "registry-x"]), "utility-e")
+    with pytest.raises(UsageError, match="you are not in version 1"):
+        arrive([ALL_FIRST], "utility-e")
     third = enrollment.next_roster(WITH_NEWCOMER, [request("water-f", day=2)])
     everybody = [*SITES, "utility-e", "water-f"]
     later = [history(SITES)[1], signed(third, everybody, everybody)]
-    enrollment.verify_history(later, "water-f")
-    for part, me in ((later[1:], "water-f"), (later[:1], "water-f"), (later, "bank-b")):
+    arrive(later, "water-f")
+    for part, me in ((later[1:], "water-f"), (later, "bank-b")):
         with pytest.raises(SecurityError, match="follows one that is not here"):
-            enrollment.verify_history(part, me)
+            arrive(part, me)
+
+
+def test_newcomer_is_not_taken_for_an_impostor_of_its_name_in_the_roster_before() -> None:
+    """A participant and the coordinator make a past with a false hospital-a and a false bank-b in it.
+
+    The true bank-b would come in as a rotation of the false one, and hear nobody but those two.
+    """
+    false = [request(name, 7) for name in ("bank-b", "hospital-a")]
+    past = enrollment.next_roster(None, [*false, request("mallory"), request("registry-x")])
+    everybody = ["bank-b", "hospital-a", "mallory", "registry-x"]
+    made = [
+        *votes(past, ["mallory", "registry-x"], everybody),
+        *votes(past, ["bank-b", "hospital-a"], everybody, generation=7),
+    ]
+    now = enrollment.next_roster(past, [request("bank-b", day=1)])
+    mine = enrollment.vote(now, keys_of("bank-b"), ["mallory", "registry-x"])
+    others = [*votes(now, ["mallory"], ["bank-b"]), *votes(now, ["bank-b", "hospital-a"], ["bank-b"], generation=7)]
+    history = [enrollment.collect(past, made), enrollment.collect(now, [mine, *others])]
+    enrollment.verify_history(history)
+    with pytest.raises(SecurityError, match="1 participants of version 1 are heard by bank-b, 2 are needed"):
+        enrollment.verify_arrival(history, {keys_of("bank-b").identity.public.hex()})
 
 
 def test_member_that_is_not_the_same_is_new() -> None:
@@ -290,6 +373,20 @@ def test_coordinator_is_replaced_in_one_step() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3])
+def test_pair_and_three_rotate_with_both_keys(n: int) -> None:
+    """Their quorum is all of them, under the keys of the roster before and under those of the next."""
+    first = enrollment.next_roster(None, [request(name) for name in (*SITES[:n], "registry-x")])
+    rotated = enrollment.next_roster(first, [request("bank-b", 1, day=1)])
+    others = votes(rotated, SITES[1:n], ["bank-b"])
+    new, old = votes(rotated, ["bank-b"], generation=1), votes(rotated, ["bank-b"])
+    both = enrollment.signing_identities("bank-b", rotated, first)
+    assert {one.hex() for one in both} == {new[0].signer, old[0].signer}
+    enrollment.verify_next(first, enrollment.collect(rotated, [*others, *new, *old]))
+    with pytest.raises(SecurityError, match=f"{n - 1} participants of version 1 have signed"):
+        enrollment.verify_next(first, enrollment.collect(rotated, [*others, *new]))
+
+
+@pytest.mark.parametrize("n", [2, 3])
 def test_small_rosters_need_all_their_participants(n: int) -> None:
     first = enrollment.next_roster(None, [request(name) for name in (*SITES[:n], "registry-x")])
     added = enrollment.next_roster(first, [NEWCOMER])
@@ -300,8 +397,8 @@ def test_small_rosters_need_all_their_participants(n: int) -> None:
 
 def test_messages_and_certificates_of_one_key_never_look_alike() -> None:
     assert request("bank-b").to_sign()[0] == ALL_FIRST.signatures[0].to_sign()[0] == 0
-    authority = base64.b64decode(request("bank-b").authority)
-    assert x509.load_der_x509_certificate(authority).tbs_certificate_bytes[0] == 0x30
+    tls = certificate.issue(keys_of("bank-b").identity, "bank-b", "participant", NOW)
+    assert x509.load_pem_x509_certificate(tls.certificate).tbs_certificate_bytes[0] == 0x30
 
 
 SPOILT: dict[str, bytes] = {
@@ -311,6 +408,8 @@ SPOILT: dict[str, bytes] = {
     "a list": b"[]",
     "a key twice": request("bank-b").encode().replace(b'"box"', b'"name":"x-1","box"', 1),
     "another order": json.dumps(content()).encode(),
+    "another line end": request("bank-b").encode().replace(b"\n", b"\r\n"),
+    "a second line end": request("bank-b").encode() + b"\n",
     "white space": json.dumps(content(), indent=1, sort_keys=True).encode(),
     "an unknown field": json.dumps({**content(), "zz": 1}, sort_keys=True, separators=(",", ":")).encode(),
     "a number that is none": FIRST.encode().replace(b'"version":1', b'"version":NaN'),
@@ -339,7 +438,6 @@ def test_any_bytes_are_a_document_or_refused(data: bytes) -> None:
 def test_documents_survive_their_files() -> None:
     for document in (request("bank-b"), FIRST, ALL_FIRST, ALL_FIRST.signatures[0]):
         assert documents.decode_any(document.encode()) == document
-        assert documents.decode_any(document.encode().replace(b"\n", b"\r\n")) == document
     assert isinstance(documents.decode_any(ALL_FIRST.signatures[0].encode()), Vote)
 
 
@@ -349,5 +447,5 @@ def test_ceremony_document_has_the_labels_of_the_code() -> None:
         assert f"`{kind.model_fields['type'].default}`" in text
     tests = "".join(path.read_text() for path in Path(__file__).parents[2].rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", text)
-    assert len(named) == 7
+    assert len(named) == 10
     assert all(f"def {name}(" in tests for name in named)

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, MpctfError, SecurityError, UsageError
 from mpctf_secure.hazmat import passphrase
 from mpctf_secure.hazmat.passphrase import LIGHT, WrongPassphraseError
-from mpctf_secure.identity import ceremony, enrollment, keystore
-from mpctf_secure.identity.documents import MOST_BYTES, Organisation, SignedRoster
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity import ceremony, documents, enrollment, keystore
+from mpctf_secure.identity.documents import MOST_BYTES, Organisation, RosterBody, SignedRoster, Vote
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.ids import ParticipantName
 
@@ -115,7 +117,9 @@ def test_a_key_that_the_disk_had_no_room_for_is_not_there_at_all(
     assert len(keystore.identities(folders["bank-b"])) == 1
     assert keystore.pending(folders["bank-b"]) is None
     new = keystore.draw(folders["bank-b"], PHRASE, LIGHT)
-    assert keystore.pending(folders["bank-b"]) == new.identity.public
+    pending = keystore.pending(folders["bank-b"])
+    assert pending
+    assert pending.stem == new.identity.public.hex()
 
 
 def test_older_skipped_and_foreign_rosters_are_refused_and_the_installed_one_stays(folders: dict[str, Path]) -> None:
@@ -194,11 +198,49 @@ def test_rotation_ends_the_old_keys_once_a_roster_has_the_new_ones(folders: dict
     voters = [*((key, ["bank-b"]) for key in others), (old, []), (new, [])]
     keystore.install(folder, [enrollment.collect(body, [enrollment.vote(body, key, heard) for key, heard in voters])])
     assert keystore.identities(folder) == [new.identity.public]
-    retired = folder / f"{old.identity.public.hex()}.sealed"  # as from a backup
-    retired.write_bytes(b"")
     assert keystore.pending(folder) is None
-    retired.unlink()
     assert keystore.unseal(folder, PHRASE).identity.public == new.identity.public
+
+
+def test_roster_with_an_impostor_under_one_s_own_name_is_not_installed(folders: dict[str, Path]) -> None:
+    """All others have heard its thief's words, and signed; bank-b itself must not follow them."""
+    current, victim = keystore.installed(folders["bank-b"]), folders["bank-b"]
+    assert current
+    keys, old = Keys.of(bytes(range(96))), keystore.unseal(victim, PHRASE)
+    end = NOW + datetime.timedelta(days=90)
+    impostor = enrollment.make_request(keys, "bank-b", "participant", NOW, end, bytes(32), bytes(32))
+    body = enrollment.next_roster(current.roster, [impostor])
+    others = [keystore.unseal(folders[name], PHRASE) for name in ("hospital-a", "telecom-c")]
+    voters = [*((key, ["bank-b"]) for key in others), (old, []), (keys, [])]
+    signed = enrollment.collect(body, [enrollment.vote(body, key, heard) for key, heard in voters])
+    assert keystore.install(folders["hospital-a"], [signed]).version == 2
+    with pytest.raises(SecurityError, match="under your name, bank-b, is not yours"):
+        keystore.install(victim, [signed])
+    assert keystore.latest_version(victim) == 1
+
+
+def test_torn_key_of_a_run_is_refused_and_not_used(folders: dict[str, Path]) -> None:
+    """An empty one would make the rounding bits predictable."""
+    keystore.run_secret(folders["bank-b"], "run-1")
+    path = folders["bank-b"] / "rounds" / "run-1.run.key"
+    path.write_bytes(b"")
+    with pytest.raises(DecodeError, match="0 bytes instead of 32"):
+        keystore.run_secret(folders["bank-b"], "run-1")
+
+
+def test_longest_roster_that_members_can_sign_is_read_again(tmp_path: Path) -> None:
+    """Whoever could make it too long to be read would shut everybody out for good."""
+    names = tuple(f"{number:03}{'x' * 60}" for number in range(documents.MOST_MEMBERS))
+    key = SigningKey(bytes(32))
+    vote = Vote(roster="0" * 64, signer="0" * 64, heard=names, signature="0" * 128)
+    request = enrollment.make_request(
+        Keys(key, key, key), names[0], "coordinator", NOW, NOW + datetime.timedelta(days=9), bytes(32), bytes(32)
+    )
+    body = RosterBody(version=1, previous="0" * 64, expires=request.expires, members=(request,) * len(names))
+    longest = SignedRoster(roster=body, signatures=(vote,) * 2 * len(names))
+    assert len(longest.encode()) <= MOST_BYTES
+    with pytest.raises(ValidationError, match="at most 101"):
+        Vote(roster="0" * 64, signer="0" * 64, heard=(*names, "y"), signature="0" * 128)
 
 
 def test_expired_roster_is_no_good(folders: dict[str, Path]) -> None:
@@ -216,7 +258,7 @@ def test_huge_file_is_not_read_to_its_end(tmp_path: Path) -> None:
         keystore.load_any(path)
     with pytest.raises(DecodeError, match=f"larger than {MOST_BYTES} bytes"):
         keystore.load_document(path, SignedRoster)
-    with pytest.raises(EnvironmentUnfitError, match="No such file"):
+    with pytest.raises(UsageError, match="no such file"):
         keystore.load_any(tmp_path / "none.json")
 
 
@@ -228,7 +270,7 @@ def test_folder_without_keys_or_roster_says_what_is_missing(tmp_path: Path) -> N
     with pytest.raises(EnvironmentUnfitError, match="no roster is installed"):
         keystore.load_roster(folder)
     keystore.draw(folder, PHRASE, LIGHT)
-    with pytest.raises(EnvironmentUnfitError, match="2 private keys and no roster"):
+    with pytest.raises(EnvironmentUnfitError, match="2 sealed keys and no roster"):
         keystore.unseal(folder, PHRASE)
 
 

@@ -6,7 +6,8 @@ from simulator import STAGES, Attempt
 
 from mpctf_secure.errors import ParticipationError
 from mpctf_secure.hazmat.prg import CHUNK_BYTES
-from mpctf_secure.secagg.parameters import default_colluders, floor, threshold
+from mpctf_secure.quorum import default_colluders
+from mpctf_secure.secagg.parameters import floor, threshold
 
 SURVIVABLE = {
     "three of three survive": Attempt(3),

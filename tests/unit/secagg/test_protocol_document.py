@@ -12,18 +12,11 @@ from simulator import Attempt
 import mpctf_secure.secagg
 from mpctf_secure.hazmat import agreement, shamir
 from mpctf_secure.hazmat.encoding import Reader, decode_sequence, enc, enc_sequence
+from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.client import entropy_bytes
 from mpctf_secure.secagg.messages import Delivery, ShareMessage, SharePair, Signed, Survivors
-from mpctf_secure.secagg.parameters import (
-    MAX_ATTEMPTS,
-    MAX_COHORT,
-    PROTOCOL,
-    default_colluders,
-    default_quorum,
-    floor,
-    threshold,
-)
+from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, PROTOCOL, floor, threshold
 from mpctf_secure.secagg.transitions import CLIENT, SERVER
 
 TEXT = (Path(mpctf_secure.secagg.__file__).parent / "PROTOCOL.md").read_text()

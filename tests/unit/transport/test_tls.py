@@ -24,7 +24,7 @@ from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.transport.client import Channel
-from mpctf_secure.transport.server import listen
+from mpctf_secure.transport.server import _Methods, listen
 from mpctf_secure.transport.tls import OwnTls
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -72,8 +72,8 @@ class World:
 class Shows:
     """In the place of `OwnTls`: always the same key and certificate."""
 
-    def __init__(self, private: bytes, der: bytes) -> None:
-        self._key = TlsKey(private, der, NOW)
+    def __init__(self, private: bytes, pem: bytes) -> None:
+        self._key = TlsKey(private, pem, NOW)
 
     def current(self) -> TlsKey:
         return self._key
@@ -85,7 +85,13 @@ def serve(
     async def main() -> None:
         listener = await listen("127.0.0.1:0", roster, tls, Echo())
         loop = asyncio.get_running_loop()
-        ready(f"127.0.0.1:{listener.port}", lambda other: loop.call_soon_threadsafe(listener.use, other) and None)
+
+        def use(other: Roster) -> None:
+            done = threading.Event()
+            loop.call_soon_threadsafe(lambda: (listener.use(other), done.set()))
+            assert done.wait(10)
+
+        ready(f"127.0.0.1:{listener.port}", use)
         await asyncio.to_thread(stop.wait)
         await listener.stop(0)
 
@@ -160,7 +166,7 @@ def test_tls_key_cannot_mint_a_certificate(world: World) -> None:
     """bank-b's TLS key, once stolen, is good for a day; it may not sign itself another."""
     own = world.tls("bank-b").current()
     issuer_key = serialization.load_pem_private_key(own.private, None)
-    issuer = x509.load_der_x509_certificate(own.certificate)
+    issuer = x509.load_pem_x509_certificate(own.certificate)
     child_key = ec.generate_private_key(ec.SECP256R1())
     child = (
         x509.CertificateBuilder()
@@ -175,7 +181,7 @@ def test_tls_key_cannot_mint_a_certificate(world: World) -> None:
     pem = child_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    shown = Shows(pem, child.public_bytes(serialization.Encoding.DER))
+    shown = Shows(pem, child.public_bytes(serialization.Encoding.PEM))
     with pytest.raises(EnvironmentUnfitError, match="no connection"):
         world.channel("hospital-a", shown).exchange(b"hello")
 
@@ -258,10 +264,45 @@ def spoken(world: World, version: ssl.TLSVersion, certificate_file: Path | None)
 
 def test_only_tls_1_3_with_a_certificate_is_answered(world: World, tmp_path: Path) -> None:
     pair, own = tmp_path / "pair.pem", world.tls("bank-b").current()
-    pair.write_bytes(own.private + certificate.to_pem(own.certificate))
+    pair.write_bytes(own.private + own.certificate)
     assert spoken(world, ssl.TLSVersion.TLSv1_3, pair) == "TLSv1.3"
     assert spoken(world, ssl.TLSVersion.TLSv1_2, pair) is None
     assert spoken(world, ssl.TLSVersion.TLSv1_3, None) is None
+
+
+CALLS: dict[str, tuple[str, bytes, str | None]] = {
+    "a participant in TLS 1.3": ("bank-b", b"TLSv1.3", None),
+    "a participant in TLS 1.2, should gRPC ever let one in": ("bank-b", b"TLSv1.2", "not TLS 1.3"),
+    "the coordinator's own certificate": ("coordinator", b"TLSv1.3", "only participants may call"),
+}
+
+
+@pytest.mark.parametrize(("name", "version", "why"), CALLS.values(), ids=CALLS.keys())
+def test_every_call_is_checked_again(world: World, name: str, version: bytes, why: str | None) -> None:
+    """What the handshake stops today may pass it tomorrow; here gRPC's word for a connection is put in its mouth."""
+
+    class Call:
+        def auth_context(self) -> dict[str, list[bytes]]:
+            return {"ssl_tls_version": [version], "x509_pem_cert": [world.tls(name).current().certificate]}
+
+    methods = _Methods(world.roster, world.tls("coordinator"), Echo())
+    if why is None:
+        assert methods._peer(Call()).name == name
+        return
+    with pytest.raises(SecurityError, match=why):
+        methods._peer(Call())
+
+
+def test_expired_roster_serves_nobody_at_either_end(tmp_path: Path) -> None:
+    with serving(tmp_path) as world:
+        channel = world.channel("bank-b")
+        assert channel.exchange(b"hello") == b"bank-b:hello"
+        expired = replace(world.roster, expires=NOW)
+        with pytest.raises(SecurityError, match="roster version 1 expired"):
+            Channel(world.address, expired, world.tls("bank-b")).exchange(b"hello")
+        world.use(expired)
+        with pytest.raises(SecurityError, match="coordinator: roster version 1 expired"):
+            channel.exchange(b"hello")
 
 
 def test_wrong_address_ends_with_a_clear_error(world: World) -> None:
