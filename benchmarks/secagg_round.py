@@ -46,7 +46,7 @@ SHAPE = (16, 4096)
 class ReadyJob:
     """A training job that has its update ready."""
 
-    rows, truncated, hardware = 64, 0, "none"
+    rows, truncated, hardware_text = 64, 0, "nothing"
 
     def __init__(self, spec: object, work: Path) -> None:
         count = int((work / "tensors").read_text())
@@ -126,7 +126,7 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
         training=Training(), data=Data(size=64), aggregation=Aggregation(), privacy=Privacy(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
-    coordinator = Coordinator(proposal, Timeouts(), roster, keys.identity, folder / "spool", lambda *_, **__: None)
+    coordinator = Coordinator(proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None)
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
         Coordinator._aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]
