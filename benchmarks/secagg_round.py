@@ -126,7 +126,9 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
         training=Training(), data=Data(size=64), aggregation=Aggregation(), privacy=Privacy(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
-    coordinator = Coordinator(proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None)
+    coordinator = Coordinator(
+        proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None
+    )
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
         Coordinator._aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]
