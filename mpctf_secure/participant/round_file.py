@@ -55,10 +55,12 @@ class RoundFile:
 
     def _open(self, position: Path, number: int) -> None:
         if number > _read_position(position):
-            # In this order: a crash in between leaves a round that is lost, never one that starts anew.
-            files.replace(position, str(number).encode())
+            # In this order: nothing leaves before the last step, so what a crash left of the first ones is void.
+            keystore.destroy_round_key(self._keys, self._key_name)
+            self._path.unlink(missing_ok=True)
             keystore.create_round_key(self._keys, self._key_name)
             files.create(self._path, b"")
+            files.replace(position, str(number).encode())
         self._key = self._load_key()
         self.entries = list(self._recover())
         self._count = len(self.entries)

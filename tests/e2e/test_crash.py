@@ -9,7 +9,6 @@ from durable import KilledClient
 from simulator import Attempt
 
 from mpctf_secure.hazmat.kdf import sha256
-from mpctf_secure.participant.round_file import LostRoundError
 
 MOST_WRITES = 20
 VICTIM = 1
@@ -26,7 +25,6 @@ def run_with_kill(home: Path, at: int, when: str) -> tuple[Attempt, KilledClient
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_write_it_repeats_itself_and_the_sum_is_exact(tmp_path: Path, when: str) -> None:
-    lost = []
     for at in itertools.count():
         assert at < MOST_WRITES, "it never got through"
         attempt, client = run_with_kill(tmp_path / str(at), at, when)
@@ -37,11 +35,6 @@ def test_killed_at_any_write_it_repeats_itself_and_the_sum_is_exact(tmp_path: Pa
             assert [request[0] for request, _ in client.answers] == EVENTS
             if not client.killed:
                 break
-        except LostRoundError:
-            # While it joined, before anything left, it cannot tell a start from a loss: it sits the round out.
-            assert client.answers == []
-            lost.append(at)
         finally:
             client.close()
     assert at >= 12
-    assert len(lost) <= 3

@@ -243,7 +243,7 @@ def test_busy_port_is_named(tmp_path: Path) -> None:
     assert result.returncode == 3
     lines = [line for line in result.stderr.splitlines() if not line.startswith("E")]
     assert lines[0] == f"error: cannot listen on {address}"
-    assert lines[1].startswith("hint: the port is in use")
+    assert lines[1].startswith("hint: is the address one of this machine's")
     assert not [*tmp_path.rglob("*.key"), *tmp_path.rglob("*.sealed")]
 
 
