@@ -24,15 +24,11 @@ def announcement(context: Context) -> Announce:
     return Announce(context.round, context.attempt, context.cohort, context.first_cohort)
 
 
-_open: dict[Path, RoundFile] = {}
-
-
 def open_attempts(home: Path, key: SigningKey, first: Context) -> Attempts:
     """The round as it lies on disk; `first` is the context of attempt 1."""
-    (home / "keys").mkdir(parents=True, exist_ok=True)
-    if home in _open:
-        _open.pop(home)._lock.close()  # as the end of a process does
-    file = _open[home] = RoundFile(home / "work", home / "keys", first.run_id, first.contract_hash, first.round)
+    for folder in ("keys", "work"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    file = RoundFile(home / "work", home / "keys", first.run_id, first.contract_hash, first.round)
 
     def context_of(announce: Announce) -> Context:
         return first if announce.attempt == 1 else first.retry(announce.attempt, announce.cohort)

@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from mpctf_secure import __version__
 from mpctf_secure.attestation.hardening import harden
 from mpctf_secure.cli import enroll
+from mpctf_secure.cli import runs as runs_commands
 from mpctf_secure.cli.harden import show
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
@@ -33,6 +34,7 @@ class Compare(StrEnum):
 
 
 app.add_typer(enroll.app, name="enroll")
+app.add_typer(runs_commands.app, name="runs")
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,8 +94,9 @@ def join(
     check: Annotated[
         bool, typer.Option("--check", help="Only look whether this site is fit, with a training step.")
     ] = False,
+    once: Annotated[bool, typer.Option("--once", help="End with the run instead of waiting for the next.")] = False,
 ) -> None:
-    """Take part in a run as the participant that a site file describes.
+    """Wait for runs, and take part as the participant that a site file describes, until interrupted.
 
     Example: mpctf-secure join site.yaml
     """
@@ -104,7 +107,7 @@ def join(
         examine_site(site_file, TRIAL, Format.TEXT)
     from mpctf_secure.cli.join import join_run  # noqa: PLC0415 - --help must not wait for grpc
 
-    join_run(site_file, passphrase_fd)
+    join_run(site_file, passphrase_fd, once=once)
 
 
 @app.command()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mpctf_secure.cli.local_sites import Material
+from mpctf_secure.cli.plan import Plan
 from mpctf_secure.cli.screen import Screen
-from mpctf_secure.config.run import RunConfig
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.partition.slices import fixed_size, round_slice
 from mpctf_secure.rounds.contract import Proposal
@@ -22,13 +22,12 @@ from mpctf_secure.training.data import load_rows
 Accuracies = dict[str, float]
 
 
-def evaluate(
-    config: RunConfig, proposal: Proposal, material: Material, folder: Path, compare: Sequence[str], screen: Screen
-) -> Accuracies | None:
+def evaluate(plan: Plan, folder: Path, screen: Screen) -> Accuracies | None:
     """Accuracy by variant, None where the run has no test set; "alone" is trained at the same rows and steps."""
-    if material.test is None:
+    config, material = plan.config, plan.material
+    if material is None or material.test is None:
         return None
-    variants = list(_variants(proposal, material, folder, compare))
+    variants = list(_variants(plan.proposal, material, folder, plan.compare))
     screen.line(f"scoring {', '.join(str(variant['name']) for variant in variants)} on the held-out rows")
     request = {
         "model": str(material.model),

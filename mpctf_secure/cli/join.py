@@ -12,15 +12,15 @@ from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import InterruptedRunError
 from mpctf_secure.identity import keystore
-from mpctf_secure.participant.agent import join
+from mpctf_secure.participant.agent import join, serve
 
 
-def join_run(site_file: Path, passphrase_fd: int | None) -> None:
-    """Open the keys and take part."""
+def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
+    """Open the keys and take part, in one run or in one after the other."""
     site = load_site(site_file)
     signal.signal(signal.SIGTERM, _interrupt)
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
-    join(site, keys, lambda line: typer.echo(one_line(line)))
+    (join if once else serve)(site, keys, lambda line: typer.echo(one_line(line)))
 
 
 def load_site(site_file: Path) -> SiteConfig:

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import datetime
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
+from mpctf_secure import files
 from mpctf_secure.cli.models import find_model
 from mpctf_secure.config import load
 from mpctf_secure.config.run import BUILTIN, RunConfig
@@ -29,6 +32,7 @@ INTENTS = f"{BUILTIN}intents"
 TINY_LLAMA = f"{BUILTIN}tiny-llama"
 COORDINATOR = ParticipantName("coordinator")
 _INTENT_TEST_ROWS = 216
+_PHRASE = "passphrase"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ class Material:
     model: Path
     data: dict[str, Path]
     test: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file."""
+        data = {name: str(path) for name, path in self.data.items()}
+        return {"model": str(self.model), "data": data, "test": self.test and str(self.test)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """What `to_json` made."""
+        data = {name: Path(path) for name, path in content["data"].items()}
+        return cls(Path(content["model"]), data, Path(content["test"]) if content["test"] else None)
 
 
 def prepare(config: RunConfig, folder: Path, beside: Path) -> Material:
@@ -95,6 +110,22 @@ def destroy_keys(config: RunConfig, folder: Path) -> None:
     """The keys of an ephemeral ceremony are good for nothing after its run."""
     for name in (*config.participants.names, COORDINATOR):
         keystore.destroy(keys_folder(folder, name))
+    (folder / _PHRASE).unlink(missing_ok=True)
+
+
+def make_phrase(folder: Path) -> bytes:
+    """The passphrase of an ephemeral ceremony's keys: beside them, for nobody else is to be kept out of a trial."""
+    phrase = secrets.token_hex(32).encode()
+    files.create(folder / _PHRASE, phrase)
+    return phrase
+
+
+def load_phrase(folder: Path) -> bytes:
+    """The passphrase of a run that is gone on with; UsageError where its keys were destroyed at its end."""
+    try:
+        return (folder / _PHRASE).read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder.name} has ended, its keys are destroyed", hint="start another run") from error
 
 
 def keys_folder(folder: Path, name: str) -> Path:
@@ -133,7 +164,7 @@ class Fleet:
             (home / "site.yaml").write_text(load.dump(site), encoding="utf-8")
             with _readable(self._phrase) as descriptor:
                 argv = [sys.executable, "-m", "mpctf_secure", "join", str(home / "site.yaml")]
-                argv += ["--passphrase-fd", str(descriptor)]
+                argv += ["--once", "--passphrase-fd", str(descriptor)]
                 environment = {"OMP_NUM_THREADS": threads}
                 self._children[name] = children.spawn(argv, home / "join.log", environment, keep=[descriptor])
 

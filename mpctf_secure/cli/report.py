@@ -38,7 +38,7 @@ def build(
         "participants": list(proposal.participants),
         "quorum": proposal.quorum,
         "privacy": {"strategy": proposal.privacy.strategy, "statement": NO_PRIVACY},
-        "rounds": [record.to_dict() for record in coordinator.rounds] if coordinator else [],
+        "rounds": coordinator.reports if coordinator else [],
         "held_out_accuracy": accuracies,
         "versions": {"mpctf-secure": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
         "hardware": {"machine": platform.machine(), "processors": os.cpu_count(), "python": platform.python_version()},

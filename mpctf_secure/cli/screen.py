@@ -13,7 +13,7 @@ from mpctf_secure.cli.report import NO_PRIVACY
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.monitoring.events import Event
 
-_QUIET = {"contract_closed", "round_started", "run_ended", "stage_closed"}
+_QUIET = {"run_interrupted", "contract_closed", "round_started", "run_ended", "stage_closed"}
 
 
 class Screen:
@@ -74,6 +74,7 @@ def _listed(value: Any) -> Any:
 _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
+    "veto": "{participant} refuses the run: {reason}",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
     "roster_changed": "roster version {version} is in force; out of this run: {gone}",

@@ -9,16 +9,18 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Never, TypeVar
 
-from mpctf_secure.cli import passphrase, report
+from mpctf_secure.cli import local_sites, passphrase, report
 from mpctf_secure.cli.compare import evaluate
-from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, Material, destroy_keys, hold_ceremony, keys_folder, prepare
+from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, destroy_keys, hold_ceremony, keys_folder, prepare
 from mpctf_secure.cli.models import builtin_config
+from mpctf_secure.cli.plan import STOP, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
+from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.runtime import Coordinator
-from mpctf_secure.errors import InterruptedRunError, MpctfError, UsageError
+from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
@@ -34,17 +36,17 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 T = TypeVar("T")
 
 _ENDING_SECONDS = 20.0
-_ROSTER_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+RESUME = "mpctf-secure runs resume goes on"
 
 
 class _Parties(NamedTuple):
-    """Who is in, the coordinator's own keys and their folder; a fleet and its material where participants are local."""
+    """Who is in, the coordinator's own keys and their folder; a fleet where participants are local."""
 
     roster: Roster
     keys: Keys
     home: Path
     fleet: Fleet | None
-    material: Material | None
 
 
 def start_run(
@@ -59,33 +61,41 @@ def start_run(
     """The whole command; raises the MpctfError that ended the run after everything is written and every child gone."""
     path = run_file or builtin_config("demo")
     config = load.load(path, RunConfig, overrides)
-    proposed = _cohort_rules(config)
+    rules = _cohort_rules(config)
     beside = path.resolve().parent
-    enrolled = _enrolled(config, beside, compare, passphrase_fd) if config.participants.enrolled else None
+    enrolled = _enrolled(config, beside / config.keys, compare, passphrase_fd) if config.participants.enrolled else None
     folder = runs.resolve() / f"{config.run}-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
     screen = Screen(quiet=as_json)
     screen.line(f"run folder {folder}")
-    if enrolled:
-        _run_prepared(config, proposed, enrolled, folder, compare, screen, as_json=as_json)
-        return
     try:
-        material = prepare(config, folder, beside)
+        material = None if enrolled else prepare(config, folder, beside)
+        parties = enrolled or _local(config, folder, screen)
     except BaseException:
         shutil.rmtree(folder)
         raise
-    try:
-        parties = _local(config, folder, material, screen)
-        _run_prepared(config, proposed, parties, folder, compare, screen, as_json=as_json)
-    finally:
-        destroy_keys(config, folder)
+    proposal = _propose(config, folder.name, parties.roster, rules)
+    plan = Plan(config, proposal, parties.home, material, tuple(compare))
+    plan.save(folder)
+    _run(plan, parties, folder, screen, as_json=as_json)
 
 
-def _enrolled(config: RunConfig, beside: Path, compare: Sequence[str], passphrase_fd: int | None) -> _Parties:
+def resume_run(folder: Path, passphrase_fd: int | None, *, as_json: bool) -> None:
+    """Go on with a run that has not ended, as if it had never been interrupted."""
+    plan = Plan.load(folder)
+    screen = Screen(quiet=as_json)
+    screen.line(f"run folder {folder}")
+    phrase = None if plan.config.participants.enrolled else local_sites.load_phrase(folder)
+    keys = keystore.unseal(plan.home, phrase or passphrase.read(passphrase_fd))
+    roster = keystore.load_roster_of(plan.home, bytes.fromhex(plan.proposal.roster_hash))
+    fleet = Fleet(plan.config, folder, phrase) if phrase else None
+    _run(plan, _Parties(roster, keys, plan.home, fleet), folder, screen, as_json=as_json)
+
+
+def _enrolled(config: RunConfig, home: Path, compare: Sequence[str], passphrase_fd: int | None) -> _Parties:
     """Participants that come from elsewhere: all in the installed roster, as this coordinator is."""
     if compare:
         raise UsageError("--compare trains on the participants' rows", hint="only with local participants")
-    home = beside / config.keys
     owner = keystore.organisation(home)
     if owner.role != "coordinator":
         raise UsageError(f"{home}: keys of {owner.name}, who is no coordinator", hint="the coordinator starts runs")
@@ -95,52 +105,52 @@ def _enrolled(config: RunConfig, beside: Path, compare: Sequence[str], passphras
     if strangers := sorted(set(config.participants.enrolled) - known):
         raise UsageError(
             f"participants: {', '.join(strangers)} not in roster version {roster.version}",
-            hint=f"it has {', '.join(sorted(known))}",
+            hint=f"its participants are {', '.join(sorted(known))}",
         )
-    keys = keystore.unseal(home, passphrase.read(passphrase_fd))
-    return _Parties(roster, keys, home, None, None)
+    return _Parties(roster, keystore.unseal(home, passphrase.read(passphrase_fd)), home, None)
 
 
-def _local(config: RunConfig, folder: Path, material: Material, screen: Screen) -> _Parties:
-    phrase = secrets.token_hex(32).encode()
+def _local(config: RunConfig, folder: Path, screen: Screen) -> _Parties:
+    phrase = local_sites.make_phrase(folder)
     roster, keys = hold_ceremony(config, folder, utc_now(), phrase)
     screen.line(
         f"ephemeral local ceremony: fresh keys, a roster of {len(roster.members)} that all signed, "
         f"hash {roster.hash.hex()[:16]}…"
     )
-    return _Parties(roster, keys, keys_folder(folder, COORDINATOR), Fleet(config, folder, phrase), material)
+    return _Parties(roster, keys, keys_folder(folder, COORDINATOR), Fleet(config, folder, phrase))
 
 
-def _run_prepared(
-    config: RunConfig,
-    proposed: tuple[int, int],
-    parties: _Parties,
-    folder: Path,
-    compare: Sequence[str],
-    screen: Screen,
-    *,
-    as_json: bool,
-) -> None:
-    roster, material = parties.roster, parties.material
-    proposal = _propose(config, folder.name, roster, proposed)
-    events = EventLog(folder / "events.jsonl", utc_now)
-    events.listeners.append(screen.show)
-    run = _Run(config, proposal, parties, folder, events)
-    accuracies, failure = None, None
-    try:
-        with screen:
-            asyncio.run(run.main())
-            accuracies = evaluate(config, proposal, material, folder, compare, screen) if material else None
-    except (MpctfError, KeyboardInterrupt, asyncio.CancelledError) as error:
-        failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint="start it again")
-        failure.culprits = tuple(roster.named(failure.culprits))
-    content = report.build(run.coordinator, proposal, folder, accuracies, failure)
-    report.write(folder, content)
-    if run.coordinator and run.coordinator.contract:
-        report.write_contract(folder, run.coordinator.contract)
-    events.record("run_ended", exit_code=failure.exit_code if failure else 0)
-    events.close()
-    screen.summary(content, folder, as_json=as_json)
+def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json: bool) -> None:
+    with contextlib.closing(Journal(folder)) as journal:
+        if journal.ended:
+            raise UsageError(
+                f"{folder.name} has ended: {journal.ended.reason}", hint="mpctf-secure start begins another"
+            )
+        events = EventLog(folder / "events.jsonl", utc_now)
+        events.listeners.append(screen.show)
+        run = _Run(plan, parties, folder, events, journal)
+        accuracies, failure = None, None
+        try:
+            with screen:
+                asyncio.run(run.main())
+                accuracies = evaluate(plan, folder, screen)
+        except (MpctfError, KeyboardInterrupt, asyncio.CancelledError) as error:
+            failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint=RESUME)
+            failure.culprits = tuple(parties.roster.named(failure.culprits))
+        content = report.build(run.coordinator, plan.proposal, folder, accuracies, failure)
+        report.write(folder, content)
+        if run.coordinator and run.coordinator.contract:
+            report.write_contract(folder, run.coordinator.contract)
+        if failure is None:
+            journal.end(Ended(0, "done"))
+        elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:
+            journal.end(Ended(failure.exit_code, failure.message))  # nobody has joined: there is nothing to go on with
+        if journal.ended and parties.fleet:
+            destroy_keys(plan.config, folder)
+        kind = "run_ended" if journal.ended else "run_interrupted"
+        events.record(kind, exit_code=failure.exit_code if failure else 0)
+        events.close()
+        screen.summary(content, folder, as_json=as_json)
     if failure:
         raise failure
 
@@ -177,34 +187,35 @@ def _propose(config: RunConfig, run_id: str, roster: Roster, rules: tuple[int, i
 class _Run:
     """The part inside the event loop."""
 
-    def __init__(
-        self, config: RunConfig, proposal: Proposal, parties: _Parties, folder: Path, events: EventLog
-    ) -> None:
-        self._config, self._proposal, self._parties = config, proposal, parties
-        self._folder, self._events = folder, events
+    def __init__(self, plan: Plan, parties: _Parties, folder: Path, events: EventLog, journal: Journal) -> None:
+        self._plan, self._parties = plan, parties
+        self._folder, self._events, self._journal = folder, events, journal
         self.coordinator: Coordinator | None = None
 
     async def main(self) -> None:
         """Listen, start local participants, run all rounds, write the adapter; ends with no child left."""
         _cancel_on_sigterm()
-        parties = self._parties
+        parties, config, proposal = self._parties, self._plan.config, self._plan.proposal
         work = self._folder / "spool"
-        work.mkdir()
+        work.mkdir(exist_ok=True)
+        timeouts = config.timeouts
+        if parties.fleet:
+            # A local participant that ended does not come back.
+            timeouts = timeouts.model_copy(update={"absence": 0.0})
         self.coordinator = Coordinator(
-            self._proposal, self._config.timeouts, parties.roster, parties.keys.identity, work, self._events.record
+            proposal, timeouts, parties.roster, parties.keys.identity, work, self._events.record, self._journal
         )
         tls = OwnTls(parties.keys.identity, parties.roster.coordinator)
-        listener = await listen(self._config.listen, parties.roster, tls, self.coordinator.reception)
-        address = f"{self._config.listen.rpartition(':')[0]}:{listener.port}"
+        listener = await listen(config.listen, parties.roster, tls, self.coordinator.reception)
         try:
-            self._events.record(
-                "run_started", run=self._proposal.run_id, participants=self._proposal.participants, listens_at=address
-            )
+            address = f"{config.listen.rpartition(':')[0]}:{listener.port}"
+            names = proposal.participants
+            self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
             with self._local_participants(address, self.coordinator.reception):
-                contract, state = await _first(
-                    self.coordinator.run(), self._follow_roster(listener, self.coordinator.reception)
-                )
-            self._save(contract, state)
+                watch = self._watch(listener, self.coordinator)
+                contract, state = await _first(self.coordinator.run(), watch)
+                self._save(contract, state)
+                self.coordinator.reception.end("the run is over")
             if parties.fleet:
                 await asyncio.to_thread(parties.fleet.finish, _ENDING_SECONDS)
         finally:
@@ -214,34 +225,45 @@ class _Run:
 
     @contextlib.contextmanager
     def _local_participants(self, address: str, reception: Reception) -> Iterator[None]:
-        fleet, material = self._parties.fleet, self._parties.material
-        if fleet is None or material is None:
+        fleet, material = self._parties.fleet, self._plan.material
+        if fleet is None or material is None or len(reception.finished) == self._plan.proposal.rounds:
             yield
             return
         fleet.start(material, address)
         with fleet.watched(reception.lose):
             yield
 
-    async def _follow_roster(self, listener: Listener, reception: Reception) -> Never:
-        """Put a newer installed roster in force within seconds: who is not in it any more is out of the run."""
-        version = self._parties.roster.version
+    async def _watch(self, listener: Listener, coordinator: Coordinator) -> Never:
+        """Within seconds: put a newer installed roster in force, and end the run if `runs stop` asks for it."""
+        version = 0
         while True:
-            await asyncio.sleep(_ROSTER_SECONDS)
-            if keystore.latest_version(self._parties.home) <= version:
-                continue
-            roster = keystore.load_roster(self._parties.home)
-            version = roster.version
-            gone = [m.name for m in self._parties.roster.participants if m.identity not in roster.roles]
-            self._events.record("roster_changed", version=version, hash=roster.hash.hex(), gone=gone)
-            for name in gone:
-                if name in self._proposal.participants:
-                    reception.lose(name, f"not in roster version {version} under the identity of this run")
-            listener.use(roster)
+            if (self._folder / STOP).exists():
+                coordinator.stop("stopped by its operator")
+                raise InterruptedRunError("stopped by its operator", hint="mpctf-secure start begins another")
+            if keystore.latest_version(self._parties.home) > version:
+                version = self._use_newest(listener, coordinator)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _use_newest(self, listener: Listener, coordinator: Coordinator) -> int:
+        """Whoever is not in it any more, under the identity of this run, is out of the run."""
+        roster = keystore.load_roster(self._parties.home)
+        if roster.version == self._parties.roster.version:
+            return roster.version
+        gone = [m for m in self._parties.roster.participants if m not in roster.members]
+        names = [member.name for member in gone]
+        self._events.record("roster_changed", version=roster.version, hash=roster.hash.hex(), gone=names)
+        for member in gone:
+            if member.name in self._plan.proposal.participants:
+                coordinator.reception.ban(member.identity, f"not in roster version {roster.version}")
+        listener.use(roster)
+        return roster.version
 
     def _save(self, contract: Contract, state: State) -> None:
-        unfinished = self._folder / "adapter.part"
+        unfinished, target = self._folder / "adapter.part", self._folder / "adapter"
+        shutil.rmtree(unfinished, ignore_errors=True)
         save_adapter_folder(unfinished, state.adapter, contract.tensors, contract.lora, contract.base_model)
-        unfinished.rename(self._folder / "adapter")
+        shutil.rmtree(target, ignore_errors=True)  # of a start that was interrupted after this
+        unfinished.rename(target)
 
 
 async def _first(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, Never]) -> T:

@@ -119,6 +119,8 @@ class Timeouts(Frozen):
     join: Seconds = 600
     training: Seconds = 24 * 3600
     stage: Seconds = 120
+    absence: Annotated[float, Field(ge=0)] = 3600
+    """How long a run waits while fewer than a quorum are there; then it can be resumed."""
 
 
 class RunConfig(Frozen):

@@ -30,5 +30,7 @@ class SiteConfig(Frozen):
     keys: Path = Path("keys")
     """This site's private keys and the roster."""
     work: Path = Path("work")
-    """Logs and sockets of the training job."""
+    """Logs of the training job, and what this site must still know of its runs after a crash."""
+    patience: Annotated[float, Field(gt=0)] = 600
+    """Seconds after which a coordinator that has never answered is given up."""
     policy: Policy = Policy()

@@ -1,13 +1,22 @@
-"""A gate: one stage at which participants arrive with a message and wait until all may pass."""
+"""A gate: one stage at which participants arrive with a message and wait until all may pass.
+
+Rules of this file:
+- Whatever an answer may depend on is logged first: a message before its sender counts, a closing before anything
+  follows from it. A restarted coordinator is fed its log: `take` and `close_as` do what `enter` and time did.
+- Nobody says two things: the same message again gets the same answer, another one is refused.
+- A closed gate accepts nothing. Who comes then, again or late, only waits for the answer.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from mpctf_secure.coordinator.journal import Closed, GateKey, Message, Row
+from mpctf_secure.errors import SecurityError
 from mpctf_secure.ids import IdentityKey
 
-M = TypeVar("M")
+_LOOK_SECONDS = 0.5
 
 
 class Answer(NamedTuple):
@@ -20,20 +29,30 @@ class Answer(NamedTuple):
 SKIP = Answer("skip", b"")
 
 
-class Gate(Generic[M]):
-    """Collects one message from each awaited member, then answers all of them; late ones get `otherwise`.
+class Gate:
+    """Collects one message from each expected member, then answers all of them; late ones get `otherwise`."""
 
-    A message may come again after its answer was lost: it is checked again and gets the same answer.
-    """
-
-    def __init__(self, awaited: Iterable[IdentityKey], accept: Callable[[IdentityKey, M], None]) -> None:
-        self.awaited = set(awaited)
+    def __init__(
+        self,
+        key: GateKey,
+        expected: Iterable[IdentityKey],
+        accept: Callable[[IdentityKey, bytes], None],
+        log: Callable[[Row], None] = lambda _: None,
+        live: asyncio.Event | None = None,
+    ) -> None:
+        self.key = key
+        self.awaited = set(expected)
         self.closed = False
         self.left: dict[IdentityKey, str] = {}
         """Who was awaited and is no more, and why."""
-        self._limits: set[asyncio.Timeout] = set()
+        self.seconds = 0.0
+        self._expected = frozenset(self.awaited)
         self._accept = accept
-        self._arrived: dict[IdentityKey, M] = {}
+        self._log = log
+        self._live = live
+        self._opened = asyncio.get_running_loop().time()
+        self._limits: set[asyncio.Timeout] = set()
+        self._arrived: dict[IdentityKey, bytes] = {}
         self._changed = asyncio.Event()
         self._replies: asyncio.Future[Callable[[IdentityKey], Answer]] = asyncio.get_running_loop().create_future()
 
@@ -43,21 +62,28 @@ class Gate(Generic[M]):
         return list(self._arrived)
 
     @property
-    def messages(self) -> list[M]:
+    def messages(self) -> list[bytes]:
         """What they brought."""
         return list(self._arrived.values())
 
-    async def enter(self, sender: IdentityKey, message: M) -> Answer:
-        """Hand in a message and wait for the answer; raises what `accept` raises.
+    @property
+    def age(self) -> float:
+        """Seconds since it was opened."""
+        return asyncio.get_running_loop().time() - self._opened
 
-        Once the gate is closed nothing is accepted any more, for the protocol has moved on; whoever comes then, again
-        or late, only waits for the answer.
-        """
-        if not self.closed and (sender in self.awaited or sender in self._arrived):
-            self._accept(sender, message)
-            self._arrived[sender] = message
-            self.awaited.discard(sender)
-            self._changed.set()
+    def expects(self, sender: IdentityKey) -> bool:
+        """Whether a message of this member would still be taken, for the first time or again."""
+        return not self.closed and sender in self._expected
+
+    async def enter(self, sender: IdentityKey, message: bytes) -> Answer:
+        """Hand in a message and wait for the answer; raises what `accept` raises."""
+        if self.expects(sender):
+            if self._arrived.get(sender, message) != message:
+                raise SecurityError(f"a second, different {self.key.label} message", culprits=[sender.hex()])
+            if sender not in self._arrived:
+                self._accept(sender, message)
+                self._log(Message(self.key, sender, message))
+                self._count(sender, message)
         return await self.wait(sender)
 
     async def wait(self, sender: IdentityKey) -> Answer:
@@ -65,26 +91,30 @@ class Gate(Generic[M]):
         reply = await asyncio.shield(self._replies)
         return reply(sender)
 
+    def take(self, sender: IdentityKey, message: bytes) -> None:
+        """A message from the log."""
+        self._accept(sender, message)
+        self._count(sender, message)
+
+    def close_as(self, left: Mapping[IdentityKey, str], seconds: float) -> None:
+        """A closing from the log, whatever time says and whoever has left since."""
+        self.left, self.seconds = dict(left), seconds
+        self._close()
+
     def drop(self, member: IdentityKey, reason: str) -> None:
-        """Wait for this one no longer."""
+        """Wait for this one no longer; it may still come while the gate is open."""
         if member in self.awaited:
             self.awaited.discard(member)
             self.left[member] = reason
             self._changed.set()
 
-    async def collect(self, seconds: float, least: int) -> bool:
-        """Close when all have arrived, when fewer than `least` still can, or when the time is up (then True)."""
-        try:
-            # Not wait_for: before Python 3.12 it can swallow a cancellation that comes together with the event.
-            async with asyncio.timeout(seconds):
-                while self.awaited and len(self.arrived) + len(self.awaited) >= least:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            return True
-        finally:
-            self._close()
-        return False
+    async def collect(self, seconds: float, least: int) -> None:
+        """Close when all have arrived, when fewer than `least` still can, or when the time is up."""
+        await self._until(lambda: not self.awaited or len(self._arrived) + len(self.awaited) < least, seconds)
+
+    async def gather(self, done: Callable[[], bool], seconds: float) -> None:
+        """Close when all have arrived, when `done` says so, which is asked again and again, or when the time is up."""
+        await self._until(lambda: self._expected <= self._arrived.keys() or done(), seconds)
 
     def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:
         """Let everybody pass. Only the first answer counts."""
@@ -102,7 +132,44 @@ class Gate(Generic[M]):
             finally:
                 self._limits.discard(limit)
 
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Wait for the log first, if there is one to be fed from; what it closed is not logged again."""
+        await self._replayed()
+        if self.closed:
+            return
+        late = False
+        try:
+            # Not wait_for: before Python 3.12 it can swallow a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                while not done():
+                    await self._change()
+        except TimeoutError:
+            late = True
+        self.seconds = round(self.age, 3)
+        # Who is still awaited where it was not the time that ended the stage is nobody's loss: too few were left.
+        self.left |= dict.fromkeys(self.awaited, f"no answer in {seconds:g} s") if late else {}
+        self._log(Closed(self.key, self.left, self.seconds))
+        self._close()
+
+    async def _replayed(self) -> None:
+        while self._live is not None and not self._live.is_set() and not self.closed:
+            await self._change()
+
+    async def _change(self) -> None:
+        """Until something happens here, or for a moment: what `done` asks may have changed elsewhere."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._changed.wait()
+
+    def _count(self, sender: IdentityKey, message: bytes) -> None:
+        self._arrived[sender] = message
+        self.awaited.discard(sender)
+        self.left.pop(sender, None)
+        self._changed.set()
+
     def _close(self) -> None:
         self.closed = True
+        self._changed.set()
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())

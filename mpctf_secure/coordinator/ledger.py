@@ -1,6 +1,5 @@
 """What a round leaves for report.json."""
 
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +22,10 @@ class RoundRecord:
     attempts: int = 0
     void: str | None = None
     summary: RoundSummary | None = None
-    _stage_began: float = field(default_factory=time.monotonic)
 
-    def stage_done(self, stage: str) -> float:
-        """Add the time since the last call to `stage`; returns it in seconds."""
-        now = time.monotonic()
-        took, self._stage_began = round(now - self._stage_began, 3), now
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + took
-        return took
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """A stage took so long, in one of the round's attempts."""
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
 
     def to_dict(self) -> dict[str, Any]:
         """For report.json."""

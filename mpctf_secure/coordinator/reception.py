@@ -2,26 +2,34 @@
 
 import asyncio
 import contextlib
+import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
+from mpctf_secure.coordinator.journal import Attempt, Banned, Closed, Finished, GateKey, Journal, Message, Row
 from mpctf_secure.coordinator.ledger import RoundRecord
 from mpctf_secure.coordinator.spool import Spool
-from mpctf_secure.errors import SecurityError
-from mpctf_secure.hazmat.encoding import Reader
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress
+from mpctf_secure.rounds.messages import Announce, Caught, Fetch, Position, Progress
+from mpctf_secure.rounds.state import State, adapter_chunks
 from mpctf_secure.secagg.messages import Signed
 
 NOTED = Answer("noted", b"")
+VETO = "refuses the run: "
 _KEPT_ROUNDS = 2
+_PRESENT_SECONDS = 60.0
+_REPLAY_SECONDS = 600.0
 _PROGRESS_SECONDS = 0.2
+_MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
 
@@ -64,16 +72,29 @@ class News:
 class Reception:
     """The handler behind `transport.server`. What the stages mean is decided in `runtime`."""
 
-    def __init__(self, proposal: Proposal, roster: Roster, key: SigningKey, record: Record) -> None:
+    def __init__(self, proposal: Proposal, roster: Roster, key: SigningKey, record: Record, journal: Journal) -> None:
         self.active = {m.identity for m in roster.participants if m.name in proposal.participants}
-        self.gone: dict[IdentityKey, str] = {}
+        self.banned: dict[IdentityKey, str] = {}
+        """Out of the run for good, and why."""
+        self.lost: dict[IdentityKey, str] = {}
+        """Known to have left, and why; whoever calls again is back."""
+        self.finished = journal.finished()
+        self.state: State | None = None
+        """After the last finished round: for those who were away."""
+        self.live = asyncio.Event()
+        """Set once the journal is replayed."""
         self.spools: dict[bytes, Spool] = {}
         self.traffic = RoundRecord(0)
         self._proposal = proposal
         self._roster = roster
         self._key = key
         self._record = record
-        self._gates: dict[tuple[str, bytes, int], Gate[Any]] = {}
+        self._journal = journal
+        self._attempts: dict[tuple[int, int], tuple[IdentityKey, ...]] = {}
+        self._calls: Counter[IdentityKey] = Counter()
+        self._heard: dict[IdentityKey, float] = {}
+        self._gates: dict[GateKey, Gate] = {}
+        self._gate_opened, self._row_read = asyncio.Event(), asyncio.Event()
         self._news: dict[int, News] = {}
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
         self._progress_at: dict[str, float] = {}
@@ -84,18 +105,21 @@ class Reception:
         label: str,
         ctx: bytes,
         number: int,
-        awaited: Iterable[IdentityKey],
-        accept: Callable[[IdentityKey, Any], None],
-    ) -> Gate[Any]:
-        """A new gate for messages with this label and context; participants that are gone are not awaited."""
-        gate: Gate[Any] = Gate(set(awaited) - set(self.gone), accept)
-        self._gates[label, ctx, number] = gate
+        expected: Iterable[IdentityKey],
+        accept: Callable[[IdentityKey, bytes], None],
+    ) -> Gate:
+        """A new gate for messages with this label and context; who is lost is not awaited, and may still come."""
+        gate = Gate(GateKey(label, ctx, number), set(expected) - set(self.banned), accept, self._log, self.live)
+        for member, reason in self.lost.items():
+            gate.drop(member, reason)
+        self._gates[gate.key] = gate
+        self._gate_opened.set()
         return gate
 
     def open_round(self, number: int) -> None:
         """Let the round's outcome be asked for; forget old gates but the transitions, which late sites still need."""
         self._news[number] = News()
-        for old in [key for key in self._gates if 0 < key[2] <= number - _KEPT_ROUNDS and key[0] != "transition"]:
+        for old in [key for key in self._gates if 0 < key.round <= number - _KEPT_ROUNDS]:
             del self._gates[old]
 
     def tell(self, number: int, news: Announce | Outcome) -> None:
@@ -103,19 +127,92 @@ class Reception:
         self._news[number].tell(news)
 
     def end_attempt(self, ctx: bytes) -> None:
-        """Nothing more is taken for this attempt; whoever waits in it is sent to ask for news."""
-        for (_, gate_ctx, _), gate in self._gates.items():
-            if gate_ctx == ctx:
+        """Nothing more is taken for this attempt; whoever waits in it is sent to ask for news. Its uploads go."""
+        for key, gate in self._gates.items():
+            if key.ctx == ctx:
                 gate.answer({})
         if spool := self.spools.pop(ctx, None):
             spool.clear()
 
     def lose(self, name: str, reason: str) -> None:
-        """A participant is known to have left: no stage waits for it any more."""
+        """A participant is known to have left: no stage waits for it until it is back."""
         member = next(member for member in self._roster.participants if member.name == name)
-        self.gone.setdefault(member.identity, reason)
+        self.lost[member.identity] = reason
+        self._drop(member.identity, reason)
+
+    def ban(self, member: IdentityKey, reason: str) -> None:
+        """A participant is out of the run for good."""
+        if member not in self.banned:
+            self._log(Banned(member, reason))
+            self._apply_ban(member, reason)
+
+    def present(self, member: IdentityKey) -> bool:
+        """Whether it has a call open, or was heard a short while ago; after a start everybody was."""
+        since = asyncio.get_running_loop().time() - self._heard.setdefault(member, asyncio.get_running_loop().time())
+        return member not in self.lost and (self._calls[member] > 0 or since < _PRESENT_SECONDS)
+
+    async def decided(self, number: int, attempt: int) -> None:
+        """Wait until the journal has said who is in an attempt, or has nothing more to say."""
+        while (number, attempt) not in self._attempts and not self.live.is_set():
+            self._row_read.clear()
+            await self._row_read.wait()
+
+    def decide(self, row: Attempt) -> tuple[IdentityKey, ...]:
+        """The cohort of an attempt: as the journal has it, else as it is proposed here."""
+        if (row.round, row.number) not in self._attempts:
+            self._log(row)
+            self._attempts[row.round, row.number] = row.cohort
+        return self._attempts[row.round, row.number]
+
+    def finish(self, row: Finished, state: State) -> None:
+        """A round is over; asked about it from now on, the answer is `behind`, or the certificate."""
+        self._journal.finish(row)
+        self.finished.append(row)
+        self.state = state
+
+    async def replay(self) -> None:
+        """Feed the journal's rows to the gates, in their order; from then on calls are taken.
+
+        A row that does not fit was not written by this program about this run: the journal is damaged.
+        """
+        try:
+            async with asyncio.timeout(_REPLAY_SECONDS):
+                for row in self._journal.rows():
+                    await self._replay(row)
+                    self._row_read.set()
+        except (SecurityError, TimeoutError) as error:
+            raise EnvironmentUnfitError("the run's journal does not fit together", hint=str(error)) from error
+        self.live.set()
+        self._row_read.set()
+
+    async def _replay(self, row: Row) -> None:
+        match row:
+            case Message(key, sender, body):
+                (await self._gate(key)).take(sender, body)
+            case Closed(key, left, seconds):
+                (await self._gate(key)).close_as(left, seconds)
+            case Banned(member, reason):
+                self._apply_ban(member, reason)
+            case Attempt(number, attempt, cohort):
+                self._attempts[number, attempt] = cohort
+
+    async def _gate(self, key: GateKey) -> Gate:
+        while key not in self._gates:
+            self._gate_opened.clear()
+            await self._gate_opened.wait()
+        return self._gates[key]
+
+    def _log(self, row: Row) -> None:
+        if self.live.is_set():
+            self._journal.add(row)
+
+    def _apply_ban(self, member: IdentityKey, reason: str) -> None:
+        self.banned[member] = reason
+        self._drop(member, reason)
+
+    def _drop(self, member: IdentityKey, reason: str) -> None:
         for gate in self._gates.values():
-            gate.drop(member.identity, reason)
+            gate.drop(member, reason)
 
     def end(self, reason: str) -> None:
         """The run is over: whoever still waits, or comes later, is told so."""
@@ -131,38 +228,55 @@ class Reception:
 
     async def exchange(self, peer: Member, request: bytes) -> bytes:
         """One message of one participant: find its gate, wait there, sign the answer."""
+        await self.live.wait()
         with Reader(request) as reader:
             label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
         self.traffic.bytes_up[peer.name] += len(request)
-        answer = await self._answer(peer, label, ctx, message)
+        with self._heard_from(peer):
+            answer = await self._answer(peer, label, ctx, message)
         reply = self._reply(ctx, answer)
         self.traffic.bytes_down[peer.name] += len(reply)
         return reply
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
         """Spool a masked input, then wait at the gate like with any message. One stream a member: the newest."""
+        await self.live.wait()
         with Reader(await anext(pieces, b"")) as opening:
             ctx, size = opening.bytes(32), opening.integer()
-        gate = self._find("upload", ctx, None)
-        if gate is None or ctx not in self.spools:
-            return self.sign(SKIP.label, ctx, SKIP.body)
-        if gate.closed or peer.identity not in {*gate.awaited, *gate.arrived}:
-            return self._reply(ctx, await gate.wait(peer.identity))
+        with self._heard_from(peer):
+            return self._reply(ctx, await self._receive(peer, ctx, size, pieces))
+
+    async def _receive(self, peer: Member, ctx: bytes, size: int, pieces: AsyncIterator[bytes]) -> Answer:
+        gate, spool = self._find("upload", ctx, None), self.spools.get(ctx)
+        if gate is None or spool is None:
+            return SKIP
+        if not gate.expects(peer.identity):
+            return await gate.wait(peer.identity)
         with self._newest_stream(peer):
             try:
                 with self._refusing(peer):
                     async with gate.while_open():
-                        upload = await self.spools[ctx].receive(pieces, size)
+                        upload = await spool.receive(pieces, size)
             except TimeoutError:
-                return self._reply(ctx, await gate.wait(peer.identity))
+                return await gate.wait(peer.identity)
             if upload is None:
-                return b""  # to nobody: the connection is gone
+                return SKIP  # to nobody: the connection is gone
             self.traffic.bytes_up[peer.name] += upload.size
-            try:
+            with spool.holding(peer.identity, upload):
                 signed = Signed.decode(upload.trailer)
-                return self._reply(ctx, await self._enter(gate, peer, "upload", ctx, upload, signed))
-            finally:
-                upload.path.unlink(missing_ok=True)  # it is still there if it was not kept
+                return await self._enter(gate, peer, "upload", ctx, enc(upload.trailer, upload.digest), signed)
+
+    @contextlib.contextmanager
+    def _heard_from(self, peer: Member) -> Iterator[None]:
+        """It is there while its call is."""
+        member = peer.identity
+        self.lost.pop(member, None)
+        self._calls[member] += 1
+        try:
+            yield
+        finally:
+            self._calls[member] -= 1
+            self._heard[member] = asyncio.get_running_loop().time()
 
     @contextlib.contextmanager
     def _newest_stream(self, peer: Member) -> Iterator[None]:
@@ -179,22 +293,43 @@ class Reception:
                 del self._uploading[peer.identity]
 
     async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
-        """What became of a round, once the peer cannot know it yet: an attempt, or the outcome."""
+        """What became of a round, as soon as there is something; or the state, for one who was away."""
+        await self.live.wait()
         message = Signed.decode(request)
-        self._check_sender(peer, message, "fetch", message.ctx)
-        fetch = Fetch.decode(message.body)
-        if fetch.position.round not in self._news:
-            raise SecurityError(f"there is no round {fetch.position.round}", culprits=[peer.name])
-        news = await self._news[fetch.position.round].after(fetch.attempt, peer.identity)
+        with self._heard_from(peer):
+            if message.label == "behind":
+                self._check_sender(peer, message, "behind", message.ctx)
+                pieces: Iterable[bytes] = self._state_after(message.ctx, Position.decode(message.body).round)
+            else:
+                self._check_sender(peer, message, "fetch", message.ctx)
+                pieces = await self._news_of(peer, message.ctx, Fetch.decode(message.body))
+            for piece in pieces:
+                self.traffic.bytes_down[peer.name] += len(piece)
+                yield piece
+
+    def _state_after(self, ctx: bytes, number: int) -> Iterator[bytes]:
+        """The last finished state, if it is later than `number`, and all outcomes since then."""
+        if self.state is None or self.state.round <= number:
+            yield self.sign("current", ctx, b"")
+            return
+        missed = [row.outcome for row in self.finished if row.round > number]
+        caught = Caught(self.state.header, len(missed), self.finished[-1].certificate)
+        yield self.sign("state", ctx, caught.encode())
+        yield from missed
+        yield from adapter_chunks(self.state.adapter)
+
+    async def _news_of(self, peer: Member, ctx: bytes, fetch: Fetch) -> Iterable[bytes]:
+        number = fetch.position.round
+        if number <= len(self.finished) and number not in self._news:
+            return [self.sign("behind", ctx, b"")]
+        if number not in self._news:
+            raise SecurityError(f"there is no round {number}", culprits=[peer.name])
+        news = await self._news[number].after(fetch.attempt, peer.identity)
         if isinstance(news, Announce):
-            yield self.sign("announce", message.ctx, news.encode())
-        elif isinstance(news, Answer):
-            yield self._reply(message.ctx, news)
-        else:
-            yield news.header
-            for chunk in news.chunks():
-                self.traffic.bytes_down[peer.name] += len(chunk)
-                yield chunk
+            return [self.sign("announce", ctx, news.encode())]
+        if isinstance(news, Answer):
+            return [self._reply(ctx, news)]
+        return itertools.chain([news.header], news.chunks())
 
     def _reply(self, ctx: bytes, answer: Answer) -> bytes:
         return self.sign(answer.label, ctx, answer.body)
@@ -206,6 +341,20 @@ class Reception:
     async def _answer(self, peer: Member, label: str, ctx: bytes, message: bytes) -> Answer:
         # The signed part of `shares` is inside, with the boxes behind it.
         signed = Signed.decode(Reader(message).bytes() if label == "shares" else message)
+        if answer := self._answer_at_once(peer, label, ctx, signed):
+            return answer
+        number = Position.decode(signed.body).round if label in _POSITIONED else None
+        gate = self._find(label, ctx, number)
+        if gate:
+            return await self._enter(gate, peer, label, ctx, message, signed)
+        self._check_sender(peer, signed, label, signed.ctx)
+        if label in _OF_AN_ATTEMPT or (number and number <= len(self.finished)):
+            # So late that its gate is forgotten.
+            return Answer("next", self.finished[number - 1].certificate) if number and label == "transition" else SKIP
+        raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
+
+    def _answer_at_once(self, peer: Member, label: str, ctx: bytes, signed: Signed) -> Answer | None:
+        """What belongs to no gate; and everything, once the run is over."""
         match label:
             case "hello":
                 if signed.ctx != self._roster.hash:
@@ -216,20 +365,16 @@ class Reception:
                     )
                 self._check_sender(peer, signed, label, self._roster.hash)
                 return Answer("proposal", self._proposal.encode())
-            case "progress" if self._ended is None:
+            case "veto":
+                self._check_sender(peer, signed, label, self._roster.hash)
+                self._note_veto(peer, signed.body)
+            case "alive" | "progress" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
-                self._note_progress(peer, Progress.decode(signed.body))
-                return NOTED
-        if self._ended is not None:
-            return self._abort
-        number = Position.decode(signed.body).round if label in _POSITIONED else None
-        gate = self._find(label, ctx, number)
-        if gate:
-            return await self._enter(gate, peer, label, ctx, message, signed)
-        self._check_sender(peer, signed, label, signed.ctx)
-        if label in _OF_AN_ATTEMPT or (label == "ready" and number is not None and number < max(self._news, default=0)):
-            return SKIP  # so late that its gate is forgotten
-        raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
+                if label == "progress":
+                    self._note_progress(peer, Progress.decode(signed.body))
+            case _:
+                return None if self._ended is None else self._abort
+        return NOTED
 
     def _note_progress(self, peer: Member, progress: Progress) -> None:
         """A few events a second from one participant at the most, whatever it sends."""
@@ -238,13 +383,17 @@ class Reception:
             self._progress_at[peer.name] = now
             self._record("progress", participant=peer.name, **vars(progress))
 
-    def _find(self, label: str, ctx: bytes, number: int | None) -> Gate[Any] | None:
-        matches = (gate for (a, b, n), gate in self._gates.items() if (a, b) == (label, ctx) and number in {None, n})
+    def _note_veto(self, peer: Member, reason: bytes) -> None:
+        """Who does not want the run is not waited for; its operator's reason reaches ours."""
+        text = reason[:_MOST_REASON].decode(errors="replace")
+        self._record("veto", participant=peer.name, reason=text)
+        self._drop(peer.identity, f"{VETO}{text}")
+
+    def _find(self, label: str, ctx: bytes, number: int | None) -> Gate | None:
+        matches = (gate for key, gate in self._gates.items() if key[:2] == (label, ctx) and number in {None, key.round})
         return next(matches, None)
 
-    async def _enter(
-        self, gate: Gate[Any], peer: Member, label: str, ctx: bytes, message: Any, signed: Signed
-    ) -> Answer:
+    async def _enter(self, gate: Gate, peer: Member, label: str, ctx: bytes, message: bytes, signed: Signed) -> Answer:
         self._check_sender(peer, signed, label, ctx)
         with self._refusing(peer):
             return await gate.enter(peer.identity, message)
@@ -256,7 +405,7 @@ class Reception:
             yield
         except SecurityError as error:
             self._record("refused", participant=peer.name, reason=error.message)
-            self.lose(peer.name, f"refused: {error.message}")
+            self.ban(peer.identity, f"refused: {error.message}")
             raise
 
     def _check_sender(self, peer: Member, message: Signed, label: str, ctx: bytes) -> None:
@@ -265,6 +414,6 @@ class Reception:
             raise SecurityError("message is not signed by who sent it", culprits=[peer.name])
         if peer.identity not in self.active:
             raise SecurityError(f"{peer.name} is not in this run", culprits=[peer.name])
-        if peer.identity in self.gone:
-            raise SecurityError(f"{peer.name} is out of this run: {self.gone[peer.identity]}", culprits=[peer.name])
+        if peer.identity in self.banned:
+            raise SecurityError(f"{peer.name} is out of this run: {self.banned[peer.identity]}", culprits=[peer.name])
         message.verify(label, ctx)

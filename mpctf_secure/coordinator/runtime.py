@@ -1,22 +1,32 @@
 """The coordinator: opens gates, closes them on time, and lets the state machine of secure aggregation do the rest.
 
 One event loop, no locks: between answering one gate and opening the next nothing is awaited, so whoever passes a gate
-finds the next one open. What is published is on disk before anybody gets it.
+finds the next one open. What is published is on disk before anybody gets it. After a restart the same code goes on from
+the last finished round, its gates fed from the journal (RECOVERY.md section 1).
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from mpctf_secure import files
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
+from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.reception import NOTED, Outcome, Reception
-from mpctf_secure.coordinator.spool import Spool, Upload
-from mpctf_secure.errors import MpctfError, ParticipationError, SecurityError, UsageError
-from mpctf_secure.hazmat.encoding import enc_sequence
+from mpctf_secure.coordinator.reception import NOTED, VETO, Outcome, Reception
+from mpctf_secure.coordinator.spool import Spool
+from mpctf_secure.errors import (
+    EnvironmentUnfitError,
+    InterruptedRunError,
+    MpctfError,
+    ParticipationError,
+    SecurityError,
+    UsageError,
+)
+from mpctf_secure.hazmat.encoding import Reader, enc_sequence
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
@@ -42,14 +52,21 @@ from mpctf_secure.secagg.transitions import ServerState
 
 GO, ACK = Answer("go", b""), Answer("ack", b"")
 _MOST_REASON = 250  # characters, at most four bytes each
+_RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
+T = TypeVar("T")
 
 
-class Finished(NamedTuple):
-    """A round's end: the state it leads to, what everybody is told, and the gate where the releasers wait."""
+class AbsentError(ParticipationError):
+    """Too few are there at the moment: the run has not ended, and can be gone on with."""
+
+
+class Ending(NamedTuple):
+    """A round's end: the state it leads to, what is published and how, and the gate where the releasers wait."""
 
     state: State
+    body: bytes
     outcome: Outcome
-    release: Gate[bytes] | None = None
+    release: Gate | None = None
 
 
 def announcement(context: Context) -> Announce:
@@ -61,33 +78,96 @@ class Coordinator:
     """One run; `reception` is what listens for it."""
 
     def __init__(
-        self, proposal: Proposal, timeouts: Timeouts, roster: Roster, key: SigningKey, folder: Path, record: Record
+        self,
+        proposal: Proposal,
+        timeouts: Timeouts,
+        roster: Roster,
+        key: SigningKey,
+        folder: Path,
+        record: Record,
+        journal: Journal,
     ) -> None:
-        self.reception = Reception(proposal, roster, key, record)
+        self.reception = Reception(proposal, roster, key, self._tell, journal)
         self.rounds: list[RoundRecord] = []
+        """Those of this process."""
         self.contract: Contract | None = None
         self._proposal = proposal
         self._timeouts = timeouts
         self._roster = roster
         self._folder = folder
-        self._record = record
+        self._listener = record
+        self._journal = journal
         self._facts: dict[IdentityKey, Facts] = {}
         self._round = RoundRecord(0)
 
     async def run(self) -> tuple[Contract, State]:
-        """The whole run: what was agreed and the final state. MpctfError says why there is none."""
-        reason = "the run is over"
+        """The whole run, or what is left of it: what was agreed and the final state. MpctfError says why there is none.
+
+        What another start may mend, and an interruption, do not end the run; nobody is told.
+        """
         try:
-            contract = await self._agree()
-            state = initial_state(contract)
-            for _ in range(contract.rounds):
-                state = await self._run_round(contract, state)
-            return contract, state
-        except BaseException as error:
-            reason = error.message if isinstance(error, MpctfError) else "the coordinator stopped"
+            return await self._replayed(self._run())
+        except (AbsentError, EnvironmentUnfitError):
+            raise
+        except MpctfError as error:
+            self._end(error.exit_code, error.message)
+            raise
+
+    def stop(self, reason: str) -> None:
+        """End the run before its time, for good."""
+        self._end(InterruptedRunError.exit_code, reason)
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        """Every round as report.json has it, also those of earlier processes."""
+        done = [row.record for row in self.reception.finished]
+        return done if self._round.round <= len(done) else [*done, self._round.to_dict()]
+
+    async def _replayed(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which the journal is fed to."""
+        running, replay = asyncio.create_task(work), asyncio.create_task(self.reception.replay())
+        replay.add_done_callback(lambda task: running.cancel() if task.cancelled() or task.exception() else None)
+        try:
+            return await running
+        except asyncio.CancelledError:
+            if replay.done() and not replay.cancelled() and (error := replay.exception()):
+                raise error from None
             raise
         finally:
-            self.reception.end(reason)
+            running.cancel()
+            replay.cancel()
+
+    def _end(self, code: int, reason: str) -> None:
+        if self._journal.ended is None:
+            self._journal.end(Ended(code, reason))
+        self.reception.end(reason)
+
+    async def _run(self) -> tuple[Contract, State]:
+        contract = await self._agree()
+        state = self._last_state(contract)
+        while state.round < contract.rounds:
+            state = await self._run_round(contract, state)
+        return contract, state
+
+    def _last_state(self, contract: Contract) -> State:
+        done = len(self.reception.finished)
+        if done == 0:
+            return initial_state(contract)
+        path = self._state_path(done)
+        try:
+            return State.from_bytes(path.read_bytes())
+        except (OSError, SecurityError) as error:
+            raise EnvironmentUnfitError(
+                f"{path}: no state of round {done}: {error}", hint="restore the file"
+            ) from error
+
+    def _state_path(self, number: int) -> Path:
+        return self._folder / f"round-{number}.state"
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        """Events that are replayed were told before."""
+        if self.reception.live.is_set():
+            self._listener(kind, **fields)
 
     async def _agree(self) -> Contract:
         everyone = self.reception.active
@@ -97,8 +177,11 @@ class Coordinator:
         accept = self.reception.open("accept", contract.run_context, 0, everyone, lambda *_: None)
         facts.answer({}, otherwise=Answer("contract", contract.encode()))
         await self._collect_everyone(accept, "accepted the contract", self._timeouts.stage)
-        self._record("contract_closed", contract_hash=contract.hash.hex(), base_model_hash=contract.base_model_hash)
-        self._ready = self._open_round(contract, initial_state(contract))
+        self._tell("contract_closed", contract_hash=contract.hash.hex(), base_model_hash=contract.base_model_hash)
+        state = self._last_state(contract)
+        self.reception.state = state if state.round else None
+        if state.round < contract.rounds:
+            self._ready = self._open_round(contract, state)
         accept.answer({}, otherwise=GO)
         return contract
 
@@ -116,12 +199,12 @@ class Coordinator:
         self.contract = Contract(**self._proposal.model_dump(), base_model_hash=base, tensors=tensors)
         return self.contract
 
-    def _open_round(self, contract: Contract, state: State) -> Gate[bytes]:
+    def _open_round(self, contract: Contract, state: State) -> Gate:
         number = state.round + 1
         self.reception.open_round(number)
         return self._open_positioned("ready", contract, number, state)
 
-    def _open_positioned(self, label: str, contract: Contract, number: int, state: State) -> Gate[bytes]:
+    def _open_positioned(self, label: str, contract: Contract, number: int, state: State) -> Gate:
         """A gate for those who hold this very state; another state convicts one of the two ends."""
         expected = Position(number, state.hash(contract))
 
@@ -136,8 +219,8 @@ class Coordinator:
         number, ready = state.round + 1, self._ready
         self._round = self.reception.traffic = RoundRecord(number)
         self.rounds.append(self._round)
-        self._record("round_started", round=number)
-        await self._collect(ready, "training", self._timeouts.training, self._proposal.quorum)
+        self._tell("round_started", round=number)
+        await self._gather(ready, "training", self._proposal.quorum)
         cohort = tuple(sorted(ready.arrived))
         self._check_cohort(cohort)
         self._round.cohort = self._names(cohort)
@@ -149,9 +232,10 @@ class Coordinator:
             try:
                 finished = await self._attempt(contract, state, server, ready)
             except (ParticipationError, SecurityError) as error:
-                self.reception.end_attempt(context.digest())
+                await self.reception.decided(number, context.attempt + 1)
                 following = self._next_context(server)
-                self._record("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
+                self._tell("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
+                self.reception.end_attempt(context.digest())
                 if following is None:
                     finished = self._void(contract, state, context, error)
                     break
@@ -162,43 +246,48 @@ class Coordinator:
 
     def _next_context(self, server: Server) -> Context | None:
         """The next attempt's context; None where there may be none: shares were asked for, or too few are left."""
-        context = server.context
-        left = tuple(member for member in context.cohort if member not in self.reception.gone)
+        context, gone = server.context, self.reception.banned.keys() | self.reception.lost.keys()
+        left = tuple(member for member in context.cohort if member not in gone)
         opened = server.state in {ServerState.RELEASES, ServerState.OPENED}
         if opened or len(left) < context.floor or context.attempt == MAX_ATTEMPTS:
-            return None
-        return context.retry(context.attempt + 1, left)
+            left = ()
+        cohort = self.reception.decide(Attempt(context.round, context.attempt + 1, left))
+        return context.retry(context.attempt + 1, cohort) if cohort else None
 
-    def _void(self, contract: Contract, state: State, context: Context, error: MpctfError) -> Finished:
+    def _void(self, contract: Contract, state: State, context: Context, error: MpctfError) -> Ending:
         """The round has no sum: the model stays, and a dealer who is proved to have spoilt it is out."""
         proof, convicted = b"", None
         if isinstance(error, BadDealerError):
             proof, convicted = error.proof.encode(), error.dealer
-            self.reception.lose(self._name(convicted), f"convicted: {error.message}")
+            self.reception.ban(convicted, f"convicted: {error.message}")
         try:
             following = void_state(contract, state, convicted)
         except ParticipationError as last:
             raise ParticipationError(f"{last.message}: {error.message}", culprits=error.culprits) from error
         self._round.void = error.message
-        self._record("round_void", round=following.round, reason=error.message, convicted=bool(proof))
-        void = Void(announcement(context), error.message[:_MOST_REASON], proof)
-        header = self.reception.sign("void", contract.run_context, void.encode())
-        return Finished(following, Outcome(header))
+        void = Void(announcement(context), error.message[:_MOST_REASON], proof).encode()
+        self._tell("round_void", round=following.round, reason=error.message, convicted=bool(proof))
+        header = self.reception.sign("void", contract.run_context, void)
+        return Ending(following.after(void), void, Outcome(header))
 
-    async def _attempt(self, contract: Contract, state: State, server: Server, ready: Gate[bytes]) -> Finished:
+    async def _attempt(self, contract: Contract, state: State, server: Server, ready: Gate) -> Ending:
         """One attempt and its sum, which is on disk before anybody gets it."""
         context = server.context
         spool = Spool(self._folder / f"round-{context.round}-{context.attempt}", context)
         self.reception.spools[context.digest()] = spool
         release, left = await self._aggregate(server, spool, ready)
         path = self._folder / f"round-{context.round}.sum"
+        began = asyncio.get_running_loop().time()
         digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
         total = Sum(*spool.load_sum(path), context.first_cohort, server.survivors)
         following = await asyncio.to_thread(self._next_state, contract, state, total)
+        self._round.add_seconds("open the sum", asyncio.get_running_loop().time() - began)
         self._note_sum(context, server.survivors, total, digest)
-        publication = Publication(announcement(context), server.survivors, digest)
-        header = self.reception.sign("publication", contract.run_context, publication.encode())
-        return Finished(following, Outcome(header, partial(spool.read_sum, path)), release)
+        publication = Publication(announcement(context), server.survivors, digest).encode()
+        header = self.reception.sign("publication", contract.run_context, publication)
+        return Ending(
+            following.after(publication), publication, Outcome(header, partial(spool.read_sum, path)), release
+        )
 
     def _next_state(self, contract: Contract, state: State, total: Sum) -> State:
         try:
@@ -209,25 +298,25 @@ class Coordinator:
                 f"{error.message}; a participant put in what none may, and masks hide which"
             ) from error
 
-    async def _aggregate(
-        self, server: Server, spool: Spool, ready: Gate[bytes]
-    ) -> tuple[Gate[bytes], tuple[masks.Mask, ...]]:
+    async def _aggregate(self, server: Server, spool: Spool, ready: Gate) -> tuple[Gate, tuple[masks.Mask, ...]]:
         """The stages of an attempt, up to the masks that are left on the sum; the last gate stays shut."""
         context, ctx, number = server.context, server.context.digest(), server.context.round
 
-        def keep(sender: IdentityKey, upload: Upload) -> None:
-            server.accept_upload(upload.trailer, upload.digest)
-            spool.keep(sender, upload)
+        def keep(sender: IdentityKey, message: bytes) -> None:
+            with Reader(message) as reader:
+                trailer, digest = reader.bytes(), reader.bytes()
+            server.accept_upload(trailer, digest)
+            spool.keep(sender)
 
         def complain(sender: IdentityKey, message: bytes) -> None:
             dealer, proved = server.accept_complaint(message)
             names = {"participant": self._name(sender), "dealer": self._name(dealer)}
-            self._record("box_refused", round=number, attempt=context.attempt, **names)
+            self._tell("box_refused", round=number, attempt=context.attempt, **names)
             uploads.drop(sender, f"refused the box of {names['dealer']}")
             if proved:
-                self.reception.lose(names["dealer"], "more participants than may collude refused its boxes")
+                self.reception.ban(dealer, "more participants than may collude refused its boxes")
 
-        def stage(label: str, accept: Callable[[IdentityKey, Any], None]) -> Gate[Any]:
+        def stage(label: str, accept: Callable[[IdentityKey, bytes], None]) -> Gate:
             return self.reception.open(label, ctx, number, server.expected, accept)
 
         advert = stage("advert", lambda _, message: server.accept_advert(message))
@@ -256,7 +345,7 @@ class Coordinator:
         await self._collect(release, "unmask", self._timeouts.stage, context.threshold)
         return release, server.close_releases()
 
-    def _announce(self, context: Context, ready: Gate[bytes]) -> None:
+    def _announce(self, context: Context, ready: Gate) -> None:
         """Attempt 1 is the answer to `ready`; later ones are news of the round."""
         announce = announcement(context)
         if context.attempt == 1:
@@ -267,9 +356,8 @@ class Coordinator:
     def _note_sum(self, context: Context, survivors: tuple[IdentityKey, ...], total: Sum, digest: bytes) -> None:
         record, summary = self._round, summarise(total)
         record.survivors, record.summary = self._names(survivors), summary
-        record.stage_done("open the sum")
         training = record.seconds["training"]
-        self._record(
+        self._tell(
             "sum_opened",
             round=context.round,
             survivors=record.survivors,
@@ -281,22 +369,26 @@ class Coordinator:
             aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
         )
 
-    async def _close_round(self, contract: Contract, context: Context, finished: Finished) -> State:
+    async def _close_round(self, contract: Contract, context: Context, finished: Ending) -> State:
         """Tell the outcome, wait until the participants hold the same state, and open the next round."""
         state = finished.state
         transition = self._open_positioned("transition", contract, state.round, state)
         self.reception.tell(state.round, finished.outcome)
         if finished.release:
             finished.release.answer({}, otherwise=ACK)
-        await self._collect(transition, "transition", self._timeouts.stage, contract.agreement)
+        await self._gather(transition, "transition", contract.agreement)
         if len(transition.arrived) < contract.agreement:
             void = f"; it is void: {self._round.void}" if self._round.void else ""
-            raise ParticipationError(f"round {state.round}: too few participants hold the next state{void}")
-        self._record("round_finished", round=state.round, state_hash=state.hash(contract).hex())
+            raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=_RESUME)
+        await asyncio.to_thread(files.replace, self._state_path(state.round), state.to_bytes())
+        certificate = enc_sequence(transition.messages)
+        self.reception.finish(Finished(state.round, finished.body, certificate, self._round.to_dict()), state)
+        self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
         self.reception.end_attempt(context.digest())
+        self._state_path(state.round - 1).unlink(missing_ok=True)
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
-        transition.answer({}, otherwise=Answer("next", enc_sequence(transition.messages)))
+        transition.answer({}, otherwise=Answer("next", certificate))
         return state
 
     def _check_cohort(self, cohort: tuple[IdentityKey, ...]) -> None:
@@ -305,46 +397,74 @@ class Coordinator:
             check_cohort(len(cohort), members, colluders=proposal.colluders, quorum=proposal.quorum)
         except ParticipationError as error:
             lost = sorted(
-                {*self._names(self.reception.gone), *(entry["participant"] for entry in self._round.dropouts)}
+                {*self._names(self.reception.banned), *(entry["participant"] for entry in self._round.dropouts)}
             )
-            raise ParticipationError(
+            raise AbsentError(
                 f"round {self._round.round}: {members - len(lost)} of {members} participants "
                 f"are left, the contract asks for {proposal.quorum}; lost: {', '.join(lost)}",
-                hint="report.json says at which stage and why",
+                hint=_RESUME,
                 culprits=lost,
             ) from error
 
-    async def _collect(self, gate: Gate[Any], stage: str, seconds: float, least: int) -> None:
+    async def _collect(self, gate: Gate, stage: str, seconds: float, least: int) -> None:
         """Wait at a gate; whoever is missing afterwards is a dropout of this stage."""
-        late = await gate.collect(seconds, least)
-        took = self._round.stage_done(stage)
-        # Who is still awaited where it was not the time that ended the stage is nobody's loss: too few were left.
-        silent = dict.fromkeys(gate.awaited, f"no answer in {seconds:g} s") if late else {}
-        for member, reason in sorted({**gate.left, **silent}.items()):
-            self._drop(member, stage, reason)
-        self._record("stage_closed", round=self._round.round, stage=stage, arrived=len(gate.arrived), seconds=took)
+        await gate.collect(seconds, least)
+        self._note_stage(gate, stage)
 
-    async def _collect_everyone(self, gate: Gate[Any], deed: str, seconds: float) -> None:
-        late = await gate.collect(seconds, len(self.reception.active))
-        silent = dict.fromkeys(gate.awaited, f"no answer in {seconds:g} s") if late else {}
-        missing = {**self.reception.gone, **silent}
-        if missing:
-            reasons = [f"{self._name(member)} ({reason})" for member, reason in sorted(missing.items())]
-            raise ParticipationError(
+    def _note_stage(self, gate: Gate, stage: str) -> None:
+        self._round.add_seconds(stage, gate.seconds)
+        for member, reason in sorted(gate.left.items()):
+            self._drop(member, stage, reason)
+        arrived = len(gate.arrived)
+        self._tell("stage_closed", round=self._round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
+
+    async def _gather(self, gate: Gate, stage: str, quorum: int) -> None:
+        """Wait for a quorum however long it takes, as long as one is there at all; then for the others not for ever.
+
+        Who is absent is not waited for, nor who takes more than twice as long as the quorum, and a stage's time.
+        """
+        quorum_at: float | None = None
+        seen_at = 0.0
+
+        def done() -> bool:
+            nonlocal quorum_at, seen_at
+            now, missing = gate.age, set(gate.awaited)
+            there = {member for member in missing if self.reception.present(member)}
+            if len(gate.arrived) < quorum:
+                if len(gate.arrived) + len(there) >= quorum:
+                    seen_at = now
+                return now - seen_at > self._timeouts.absence
+            quorum_at = now if quorum_at is None else quorum_at
+            late = now > 2 * quorum_at + self._timeouts.stage
+            if there and not late:
+                return False
+            for member in missing:
+                gate.drop(member, "took more than twice as long as a quorum" if member in there else "absent")
+            return True
+
+        await gate.gather(done, self._timeouts.training)
+        self._note_stage(gate, stage)
+
+    async def _collect_everyone(self, gate: Gate, deed: str, seconds: float) -> None:
+        await gate.collect(seconds, len(self.reception.active))
+        if gate.left:
+            reasons = [f"{self._name(member)} ({reason})" for member, reason in sorted(gate.left.items())]
+            vetoed = any(reason.startswith(VETO) for reason in gate.left.values())
+            raise (ParticipationError if vetoed else AbsentError)(
                 f"not everyone {deed}: {', '.join(reasons)}",
-                hint="see the participants' logs in the run folder",
-                culprits=self._names(missing),
+                hint="mend it there, and start another run" if vetoed else _RESUME,
+                culprits=self._names(gate.left),
             )
 
     def _drop(self, member: IdentityKey, stage: str, reason: str) -> None:
         entry = {"participant": self._name(member), "stage": stage, "reason": reason}
         self._round.dropouts.append(entry)
-        self._record("dropout", round=self._round.round, **entry)
+        self._tell("dropout", round=self._round.round, **entry)
 
     def _accept_facts(self, sender: IdentityKey, message: bytes) -> None:
         facts = Facts.decode(Signed.decode(message).body)
         if sender not in self._facts:
-            self._record("participant_joined", participant=self._name(sender))
+            self._tell("participant_joined", participant=self._name(sender))
         self._facts[sender] = facts
 
     def _name(self, member: IdentityKey) -> str:

@@ -1,5 +1,6 @@
 """Uploads on disk, and the sum made from them chunk by chunk: memory does not grow with the cohort."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -37,8 +38,12 @@ class Spool:
         self._folder = folder
         self._layout = context.layout
         self._sizes = context.layout.sizes
-        folder.mkdir(parents=True)
-        needed, free = (len(context.cohort) + 1) * self._layout.size, shutil.disk_usage(folder).free
+        self._pending: dict[IdentityKey, Upload] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("*.part"):
+            unfinished.unlink()
+        missing = len(context.cohort) + 1 - len(list(folder.iterdir()))
+        needed, free = missing * self._layout.size, shutil.disk_usage(folder).free
         if needed > free:
             raise EnvironmentUnfitError(
                 f"{folder}: the round's uploads need {needed >> 20} MiB, {free >> 20} MiB are free",
@@ -71,15 +76,30 @@ class Spool:
                     return None
                 if await anext(pieces, None) is not None:
                     raise SecurityError("upload goes on after its digest")
+                stream.flush()
+                await asyncio.to_thread(os.fsync, stream.fileno())
                 complete = True
         finally:
             if not complete:
                 Path(name).unlink(missing_ok=True)
         return Upload(Path(name), digest(hashes), trailer, sum(self._sizes))
 
-    def keep(self, owner: IdentityKey, upload: Upload) -> None:
-        """A verified upload, from now on the owner's."""
-        upload.path.replace(self._of(owner))
+    @contextlib.contextmanager
+    def holding(self, owner: IdentityKey, upload: Upload) -> Iterator[None]:
+        """A received upload, deleted at the end of the block unless it was kept."""
+        self._pending[owner] = upload
+        try:
+            yield
+        finally:
+            if self._pending.get(owner) is upload:
+                del self._pending[owner]
+            upload.path.unlink(missing_ok=True)
+
+    def keep(self, owner: IdentityKey) -> None:
+        """The upload that is held for its owner was verified, and is on disk under its name; after a restart it is."""
+        if upload := self._pending.pop(owner, None):
+            upload.path.replace(self._of(owner))
+            files.sync_folder(self._folder)
 
     def open_sum(self, survivors: Iterable[IdentityKey], left: Sequence[masks.Mask], target: Path) -> bytes:
         """Write the sum of the survivors' uploads without the masks that are left; returns its digest."""

@@ -41,6 +41,7 @@ from mpctf_secure.identity.roster import Roster, view
 
 _ORGANISATION, _COMPARED, _SEALED = "organisation.json", "compared.json", ".sealed"
 _ROSTERS, _VOTES, _ROUNDS = "rosters", "votes", "rounds"
+_JOINED = ".joined"
 _RUN_SUFFIX = ".run"  # a dot is in no run's name, so no round of another run has this file
 _HINT = "check the keys folder that the site or run file names"
 
@@ -198,6 +199,15 @@ def load_roster(folder: Path) -> Roster:
     return view(signed.roster)
 
 
+def load_roster_of(folder: Path, roster_hash: bytes) -> Roster:
+    """The installed roster with this hash, in force or not: the one that a run began with."""
+    installed(folder)  # the whole chain is verified
+    for signed in _history(folder):
+        if signed.roster.hash == roster_hash:
+            return view(signed.roster)
+    raise EnvironmentUnfitError(f"{folder}: the roster {roster_hash.hex()[:16]}… of this run is not here", hint=_HINT)
+
+
 def install(folder: Path, rosters: Iterable[SignedRoster]) -> Roster:
     """Verify the next roster (a newcomer: with the one before it) and keep it; from now on no older one is accepted.
 
@@ -297,8 +307,29 @@ def run_secret(folder: Path, run_id: str) -> bytes:
 
 
 def destroy_run_secret(folder: Path, run_id: str) -> None:
-    """Unlink it."""
+    """Unlink it. That rounds of the run were joined stays known."""
     destroy_round_key(folder, run_id + _RUN_SUFFIX)
+
+
+def joined_round(folder: Path, run_id: str) -> int:
+    """The highest round of a run that this site ever joined, 0 before the first."""
+    path = folder / _ROUNDS / (run_id + _JOINED)
+    try:
+        return int(path.read_bytes())
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise EnvironmentUnfitError(f"{path}: not a round's number", hint="restore the file") from error
+
+
+def note_joined(folder: Path, run_id: str, number: int) -> None:
+    """From now on this round counts as joined: its key may be lost, but not made again."""
+    files.replace(folder / _ROUNDS / (run_id + _JOINED), str(number).encode())
+
+
+def has_run_secret(folder: Path, run_id: str) -> bool:
+    """Whether this site ever took part in a run that it has not closed."""
+    return _round_key(folder, run_id + _RUN_SUFFIX).exists()
 
 
 def create_round_key(folder: Path, name: str) -> None:

@@ -20,11 +20,13 @@ KINDS = frozenset(
         "stage_closed",
         "dropout",
         "refused",
+        "veto",
         "box_refused",
         "sum_opened",
         "attempt_failed",
         "round_void",
         "round_finished",
+        "run_interrupted",
         "run_ended",
     }
 )

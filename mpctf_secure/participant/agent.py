@@ -1,24 +1,35 @@
-"""One participant in one run: what it loads, what it checks before it agrees, and its end."""
+"""A site's agent: dials out, waits for runs, checks each before it agrees, and takes part from where it was."""
 
-from collections.abc import Collection
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Never
 
 from mpctf_secure.config.site import SiteConfig
-from mpctf_secure.errors import MpctfError
+from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.policy import check_contract, check_proposal
-from mpctf_secure.participant.rounds import Participant, Report
+from mpctf_secure.participant.rounds import DONE, Participant, Report
+from mpctf_secure.participant.store import Store
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
+from mpctf_secure.rounds.state import State
+from mpctf_secure.training.adapters import save_adapter_folder
 from mpctf_secure.training.data import load_rows
 from mpctf_secure.training.launch import Job, JobSpec
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.tls import OwnTls, utc_now
+
+_BETWEEN_RUNS_SECONDS = 5.0
+_BEAT_SECONDS = 15.0
 
 
 class Members:
@@ -39,37 +50,117 @@ class Members:
 
 def join(site: SiteConfig, keys: Keys, report: Report) -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
-    roster = keystore.load_roster(site.keys)
-    roster.check_unexpired(utc_now())
-    try:
-        _join(site, keys, roster, report)
-    except MpctfError as error:
-        error.culprits = tuple(roster.named(error.culprits))
-        raise
+    with contextlib.closing(Store(site.work)) as store:
+        _Agent(site, keys, store, report).run_once()
 
 
-def _join(site: SiteConfig, keys: Keys, roster: Roster, report: Report) -> None:
-    me = roster.by_identity(keys.identity.public)
-    name = me.name
-    load_rows(site.data)  # a bad row is found before anybody waits for us
-    base_model_hash = hash_model(site.model)
-    site.work.mkdir(parents=True, exist_ok=True)
-    channel = Channel(site.coordinator, roster, OwnTls(keys.identity, me))
-    try:
-        link = Link(channel, keys.identity, roster.coordinator)
-        proposal = Proposal.decode(link.ask("hello", roster.hash, b"", "proposal"))
-        check_proposal(proposal, site.policy, roster, name)
-        report(f"{name}: joins run {proposal.run_id}")
-        job = Job(JobSpec.of(site.model, site.data, proposal.lora, proposal.training), site.work)
-        report(f"{name}: {job.rows} rows, {job.truncated} of them truncated; on {job.hardware_text}")
-        try:
-            facts = Facts.of(base_model_hash, job.schema)
-            contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
-            check_contract(contract, proposal, facts)
+def serve(site: SiteConfig, keys: Keys, report: Report) -> Never:
+    """Take part in one run after the other, until a signal or an error that time cannot mend."""
+    with contextlib.closing(Store(site.work)) as store:
+        while True:
+            try:
+                _Agent(site, keys, store, report).run_once()
+            except InterruptedRunError as error:
+                report(error.message)
+            except VetoError as error:
+                report(f"{error.message}; {error.hint}")
+            time.sleep(_BETWEEN_RUNS_SECONDS)
+
+
+class VetoError(SecurityError):
+    """This site does not take part in the run that it was asked to, and has said so."""
+
+
+class _Agent:
+    """One site, from its first call to the end of one run."""
+
+    def __init__(self, site: SiteConfig, keys: Keys, store: Store, report: Report) -> None:
+        self._site, self._keys, self._store, self._report = site, keys, store, report
+        self._roster = keystore.load_roster(site.keys)
+        self._roster.check_unexpired(utc_now())
+        self._me = self._roster.by_identity(keys.identity.public)
+
+    def run_once(self) -> None:
+        load_rows(self._site.data)  # a bad row is found before anybody waits for us
+        model_hash = hash_model(self._site.model)
+        tls = OwnTls(self._keys.identity, self._me)
+        with contextlib.closing(Channel(self._site.coordinator, self._roster, tls, self._site.patience)) as channel:
+            link = Link(channel, self._keys.identity, self._roster.coordinator)
+            try:
+                proposal = self._hear_proposal(link, channel)
+                self._take_part(link, proposal, model_hash)
+            except MpctfError as error:
+                error.culprits = tuple(self._roster.named(error.culprits))
+                raise
+
+    def _hear_proposal(self, link: Link, channel: Channel) -> Proposal:
+        """What is on; waits for it. A coordinator that has answered once is waited for without end."""
+        while True:
+            proposal = Proposal.decode(link.ask("hello", self._roster.hash, b"", "proposal"))
+            channel.patience = math.inf
+            if (ended := self._store.ended(proposal.run_id)) is None:
+                return proposal
+            if ended != DONE:
+                raise VetoError(f"this site has left run {proposal.run_id}: {ended}", hint="it waits for another run")
+            time.sleep(_BETWEEN_RUNS_SECONDS)
+
+    def _take_part(self, link: Link, proposal: Proposal, model_hash: bytes) -> None:
+        name, run_id = self._me.name, proposal.run_id
+        with self._vetoing(link):
+            check_proposal(proposal, self._site.policy, self._roster, name)
+            if keystore.has_run_secret(self._site.keys, run_id) and not self._store.knows(run_id):
+                raise SecurityError(
+                    f"{self._site.work} has forgotten run {run_id}",
+                    hint="restore it: who forgets may join a round twice",
+                )
+        self._report(f"{name}: joins run {run_id}")
+        job = Job(JobSpec.of(self._site.model, self._site.data, proposal.lora, proposal.training), self._site.work)
+        with contextlib.closing(job):
+            self._report(f"{name}: {job.rows} rows, {job.truncated} of them truncated; on {job.hardware_text}")
+            facts = Facts.of(model_hash, job.schema)
+            contract = Contract.decode(link.ask("facts", self._roster.hash, facts.encode(), "contract"))
+            with self._vetoing(link):
+                check_contract(contract, proposal, facts)
+            self._store.accept(contract)
             link.ask("accept", contract.run_context, b"", "go")
-            members = Members(site.keys, roster, contract.participants)
-            Participant(name, link, keys.identity, contract, job, members, site, report).run()
-        finally:
-            job.close()
+            members = Members(self._site.keys, self._roster, contract.participants)
+            with _heart(link, contract):
+                participant = Participant(
+                    name, link, self._keys.identity, contract, job, members, self._site.keys, self._store, self._report
+                )
+                state = participant.run()
+        self._save(contract, state)
+
+    def _save(self, contract: Contract, state: State) -> None:
+        """The adapter, which this site computed itself."""
+        folder = self._store.folder(contract.run_id) / "adapter"
+        save_adapter_folder(folder, state.adapter, contract.tensors, contract.lora, contract.base_model)
+        self._report(f"{self._me.name}: run {contract.run_id} is over; the adapter: {folder}")
+
+    @contextlib.contextmanager
+    def _vetoing(self, link: Link) -> Iterator[None]:
+        """What breaks this site's policy is said to the coordinator's operator before the run is left."""
+        try:
+            yield
+        except SecurityError as error:
+            link.tell("veto", self._roster.hash, f"{error.message}; {error.hint}".encode())
+            raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
+
+
+@contextlib.contextmanager
+def _heart(link: Link, contract: Contract) -> Iterator[None]:
+    """Say now and then that this site is there: between its calls it may train for hours."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(_BEAT_SECONDS):
+            with contextlib.suppress(MpctfError):  # the main thread's calls hear of it too
+                link.tell("alive", contract.run_context, b"")
+
+    thread = threading.Thread(target=beat, name="heart", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        channel.close()
+        stop.set()
+        thread.join()

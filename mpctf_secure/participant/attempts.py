@@ -55,6 +55,10 @@ class Attempts:
         """The survivors in the tuple that this site signed in its last attempt, if it signed one."""
         return Survivors.decode(self._done["confirm"][0]).survivors if "confirm" in self._done else None
 
+    def close(self) -> None:
+        """The round is over: what it was sealed with goes."""
+        self._file.close()
+
     def join(self, announce: Announce, make_input: Callable[[Context], Input]) -> bytes:
         """The signed advert for an attempt. The input is made once in a round, for the first attempt that is joined."""
         if announce != self.announce:

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from mpctf_secure.errors import COORDINATOR, InterruptedRunError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member
-from mpctf_secure.rounds.messages import Announce, Fetch, Publication, Void
+from mpctf_secure.rounds.messages import Announce, Caught, Fetch, Position, Publication, Void
+from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.transport.client import Channel
@@ -24,6 +27,18 @@ class Published(NamedTuple):
 
 
 Outcome = Announce | Published | Void
+
+
+class CaughtUp(NamedTuple):
+    """What a coordinator says of the rounds that were missed."""
+
+    state: State
+    outcomes: list[bytes]
+    certificate: bytes
+
+
+class BehindError(Exception):
+    """The round that was asked about is long over: the state has to be asked for."""
 
 
 class Skipped(Exception):  # noqa: N818
@@ -72,8 +87,26 @@ class Link:
             raise SecurityError("published sum is not what its header says", culprits=[COORDINATOR])
         return Published(outcome, chunks)
 
+    def catch_up(self, ctx: bytes, position: Position, rounds: int, most_chunks: int) -> CaughtUp | None:
+        """The last finished state and the outcomes that led to it, unverified; None where mine is not older."""
+        message = Signed.make("behind", ctx, self._key, position.encode()).encode()
+        header, *pieces = self._channel.download(message, 1 + rounds + most_chunks) or [b""]
+        with blaming(COORDINATOR, "state"):
+            if Signed.decode(header).label == "current":
+                self._check(header, ctx, "current", skippable=False)
+                return None
+            caught = Caught.decode(self._check(header, ctx, "state", skippable=False))
+            adapter = b"".join(pieces[caught.outcomes :])
+            if len(pieces) < caught.outcomes or len(adapter) % 4:
+                raise SecurityError("it is incomplete")
+            state = State.decode(caught.header, np.frombuffer(adapter, "<f4").astype(np.float32))
+        return CaughtUp(state, pieces[: caught.outcomes], caught.certificate)
+
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
         match label := Signed.decode(header).label:
+            case "behind":
+                self._check(header, ctx, label, skippable=False)
+                raise BehindError
             case "announce":
                 return Announce.decode(self._check(header, ctx, label, skippable=False))
             case "void":

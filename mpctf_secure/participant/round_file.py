@@ -6,7 +6,6 @@ that depends on it has left, and it is cut off.
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,31 +35,21 @@ class LostRoundError(EnvironmentUnfitError):
 class RoundFile:
     """An open round; `entries` is what was there when it was opened."""
 
-    def __init__(self, rounds: Path, keys: Path, run_id: str, contract_hash: bytes, number: int) -> None:
+    def __init__(self, folder: Path, keys: Path, run_id: str, contract_hash: bytes, number: int) -> None:
         """Join the round, or go on in it after a crash; LostRoundError where it cannot go on.
 
         A second contract under a run id that was used before does not open what was sealed under the first.
         """
-        folder = rounds / run_id
-        self._path = folder / f"round-{number}.sealed"
+        self._path = folder / f"{number}.sealed"
         self._keys, self._key_name = keys, f"{run_id}.{number}"
         self._bound = enc("mpctf-secure/round-file/v1", run_id, contract_hash, number)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(folder / "lock")
-        try:
-            self._open(folder / "position", number)
-        except BaseException:
-            self._lock.close()
-            raise
-
-    def _open(self, position: Path, number: int) -> None:
-        if number > _read_position(position):
-            # In this order: nothing leaves before the last step, so what a crash left of the first ones is void.
-            keystore.destroy_round_key(self._keys, self._key_name)
+        if number > keystore.joined_round(keys, run_id):
+            # In this order: nothing leaves before the last step, so what a crash left of the first two is void.
+            keystore.destroy_round_key(keys, self._key_name)
             self._path.unlink(missing_ok=True)
-            keystore.create_round_key(self._keys, self._key_name)
+            keystore.create_round_key(keys, self._key_name)
             files.create(self._path, b"")
-            files.replace(position, str(number).encode())
+            keystore.note_joined(keys, run_id, number)
         self._key = self._load_key()
         self.entries = list(self._recover())
         self._count = len(self.entries)
@@ -79,7 +68,6 @@ class RoundFile:
     def close(self) -> None:
         """The round is over: unlink the key, then what it sealed."""
         self._stream.close()
-        self._lock.close()
         keystore.destroy_round_key(self._keys, self._key_name)
         self._path.unlink(missing_ok=True)
 
@@ -124,29 +112,6 @@ class RoundFile:
 
     def _lost(self, why: str) -> LostRoundError:
         return LostRoundError(f"{self._path}: {why}", hint="this site sits the round out and joins the next one")
-
-
-def _lock(path: Path) -> BinaryIO:
-    """Held while the file is open: a second process of this site could sign a second tuple."""
-    stream = path.open("wb")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        stream.close()
-        raise EnvironmentUnfitError(
-            f"{path}: another process of this site is in the run", hint="end one of the two"
-        ) from error
-    return stream
-
-
-def _read_position(path: Path) -> int:
-    """The highest round this site ever joined in the run, 0 before the first."""
-    try:
-        return int(path.read_bytes())
-    except FileNotFoundError:
-        return 0
-    except ValueError as error:
-        raise LostRoundError(f"{path}: not a round number", hint="restore the file, or leave the run") from error
 
 
 def _complete_records(stream: BinaryIO) -> Iterator[list[bytes]]:

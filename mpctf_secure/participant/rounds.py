@@ -1,12 +1,13 @@
 """One participant's rounds: train, take part in the attempt, apply the published sum, agree on the next state."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mpctf_secure.aggregation.lora import Vector
-from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
@@ -15,17 +16,18 @@ from mpctf_secure.identity import keystore
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.participant.attempts import Attempts, Input
-from mpctf_secure.participant.link import Link, Outcome, Published, Skipped
-from mpctf_secure.participant.round_file import RoundFile
+from mpctf_secure.participant.link import BehindError, Link, Outcome, Published, Skipped
+from mpctf_secure.participant.round_file import LostRoundError, RoundFile
+from mpctf_secure.participant.store import Store
 from mpctf_secure.partition.slices import fixed_size, round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress, Void
+from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.state import (
     State,
     Sum,
+    extend_history,
     grid,
-    initial_state,
     most_chunks,
     next_state,
     round_context,
@@ -37,13 +39,14 @@ from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.client import BadBoxError
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import MAX_COHORT, Context, check_ascending, check_cohort
+from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch import Job
 
 Report = Callable[[str], None]
 """Gets one line for the site's terminal or log."""
 _PROGRESS_SECONDS = 0.5
+DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Participant:
         contract: Contract,
         job: Job,
         members: Callable[[], set[IdentityKey]],
-        site: SiteConfig,
+        keys: Path,
+        store: Store,
         report: Report,
     ) -> None:
         self._name = name
@@ -76,33 +80,60 @@ class Participant:
         self._contract = contract
         self._job = job
         self._members = members
-        self._site = site
+        self._keys = keys
+        self._store = store
         self._report = report
-        self._run_secret = keystore.run_secret(site.keys, contract.run_id)
+        self._run_secret = keystore.run_secret(keys, contract.run_id)
 
     def run(self) -> State:
-        """All rounds; the final state, which every participant and the coordinator hold alike."""
-        state = initial_state(self._contract)
-        for _ in range(self._contract.rounds):
+        """All rounds from the last state on; the final one, which every participant and the coordinator hold alike."""
+        state, certificate = self._store.last_state(self._contract)
+        if state.round and certificate is None:
+            self._agree(state)
+        state = self._catch_up(state)
+        while state.round < self._contract.rounds:
             state = self._round(state)
-        keystore.destroy_run_secret(self._site.keys, self._contract.run_id)
+        keystore.destroy_run_secret(self._keys, self._contract.run_id)
+        self._store.end(self._contract.run_id, DONE)
         return state
 
     def _round(self, state: State) -> State:
-        """Train, take part in attempts until the round has an outcome, arrive at the next state with the others."""
-        contribution = self._train(state)
-        folder = self._site.work / "rounds"
-        file = RoundFile(folder, self._site.keys, self._contract.run_id, self._contract.hash, state.round + 1)
-        attempts = Attempts(file, self._key, lambda announce: self._context(state, announce))
-        outcome: Outcome | None = self._ready(state)
+        """Train, take part in attempts until the round has an outcome, arrive at the next state with the others.
+
+        After a restart an attempt that was joined is gone on with; a round whose sealed file is lost is sat out.
+        """
+        try:
+            attempts = self._attempts(state)
+        except LostRoundError as error:
+            self._report(f"{self._name}: sits out round {state.round + 1}: {error.message}")
+            attempts = None
+        try:
+            outcome = self._take_part_until_outcome(state, attempts)
+        except BehindError:
+            return self._catch_up(state)
+        following = self._apply(state, attempts, outcome)
+        self._store.keep(self._contract.run_id, following)
+        self._agree(following)
+        if attempts:
+            attempts.close()
+        return following
+
+    def _attempts(self, state: State) -> Attempts:
+        run, number = self._contract.run_id, state.round + 1
+        file = RoundFile(self._store.folder(run), self._keys, run, self._contract.hash, number)
+        return Attempts(file, self._key, lambda announce: self._context(state, announce))
+
+    def _take_part_until_outcome(self, state: State, attempts: Attempts | None) -> Published | Void:
+        outcome: Outcome | None = attempts.announce if attempts else None
+        contribution = None
+        if attempts and outcome is None:
+            contribution = self._train(state)
+            outcome = self._ready(state)
         while outcome is None or isinstance(outcome, Announce):
-            if outcome:
+            if outcome and attempts:
                 self._take_part(state, contribution, attempts, outcome)
             outcome = self._fetch(state, attempts)
-        following = self._apply(state, attempts, outcome)
-        self._agree(following)
-        file.close()
-        return following
+        return outcome
 
     def _train(self, state: State) -> Contribution:
         count = fixed_size(self._contract.data.size, self._job.rows)
@@ -142,7 +173,9 @@ class Participant:
             raise SecurityError("announced cohort is of another round", culprits=[COORDINATOR])
         return announce
 
-    def _take_part(self, state: State, contribution: Contribution, attempts: Attempts, announce: Announce) -> None:
+    def _take_part(
+        self, state: State, contribution: Contribution | None, attempts: Attempts, announce: Announce
+    ) -> None:
         """The stages of one attempt, as far as it goes with this site."""
         attempt = f"attempt {announce.attempt} of round {announce.round}"
         try:
@@ -179,8 +212,10 @@ class Participant:
             )
         return context
 
-    def _encode(self, state: State, contribution: Contribution, context: Context) -> Input:
+    def _encode(self, state: State, contribution: Contribution | None, context: Context) -> Input:
         """Weigh and quantise the update; its rounding bits come from the run secret and the update itself."""
+        if contribution is None:  # an attempt was joined before a restart, but then its input was kept
+            raise SecurityError("an attempt without input")
         members = len(context.first_cohort)
         info = enc("mpctf-secure/rounding/v1", context.round, sha256(contribution.update.tobytes()), members)
         lanes, clipped = codec.encode(
@@ -194,15 +229,18 @@ class Participant:
         scalars = [contribution.rows, loss, int(contribution.norm_clipped), *clipped]
         return lanes, codec.encode_scalars(scalars, members)
 
-    def _fetch(self, state: State, attempts: Attempts) -> Outcome:
-        known = attempts.announce.attempt if attempts.announce else 0
+    def _fetch(self, state: State, attempts: Attempts | None) -> Outcome:
+        known = 0 if attempts else MAX_ATTEMPTS
+        if attempts and attempts.announce:
+            known = attempts.announce.attempt
         request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)
         return self._link.fetch(self._contract.run_context, request, most_chunks(self._contract))
 
-    def _apply(self, state: State, attempts: Attempts, outcome: Published | Void) -> State:
+    def _apply(self, state: State, attempts: Attempts | None, outcome: Published | Void) -> State:
         if isinstance(outcome, Void):
             return self._accept_void(state, outcome)
-        return next_state(self._contract, state, self._verified_sum(state, attempts, outcome), ordered_map)
+        total = self._verified_sum(state, attempts, outcome)
+        return next_state(self._contract, state, total, ordered_map).after(outcome.header.encode())
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)
@@ -212,18 +250,14 @@ class Participant:
             with blaming(COORDINATOR, "proof against a dealer"):
                 convicted = DealerProof.decode(void.proof).convict(context)
             self._report(f"{self._name}: the shares of {convicted.hex()[:16]}… convict it; it is out of the run")
-        return void_state(self._contract, state, convicted)
+        return void_state(self._contract, state, convicted).after(void.encode())
 
-    def _verified_sum(self, state: State, attempts: Attempts, outcome: Published) -> Sum:
+    def _verified_sum(self, state: State, attempts: Attempts | None, outcome: Published) -> Sum:
         """The published sum, if it is of the attempt and survivors that this site saw, and of the schema's size."""
         header, chunks = outcome
         context = self._context(state, header.announce)
-        if attempts.announce and header.announce != attempts.announce:
-            later = header.announce.attempt > attempts.announce.attempt
-            if not later or header.announce.first_cohort != attempts.announce.first_cohort or attempts.released:
-                raise SecurityError("published sum is of another attempt", culprits=[COORDINATOR])
-        elif attempts.confirmed not in {None, header.survivors}:
-            raise SecurityError("published sum is of other survivors", culprits=[COORDINATOR])
+        if attempts:
+            _check_seen(attempts, header)
         check_ascending(header.survivors, "survivors")
         if not set(header.survivors) <= set(context.cohort) or len(header.survivors) < context.floor:
             raise SecurityError("published sum has too few survivors", culprits=[COORDINATOR])
@@ -237,14 +271,77 @@ class Participant:
         Without this a coordinator could publish two sums in the last round, where no later context shows it.
         """
         run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
-        answer = self._link.ask("transition", run_context, position, "next")
+        certificate = self._link.ask("transition", run_context, position, "next")
+        self._check_certificate(state, certificate)
+        self._store.certify(self._contract.run_id, state, certificate)
+
+    def _check_certificate(self, state: State, certificate: bytes) -> None:
+        run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
         signers = set()
-        for message in map(Signed.decode, decode_sequence(answer, MAX_COHORT)):
+        for message in map(Signed.decode, decode_sequence(certificate, MAX_COHORT)):
             message.verify("transition", run_context)
             if message.sender in self._members() - set(state.convicted) and message.body == position:
                 signers.add(message.sender)
         if len(signers) < self._contract.agreement:
-            raise SecurityError(f"only {len(signers)} participants hold my state", culprits=[COORDINATOR])
+            raise SecurityError(
+                f"only {len(signers)} participants hold the state after round {state.round}", culprits=[COORDINATOR]
+            )
+
+    def _catch_up(self, state: State) -> State:
+        """The last finished state, if mine is older: signed by a quorum, and with a past that holds what I saw.
+
+        Whoever was away cannot recompute the sums that it missed. But a state's hash covers every outcome on the way:
+        a coordinator that opened two sums of a round, and cut off one of the groups, cannot give it the other's state.
+        """
+        run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract))
+        caught = self._link.catch_up(run_context, position, self._contract.rounds, most_chunks(self._contract))
+        if caught is None:
+            return state
+        following, outcomes, certificate = caught
+        with blaming(COORDINATOR, "state"):
+            history = functools.reduce(extend_history, outcomes, state.history)
+            size = state.adapter.size
+            if (following.round, following.history) != (state.round + len(outcomes), history) or not outcomes:
+                raise SecurityError("its past is not the one that goes with it")
+            if following.adapter.size != size or following.round > self._contract.rounds:
+                raise SecurityError("it is not of this contract's model")
+            self._check_certificate(following, certificate)
+            own = self._own_part(state, outcomes[0])
+        self._report(f"{self._name}: catches up from round {state.round} to {following.round}")
+        self._store.keep(self._contract.run_id, following)
+        self._store.certify(self._contract.run_id, following, certificate)
+        if own:
+            own.close()
+        return following
+
+    def _own_part(self, state: State, outcome: bytes) -> Attempts | None:
+        """My attempts in the first missed round, if there were any and its outcome goes with them.
+
+        Only in the first can I have taken part: the others need a later state.
+        """
+        if keystore.joined_round(self._keys, self._contract.run_id) != state.round + 1:
+            return None
+        try:
+            attempts = self._attempts(state)
+        except LostRoundError:
+            return None
+        try:
+            published = Publication.decode(outcome)
+        except SecurityError:
+            Void.decode(outcome)
+        else:
+            _check_seen(attempts, published)
+        return attempts
+
+
+def _check_seen(attempts: Attempts, header: Publication) -> None:
+    """A published sum is of the attempt and the survivors that this site saw, or of a later attempt like its own."""
+    mine, theirs = attempts.announce, header.announce
+    if mine and theirs != mine:
+        if theirs.attempt <= mine.attempt or theirs.first_cohort != mine.first_cohort or attempts.released:
+            raise SecurityError("published sum is of another attempt", culprits=[COORDINATOR])
+    elif attempts.confirmed not in {None, header.survivors}:
+        raise SecurityError("published sum is of other survivors", culprits=[COORDINATOR])
 
 
 def _upload(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
 """Messages of a run around the secure aggregation: all travel as `secagg.messages.Signed`, these are their bodies.
 
-participant → coordinator    hello, facts (in the context roster hash);
-                             accept, ready, progress, fetch, transition (run context);
+participant → coordinator    hello, facts, veto (in the context roster hash);
+                             accept, ready, progress, alive, fetch, behind, transition (run context);
                              advert, shares, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);
-                             go, announce, noted, publication, void, next (run context);
+                             go, announce, noted, publication, void, next, behind, current, state (run context);
                              adverts, delivery, survivors, signatures, ack (attempt context);
                              skip and abort, in the context of what they answer
 """
@@ -168,6 +168,25 @@ class Void:
     def encode(self) -> bytes:
         """The body."""
         return enc(self.announce.encode(), self.reason, self.proof)
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What goes before the outcomes and the adapter for one who was away: the state's header and its certificate."""
+
+    header: bytes
+    outcomes: int
+    certificate: bytes
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Parse."""
+        with Reader(body) as reader:
+            return cls(reader.bytes(), reader.integer(), reader.bytes())
+
+    def encode(self) -> bytes:
+        """The body."""
+        return enc(self.header, self.outcomes, self.certificate)
 
 
 def _members(reader: Reader) -> tuple[IdentityKey, ...]:

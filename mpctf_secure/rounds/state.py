@@ -3,27 +3,30 @@
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mpctf_secure.aggregation import fedavg
 from mpctf_secure.aggregation.lora import Vector, initial_adapter
-from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
-from mpctf_secure.hazmat.encoding import enc, enc_sequence
-from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.errors import COORDINATOR, DecodeError, ParticipationError, SecurityError
+from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
+from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
+from mpctf_secure.hazmat.prg import CHUNK_BYTES
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.secagg.chunks import Lanes, Layout
 from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid, Run, decode_mean, decode_scalars
-from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.messages import KEY_BYTES
+from mpctf_secure.secagg.parameters import MAX_COHORT, Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
 MOST_IN_NARROW_RING = 16
 MOST_CLIPPED = 0.01
 _HEADROOM = 8.0
 _SMALLEST_RANGE = 2.0**-20
+_MOST_HEADER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,55 @@ class State:
     adapter: Vector
     ranges: tuple[float, ...]
     narrow: bool
+    history: bytes
+    """32 bytes that commit to every outcome so far: who signs a state signs all that was published on the way."""
+
+    @property
+    def header(self) -> bytes:
+        """Everything but the adapter."""
+        ranges = np.array(self.ranges, "<f8").tobytes()
+        return enc(self.round, self.voids, int(self.narrow), ranges, self.history) + enc_sequence(self.convicted)
+
+    @classmethod
+    def decode(cls, header: bytes, adapter: Vector) -> "State":
+        """A state from its header and its adapter; DecodeError for bytes that are no header."""
+        with Reader(header) as reader:
+            number, voids, narrow, ranges = reader.integer(), reader.integer(), reader.integer(), reader.bytes()
+            history, convicted = reader.bytes(HASH_BYTES), reader.sequence(KEY_BYTES, MAX_COHORT)
+        if len(ranges) % 8 or narrow > 1:
+            raise DecodeError("not the header of a state")
+        widths = tuple(float(width) for width in np.frombuffer(ranges, "<f8"))
+        return cls(number, voids, tuple(map(IdentityKey, convicted)), adapter, widths, bool(narrow), history)
+
+    def to_bytes(self) -> bytes:
+        """Header and adapter, for a file."""
+        return enc(self.header) + self.adapter.astype("<f4", copy=False).tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "State":
+        """What `to_bytes` made; DecodeError for anything else."""
+        header = Reader(data[:_MOST_HEADER]).bytes()
+        adapter = data[len(enc(header)) :]
+        if len(adapter) % 4:
+            raise DecodeError("adapter ends within a number")
+        return cls.decode(header, np.frombuffer(adapter, "<f4").astype(np.float32))
 
     def hash(self, contract: Contract) -> bytes:
         """32 bytes that differ wherever anything in the state does."""
-        ranges = np.array(self.ranges, "<f8").tobytes()
-        fields = (contract.schema_hash, self.round, self.voids, int(self.narrow), ranges, self._adapter_hash)
-        return sha256(enc("mpctf-secure/state/v1", *fields) + enc_sequence(self.convicted))
+        return sha256(enc("mpctf-secure/state/v1", contract.schema_hash, self._adapter_hash, self.header))
+
+    def after(self, outcome: bytes) -> "State":
+        """With one more outcome in its history: the body of a publication or of a void round."""
+        return replace(self, history=extend_history(self.history, outcome))
 
     @functools.cached_property
     def _adapter_hash(self) -> bytes:
         return hashlib.sha256(self.adapter.astype("<f4", copy=False).data).digest()
+
+
+def extend_history(history: bytes, outcome: bytes) -> bytes:
+    """RECOVERY.md section 2."""
+    return sha256(enc("mpctf-secure/outcome/v1", history, outcome))
 
 
 @dataclass(frozen=True)
@@ -64,10 +106,16 @@ def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequenc
     return Sum(*context.layout.join(chunks), context.first_cohort, survivors)
 
 
+def adapter_chunks(adapter: Vector) -> Iterator[bytes]:
+    """An adapter in pieces of CHUNK_BYTES."""
+    data = adapter.astype("<f4", copy=False).tobytes()
+    return (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+
+
 def initial_state(contract: Contract) -> State:
     """State 0, a function of the contract. No aggregate is published yet, so every range is the clip norm."""
     adapter = initial_adapter(contract.tensors, contract.seed)
-    return State(0, 0, (), adapter, _wide_ranges(contract), narrow=False)
+    return State(0, 0, (), adapter, _wide_ranges(contract), narrow=False, history=bytes(HASH_BYTES))
 
 
 def grid(contract: Contract, state: State, cohort_size: int) -> Grid:

@@ -1,6 +1,8 @@
 """A participant's channel to the coordinator: dials out, retries while the network blinks, never changes a message."""
 
 import itertools
+import random
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -16,28 +18,37 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0
+_LASTED_SECONDS = 60.0
+_DICE = random.SystemRandom()
 _SHORT_SECONDS = 5.0
+
+
+class NoConnectionError(EnvironmentUnfitError):
+    """Nobody has answered for too long."""
 
 
 class Channel:
     """One connection; every call may be repeated, since the coordinator answers equal messages equally."""
 
     def __init__(self, address: str, roster: Roster, tls: OwnTls, patience: float = PATIENCE_SECONDS) -> None:
+        self.patience = patience
+        """Seconds of one break after which a call gives up; may be infinite."""
         self._roster = roster
         self._tls = tls
         self._address = address
-        self._patience = patience
+        self._lock = threading.Lock()
         self._open: tuple[TlsKey, Any] | None = None
 
     def _method(self, kind: str, name: str) -> Callable[..., Any]:
         """A method over a connection with the TLS key of this moment."""
         self._roster.check_unexpired(utc_now())
         own = self._tls.current()
-        if self._open is None or self._open[0] is not own:
-            self.close()
-            self._open = own, self._connect(own)
-        method: Callable[..., Any] = getattr(self._open[1], kind)(name)
+        with self._lock:  # a heart beats in another thread
+            if self._open is None or self._open[0] is not own:
+                self.close()
+                self._open = own, self._connect(own)
+            method: Callable[..., Any] = getattr(self._open[1], kind)(name)
         return method
 
     def _connect(self, own: TlsKey) -> Any:
@@ -99,14 +110,14 @@ class Channel:
                 if refused := _refusal(error):
                     raise refused from error
                 now = time.monotonic()
-                if give_up is None or now - started > self._patience:  # a new break, not the old one going on
-                    give_up, pause = now + self._patience, _FIRST_PAUSE
+                if give_up is None or now - started > _LASTED_SECONDS:  # a new break, not the old one going on
+                    give_up, pause = now + self.patience, _FIRST_PAUSE
                 if now > give_up:
-                    raise EnvironmentUnfitError(
-                        f"no connection to the coordinator at {self._address} for {self._patience:.0f} s",
+                    raise NoConnectionError(
+                        f"no connection to the coordinator at {self._address} for {self.patience:.0f} s",
                         hint="is it running, and is the address in the site file right?",
                     ) from error
-                time.sleep(pause)
+                time.sleep(pause * _DICE.uniform(0.5, 1.5))  # not all sites at the same moment
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
 

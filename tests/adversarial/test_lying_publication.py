@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,18 +11,19 @@ import pytest
 from samples import make_contract
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity import keystore
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.participant.link import Outcome, Published
+from mpctf_secure.participant.link import CaughtUp, Outcome, Published
 from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.participant.store import Store
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
-from mpctf_secure.rounds.state import initial_state
+from mpctf_secure.rounds.state import State, initial_state, void_state
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import threshold
@@ -43,6 +44,7 @@ class Coordinator:
 
     def __init__(self, outcome: Outcome | None = None, answer: bytes = b"") -> None:
         self.outcome, self.answer = outcome, answer
+        self.caught: CaughtUp | None = None
         self.asked: list[str] = []
 
     def fetch(self, ctx: bytes, request: Fetch, most_chunks: int) -> Outcome | None:
@@ -54,6 +56,9 @@ class Coordinator:
 
     def tell(self, label: str, ctx: bytes, body: bytes) -> None:
         pass
+
+    def catch_up(self, ctx: bytes, position: Position, rounds: int, most_chunks: int) -> CaughtUp | None:
+        return self.caught
 
 
 @dataclass
@@ -80,9 +85,11 @@ class Job:
 def participant(folder: Path, link: Coordinator | None = None, job: Job | None = None) -> Participant:
     keys = folder / "keys"
     keys.mkdir(mode=0o700)
-    site = SiteConfig(coordinator="127.0.0.1:1", model=folder, data=folder, keys=keys, work=folder / "work")
+    store = Store(folder / "work")
+    store.accept(CONTRACT)
     lonely: Any = link or Coordinator()
-    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), lambda: set(MEMBERS), site, lambda _: None)
+    members = lambda: set(MEMBERS)  # noqa: E731
+    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), members, keys, store, lambda _: None)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
@@ -157,8 +164,8 @@ def test_void_with_a_proof_that_proves_nothing_is_refused(tmp_path: Path) -> Non
     assert site._members() == set(MEMBERS)
 
 
-def transition(key: SigningKey, state_hash: bytes, label: str = "transition") -> bytes:
-    return Signed.make(label, CONTRACT.run_context, key, Position(STATE.round, state_hash).encode()).encode()
+def transition(key: SigningKey, state_hash: bytes, label: str = "transition", number: int = STATE.round) -> bytes:
+    return Signed.make(label, CONTRACT.run_context, key, Position(number, state_hash).encode()).encode()
 
 
 MINE = STATE.hash(CONTRACT)
@@ -183,6 +190,66 @@ def test_state_that_fewer_than_t_hold_is_refused(tmp_path: Path, said: list[byte
     link.answer = enc_sequence(said)
     with pytest.raises(SecurityError):
         site._agree(STATE)
+
+
+def away(outcomes: list[bytes], state: State | None = None, signers: int = 3) -> CaughtUp:
+    """What one who was away in the first round or two is given, signed by so many."""
+    if state is None:
+        state = STATE
+        for outcome in outcomes:
+            state = void_state(CONTRACT, state, None).after(outcome)
+    position = state.hash(CONTRACT), "transition", state.round
+    return CaughtUp(state, outcomes, enc_sequence(transition(key, *position) for key in KEYS[:signers]))
+
+
+def void(number: int, reason: str = "no luck") -> bytes:
+    return Void(Announce(number, 1, MEMBERS, MEMBERS), reason, b"").encode()
+
+
+BOTH = [void(1), void(2)]
+LATER = away(BOTH).state
+FALSE_STATES = {
+    "signed by too few": away(BOTH, signers=2),
+    "with another past than it has": away([void(1), void(2, "another sum")], LATER),
+    "with a round left out": away(BOTH[1:], LATER),
+    "with a round too many": away([*BOTH, void(3)], LATER),
+    "with no past at all": away([], LATER),
+    "with another adapter than was signed": away(BOTH)._replace(state=replace(LATER, adapter=LATER.adapter + 1)),
+    "with an adapter of another model": away(BOTH, replace(LATER, adapter=LATER.adapter[1:])),
+    "with fewer void rounds": away(BOTH)._replace(state=replace(LATER, voids=0)),
+}
+
+
+@pytest.mark.parametrize("lie", FALSE_STATES.values(), ids=FALSE_STATES.keys())
+def test_state_for_one_who_was_away_is_refused(tmp_path: Path, lie: CaughtUp) -> None:
+    link = Coordinator()
+    site = participant(tmp_path, link)
+    link.caught = lie
+    with pytest.raises(SecurityError) as caught:
+        site._catch_up(STATE)
+    assert caught.value.culprits == ("coordinator",)
+    link.caught = away(BOTH)
+    assert site._catch_up(STATE).hash(CONTRACT) == LATER.hash(CONTRACT)
+
+
+def test_who_released_for_one_sum_does_not_catch_up_with_another(tmp_path: Path, monkeypatch) -> None:
+    """The coordinator opened two sums to two groups, and cut this one off before it could see the other.
+
+    It would otherwise go on with the others' state, and the coordinator have both sums.
+    """
+    link = Coordinator()
+    site = participant(tmp_path, link)
+    keystore.note_joined(tmp_path / "keys", CONTRACT.run_id, 1)
+    seen = Seen(released=True)
+    seen.close = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setattr(site, "_attempts", lambda _: seen)
+    for theirs, refused in ((MEMBERS, True), (MEMBERS[:3], False)):
+        link.caught = away([publication(survivors=theirs).encode(), void(2)])
+        if refused:
+            with pytest.raises(SecurityError, match="of other survivors"):
+                site._catch_up(STATE)
+        else:
+            assert site._catch_up(STATE).round == 2
 
 
 @pytest.mark.parametrize(("value", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (0.1, float("nan"))])

@@ -22,6 +22,7 @@ from mpctf_secure.cli.local_sites import hold_ceremony, prepare
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.roster import Member
@@ -136,7 +137,10 @@ class RealRun:
         proposal = start_module._propose(self.config, "real-run", self.roster, start_module._cohort_rules(self.config))
         spool = self.folder / "spool"
         spool.mkdir()
-        coordinator = Coordinator(proposal, self.config.timeouts, self.roster, self.keys.identity, spool, self._record)
+        journal = Journal(self.folder)
+        coordinator = Coordinator(
+            proposal, self.config.timeouts, self.roster, self.keys.identity, spool, self._record, journal
+        )
         recorder = Recorder(coordinator)
         if interfere:
             recorder.on_upload = lambda peer: interfere(self, peer)
@@ -151,7 +155,7 @@ class RealRun:
                 if name == killable:
                     path = self.folder / "sites" / name / "site.yaml"
                     path.write_text(load.dump(site))
-                    argv = [sys.executable, "-m", "mpctf_secure", "join", str(path), "--passphrase-fd", "0"]
+                    argv = [sys.executable, "-m", "mpctf_secure", "join", str(path), "--once", "--passphrase-fd", "0"]
                     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
                     self.processes[name] = process
                     assert process.stdin
@@ -162,6 +166,7 @@ class RealRun:
                     threads.append(threading.Thread(target=agent.join, args=(site, keys, lambda _: None), name=name))
                     threads[-1].start()
             contract, state = await coordinator.run()
+            coordinator.reception.end("the run is over")
         finally:
             for process in self.processes.values():
                 process.kill()

@@ -306,7 +306,7 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
 
 def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running) -> None:
     first = Run(homes, network, SITES, rounds=1, data="{size: 16}")
-    joined = {name: homes[name].popen("join", "site.yaml") for name in SITES}
+    joined = {name: homes[name].popen("join", "site.yaml", "--once") for name in SITES}
     running.extend([first.process, *joined.values()])
     first.wait_for("round_started")
     assert_no_secret_in_processes(homes, running)
@@ -315,7 +315,7 @@ def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running)
 
     rotate("bank-b", homes)
     second = Run(homes, network, SITES, rounds=2, data="{size: 1500}")
-    joined = {name: homes[name].popen("join", "site.yaml") for name in SITES}
+    joined = {name: homes[name].popen("join", "site.yaml", "--once") for name in SITES}
     running.extend([second.process, *joined.values()])
     second.wait_for("round_started")
     revoke("telecom-c", homes)

@@ -88,9 +88,7 @@ def test_no_process_and_no_private_key_is_left(smoke) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_run_ends_with_exit_7_no_child_no_adapter_and_no_secret_in_any_output(
-    tmp_path: Path, stop: int
-) -> None:
+def test_interrupted_run_ends_with_exit_7_and_no_child_and_resume_goes_on_to_its_end(tmp_path: Path, stop: int) -> None:
     runs = tmp_path / "runs"
     process = subprocess.Popen(
         [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
@@ -103,15 +101,49 @@ def test_stopped_run_ends_with_exit_7_no_child_no_adapter_and_no_secret_in_any_o
     keys = list(folder.rglob("*.sealed"))
     assert len(keys) == 5
     assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
-    secrets = [key.read_bytes() for key in keys]
+    secrets = [*(key.read_bytes() for key in keys), (folder / "passphrase").read_bytes()]
     process.send_signal(stop)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 7
-    written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file()) + (output + rest).encode()
-    assert not any(secret in written or secret.hex().encode() in written for secret in secrets)
     assert processes_of(folder) == []
     assert json.loads((folder / "report.json").read_text())["exit"]["code"] == 7
     assert not (folder / "adapter").exists()
+    listed = run_cli("runs", "list", "--runs", runs)
+    assert listed.stdout.startswith(f"interrupted {folder.name}  round 0 of 2")
+
+    resumed = run_cli("runs", "resume", folder.name, "--runs", runs)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert (folder / "adapter").exists()
+    again = run_cli("runs", "resume", folder.name, "--runs", runs)
+    assert again.returncode == 2
+    assert "its keys are destroyed" in again.stderr
+    written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+    written += (output + rest + resumed.stdout + resumed.stderr).encode()
+    assert not any(secret in written or secret.hex().encode() in written for secret in secrets)
+
+
+def test_run_is_stopped_for_good_while_it_runs_and_while_it_does_not(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "joined" not in process.stdout.readline():
+        pass
+    folder = next(runs.iterdir())
+    assert run_cli("runs", "list", "--runs", runs).stdout.startswith("running")
+    assert "within seconds" in run_cli("runs", "stop", folder.name, "--runs", runs).stdout
+    process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert processes_of(folder) == []
+    assert not list(folder.glob("sites/*/keys/*.sealed"))
+    shown = run_cli("runs", "show", folder.name, "--runs", runs)
+    assert shown.stdout.startswith(f"{folder.name}: stopped: stopped by its operator")
+    ended = run_cli("runs", "stop", folder.name, "--runs", runs)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {folder.name} has ended: stopped by its operator")
+    nothing = run_cli("runs", "show", "nothing", "--runs", runs)
+    assert (nothing.returncode, nothing.stderr.splitlines()[1]) == (2, f"hint: there are: {folder.name}")
 
 
 def read(path: Path) -> str:

@@ -3,10 +3,12 @@ import asyncio
 import pytest
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
+from mpctf_secure.coordinator.journal import Closed, GateKey, Message
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.ids import IdentityKey
 
 A, B, C = (IdentityKey(bytes([i]) * 32) for i in range(3))
+KEY = GateKey("advert", bytes(32), 1)
 YES = Answer("yes", b"")
 
 
@@ -17,9 +19,10 @@ def refuse(sender: IdentityKey, message: bytes) -> None:
 
 def test_all_arrive_and_all_are_answered() -> None:
     async def scenario() -> None:
-        gate: Gate[bytes] = Gate([A, B], refuse)
+        gate = Gate(KEY, [A, B], refuse)
         waiting = [asyncio.create_task(gate.enter(member, b"m")) for member in (A, B)]
-        assert not await gate.collect(10, 2)
+        await gate.collect(10, 2)
+        assert gate.left == {}
         assert set(gate.arrived) == {A, B}
         gate.answer({A: YES, B: Answer("b", b"only for b")})
         assert await asyncio.gather(*waiting) == [YES, Answer("b", b"only for b")]
@@ -29,9 +32,10 @@ def test_all_arrive_and_all_are_answered() -> None:
 
 def test_late_one_is_skipped_and_a_lost_answer_is_given_again() -> None:
     async def scenario() -> None:
-        gate: Gate[bytes] = Gate([A, B], refuse)
+        gate = Gate(KEY, [A, B], refuse)
         first = asyncio.create_task(gate.enter(A, b"m"))
-        assert await gate.collect(0.01, 1)
+        await gate.collect(0.01, 1)
+        assert gate.left == {B: "no answer in 0.01 s"}
         gate.answer({A: YES})
         assert await first == YES
         assert await gate.enter(A, b"m") == YES
@@ -42,7 +46,7 @@ def test_late_one_is_skipped_and_a_lost_answer_is_given_again() -> None:
 
 def test_gate_closes_at_once_when_too_few_can_still_come() -> None:
     async def scenario() -> None:
-        gate: Gate[bytes] = Gate([A, B, C], refuse)
+        gate = Gate(KEY, [A, B, C], refuse)
         collecting = asyncio.create_task(gate.collect(1000, 2))
         await asyncio.sleep(0)
         gate.drop(A, "left")
@@ -54,7 +58,7 @@ def test_gate_closes_at_once_when_too_few_can_still_come() -> None:
 
 def test_refused_message_neither_arrives_nor_stops_the_others() -> None:
     async def scenario() -> None:
-        gate: Gate[bytes] = Gate([A, B], refuse)
+        gate = Gate(KEY, [A, B], refuse)
         with pytest.raises(SecurityError):
             await gate.enter(A, b"bad")
         assert gate.awaited == {A, B}
@@ -67,7 +71,7 @@ def test_closed_gate_accepts_nothing_and_lets_nobody_fail() -> None:
     """A repeated message that comes while the sum is being opened must not cost its sender the run."""
 
     async def scenario() -> None:
-        gate: Gate[bytes] = Gate([A, B], refuse)
+        gate = Gate(KEY, [A, B], refuse)
         first = asyncio.create_task(gate.enter(A, b"m"))
         await gate.collect(0.01, 1)
         again, late = (asyncio.create_task(gate.enter(member, b"bad")) for member in (A, B))
@@ -81,11 +85,62 @@ def test_closed_gate_accepts_nothing_and_lets_nobody_fail() -> None:
 
 def test_stranger_is_not_counted() -> None:
     async def scenario() -> None:
-        gate: Gate[bytes] = Gate([A], refuse)
+        gate = Gate(KEY, [A], refuse)
         stranger = asyncio.create_task(gate.enter(C, b"m"))
         await asyncio.sleep(0)
         assert gate.arrived == []
         gate.answer({})
         assert await stranger == SKIP
+
+    asyncio.run(scenario())
+
+
+def test_message_and_closing_are_logged_before_anything_follows_and_replayed_alike() -> None:
+    async def scenario() -> None:
+        log: list[object] = []
+        gate = Gate(KEY, [A, B], refuse, log.append)
+        waiting = asyncio.create_task(gate.enter(A, b"m"))
+        await gate.collect(0.01, 1)
+        assert log == [Message(KEY, A, b"m"), Closed(KEY, {B: "no answer in 0.01 s"}, gate.seconds)]
+        gate.answer({A: YES})
+        assert await waiting == YES
+
+        live = asyncio.Event()
+        again = Gate(KEY, [A, B, C], refuse, log.append, live)
+        collecting = asyncio.create_task(again.collect(0.0, 3))
+        again.take(A, b"m")
+        await asyncio.sleep(0.01)
+        assert not collecting.done()  # neither the clock nor who is missing counts before the log is read
+        again.close_as(gate.left, gate.seconds)
+        await collecting
+        assert (again.arrived, again.left, again.seconds) == ([A], gate.left, gate.seconds)
+        assert len(log) == 2
+
+    asyncio.run(scenario())
+
+
+def test_two_different_messages_of_one_sender_are_refused_and_the_first_counts() -> None:
+    async def scenario() -> None:
+        gate = Gate(KEY, [A, B], refuse)
+        first = asyncio.create_task(gate.enter(A, b"m"))
+        await asyncio.sleep(0)
+        with pytest.raises(SecurityError, match="a second, different advert message"):
+            await gate.enter(A, b"n")
+        gate.answer({}, otherwise=YES)
+        assert await first == YES
+        assert gate.messages == [b"m"]
+
+    asyncio.run(scenario())
+
+
+def test_who_was_lost_may_come_back_while_the_gate_is_open() -> None:
+    async def scenario() -> None:
+        gate = Gate(KEY, [A, B], refuse)
+        gate.drop(A, "its process ended")
+        back = asyncio.create_task(gate.enter(A, b"m"))
+        await asyncio.sleep(0)
+        assert (gate.arrived, gate.left) == ([A], {})
+        gate.answer({}, otherwise=YES)
+        assert await back == YES
 
     asyncio.run(scenario())

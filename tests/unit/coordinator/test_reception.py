@@ -10,10 +10,11 @@ from simulator import make_context
 
 from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
 from mpctf_secure.coordinator.gate import Answer
+from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.reception import Reception
-from mpctf_secure.coordinator.spool import Spool, Upload
+from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import SecurityError
-from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import IdentityKey, ParticipantName
@@ -46,17 +47,23 @@ class World:
             rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(),
             aggregation=Aggregation(), privacy=Privacy(),
         )  # fmt: skip
-        self.reception = Reception(terms, self.roster, self.keys["coordinator"], self.record)
+        self.folder.parent.mkdir(exist_ok=True)
+        self.reception = Reception(
+            terms, self.roster, self.keys["coordinator"], self.record, Journal(self.folder.parent)
+        )
+        self.reception.live.set()
         self.spool = self.reception.spools[self.ctx] = Spool(self.folder, self.context)
         self.gate = self.reception.open("upload", self.ctx, 1, self.context.cohort, self.keep)
 
     def record(self, kind: str, **_: object) -> None:
         self.events.append(kind)
 
-    def keep(self, sender: IdentityKey, upload: Upload) -> None:
-        if Signed.decode(upload.trailer).body != enc(upload.digest):
+    def keep(self, sender: IdentityKey, message: bytes) -> None:
+        with Reader(message) as reader:
+            trailer, arrived = reader.bytes(), reader.bytes()
+        if Signed.decode(trailer).body != enc(arrived):
             raise SecurityError("upload is not what its digest says")
-        self.spool.keep(sender, upload)
+        self.spool.keep(sender)
 
     def stream(self, name: str, chunks: list[bytes] | None = None, size: int | None = None) -> list[bytes]:
         sent = self.chunks if chunks is None else chunks
@@ -95,13 +102,13 @@ def test_upload_that_breaks_off_may_come_again(world: World) -> None:
     async def scenario() -> None:
         world.open()
         for cut in range(1, len(world.chunks) + 2):
-            assert await world.upload("bank-b", world.stream("bank-b")[:cut]) == b""
+            assert world.label(await world.upload("bank-b", world.stream("bank-b")[:cut])) == "skip"
         assert world.files == []
         again = asyncio.create_task(world.upload("bank-b", world.stream("bank-b")))
         await until(lambda: world.gate.arrived)
         world.gate.answer({}, otherwise=YES)
         assert world.label(await again) == "survivors"
-        assert world.reception.gone == {}
+        assert world.reception.banned == {}
 
     asyncio.run(scenario())
 
@@ -138,7 +145,7 @@ def test_wrong_upload_is_refused_its_sender_is_out_and_nothing_stays_on_disk(wor
         with pytest.raises(SecurityError):
             await world.upload("bank-b", world.stream("bank-b", spoil(world)))
         assert world.files == []
-        assert [*world.reception.gone] == [world.peers["bank-b"].identity]
+        assert [*world.reception.banned] == [world.peers["bank-b"].identity]
         assert world.peers["bank-b"].identity not in world.gate.awaited
         hello = Signed.make("hello", world.roster.hash, world.keys["bank-b"], b"").encode()
         with pytest.raises(SecurityError, match="out of this run"):
@@ -177,7 +184,7 @@ def test_stalled_stream_ends_with_its_stage_and_leaves_nothing(world: World) -> 
 
         upload = asyncio.create_task(world.reception.upload(world.peers["bank-b"], stalls()))
         await until(lambda: world.files == [".part"])
-        assert await world.gate.collect(0.01, 3)
+        await world.gate.collect(0.01, 3)
         world.gate.answer({})
         assert world.label(await upload) == "skip"
         assert world.files == []
@@ -191,7 +198,7 @@ def test_message_of_another_organisation_is_refused(world: World) -> None:
         hello = Signed.make("hello", world.roster.hash, world.keys["hospital-a"], b"").encode()
         with pytest.raises(SecurityError, match="not signed by who sent it"):
             await world.reception.exchange(world.peers["bank-b"], enc("hello", world.roster.hash, hello))
-        assert world.reception.gone == {}
+        assert world.reception.banned == {}
 
     asyncio.run(scenario())
 

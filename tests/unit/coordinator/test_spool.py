@@ -18,7 +18,8 @@ def test_sum_from_disk_is_exact_and_its_digest_is_over_its_chunks(tmp_path: Path
     for owner, chunks in attempt.uploads.items():
         path = tmp_path / "spool" / "arrived.part"
         path.write_bytes(b"".join(chunks))
-        spool.keep(owner, Upload(path, b"", b"", 0))
+        with spool.holding(owner, Upload(path, b"", b"", 0)):
+            spool.keep(owner)
     target = tmp_path / "sum"
     seen = spool.open_sum(attempt.server.survivors, left, target)
     lanes, scalars = spool.load_sum(target)
@@ -36,7 +37,8 @@ def test_disk_that_is_full_when_the_sum_is_written_is_an_error_that_names_the_fi
     for owner, chunks in attempt.uploads.items():
         path = tmp_path / "spool" / "arrived.part"
         path.write_bytes(b"".join(chunks))
-        spool.keep(owner, Upload(path, b"", b"", 0))
+        with spool.holding(owner, Upload(path, b"", b"", 0)):
+            spool.keep(owner)
     with pytest.raises(EnvironmentUnfitError, match="/dev/full: No space left"):
         spool.open_sum(attempt.server.survivors, left, Path("/dev/full"))
 
@@ -45,3 +47,17 @@ def test_round_that_does_not_fit_on_the_disk_says_so_before_it_begins(tmp_path: 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100))  # type: ignore[attr-defined]
     with pytest.raises(EnvironmentUnfitError, match="are free"):
         Spool(tmp_path / "spool", Attempt(4).context)
+
+
+def test_restart_keeps_whole_uploads_and_forgets_the_others(tmp_path: Path) -> None:
+    attempt = Attempt(3)
+    folder, owner = tmp_path / "spool", attempt.context.cohort[0]
+    spool = Spool(folder, attempt.context)
+    for name in ("whole.part", "broken.part"):
+        (folder / name).write_bytes(b"x")
+    with spool.holding(owner, Upload(folder / "whole.part", b"", b"", 0)):
+        spool.keep(owner)
+    again = Spool(folder, attempt.context)
+    assert [path.name for path in folder.iterdir()] == [f"{owner.hex()}.masked"]
+    again.keep(owner)  # a message from the journal: its upload is there
+    assert [path.name for path in folder.iterdir()] == [f"{owner.hex()}.masked"]

@@ -176,6 +176,6 @@ def test_input_written_half_is_written_again(tmp_path: Path, attempt: Attempt) -
 
 def test_site_that_lost_its_round_joins_no_attempt_of_it_again(tmp_path: Path, attempt: Attempt) -> None:
     attempt.clients[0].advertise()
-    (tmp_path / "0" / "work" / "run" / "round-1.sealed").unlink()
+    (tmp_path / "0" / "work" / "1.sealed").unlink()
     with pytest.raises(LostRoundError):
         open_attempts(tmp_path / "0", attempt.clients[0].key, attempt.context)

@@ -1,0 +1,126 @@
+"""`mpctf-secure runs`: what became of the coordinator's runs, and going on with or ending one."""
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpctf_secure.cli.options import Format, PassphraseFd
+from mpctf_secure.cli.plan import PLAN, STOP, Plan
+from mpctf_secure.cli.text import one_line
+from mpctf_secure.coordinator.journal import Ended, Journal
+from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, UsageError
+
+app = typer.Typer(no_args_is_help=True, help="The coordinator's runs: list, show, resume, stop.")
+
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Where the runs' folders are.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Its name, as `runs list` has it.")]
+Output = Annotated[Format, typer.Option("--format", help="json: for programs.")]
+
+
+@app.command("list")
+def list_runs(runs: RunsFolder = Path("runs"), output: Output = Format.TEXT) -> None:
+    """List all runs: running, interrupted, done, failed or stopped, and how far they are.
+
+    Example: mpctf-secure runs list
+    """
+    found = [_describe(path.parent) for path in sorted(runs.glob(f"*/{PLAN}"))]
+    if output is Format.JSON:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for run in found:
+        typer.echo(one_line(f"{run['state']:11} {run['run']}  round {len(run['rounds'])} of {run['of']}{_why(run)}"))
+
+
+@app.command("show")
+def show_run(run: RunId, runs: RunsFolder = Path("runs"), output: Output = Format.TEXT) -> None:
+    """Show a run's rounds: who contributed, who did not, at which stage and why.
+
+    Example: mpctf-secure runs show joint-20270101-120000-1a2b
+    """
+    found = _describe(_folder(runs, run))
+    if output is Format.JSON:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(one_line(f"{found['run']}: {found['state']}{_why(found)}"))
+    for record in found["rounds"]:
+        names = ", ".join(record["survivors"]) or "nobody"
+        void = f"; void: {record['void']}" if record["void"] else ""
+        typer.echo(one_line(f"  round {record['round']} of {found['of']}: {names}{void}"))
+        for lost in record["dropouts"]:
+            typer.echo(one_line(f"    without {lost['participant']}: {lost['stage']}: {lost['reason']}"))
+
+
+@app.command("resume")
+def resume(
+    run: RunId,
+    runs: RunsFolder = Path("runs"),
+    output: Annotated[Format, typer.Option("--format", help="json: the report on standard output.")] = Format.TEXT,
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Go on with an interrupted run from where it was.
+
+    Example: mpctf-secure runs resume joint-20270101-120000-1a2b
+    """
+    from mpctf_secure.cli.start import resume_run  # noqa: PLC0415 - --help must not wait for grpc
+
+    resume_run(_folder(runs, run).resolve(), passphrase_fd, as_json=output is Format.JSON)
+
+
+@app.command("stop")
+def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
+    """End a run for good, running or interrupted: its sites are told, or left to wait for the next one.
+
+    Example: mpctf-secure runs stop joint-20270101-120000-1a2b
+    """
+    folder = _folder(runs, run)
+    try:
+        journal = Journal(folder)
+    except EnvironmentUnfitError:
+        (folder / STOP).touch()
+        typer.echo(f"{run} will be stopped within seconds by the process that runs it")
+        return
+    if journal.ended:
+        raise UsageError(f"{run} has ended: {journal.ended.reason}", hint="runs show")
+    journal.end(Ended(InterruptedRunError.exit_code, "stopped by its operator"))
+    typer.echo(f"{run} is stopped")
+
+
+def _folder(runs: Path, run: str) -> Path:
+    folder = runs / run
+    if not (folder / PLAN).is_file():
+        names = ", ".join(path.parent.name for path in sorted(runs.glob(f"*/{PLAN}"))) or "none"
+        raise UsageError(f"{runs}: no run {run}", hint=f"there are: {names}")
+    return folder
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    plan = Plan.load(folder)
+    finished, ended = Journal.peek(folder)
+    if ended:
+        state = {0: "done", InterruptedRunError.exit_code: "stopped"}.get(ended.code, "failed")
+    else:
+        state = "running" if _is_locked(folder) else "interrupted"
+    return {
+        "run": folder.name,
+        "state": state,
+        "reason": ended.reason if ended else None,
+        "participants": list(plan.proposal.participants),
+        "of": plan.proposal.rounds,
+        "rounds": [row.record for row in finished],
+    }
+
+
+def _is_locked(folder: Path) -> bool:
+    with (folder / "lock").open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _why(run: dict[str, Any]) -> str:
+    return f": {run['reason']}" if run["reason"] and run["state"] in {"failed", "stopped"} else ""

@@ -1,0 +1,127 @@
+"""What a site knows of its runs on disk: contracts, where each run stands, and how it ended. RECOVERY.md section 2.
+
+Whoever calls has it on disk when the call returns. Model states lie beside the database, a file each.
+"""
+
+import contextlib
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from mpctf_secure import files
+from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, SecurityError
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.state import State, initial_state
+
+_FILE = "site.sqlite"
+_VERSION = 1
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE run (id TEXT PRIMARY KEY, contract BLOB, ended TEXT);
+CREATE TABLE certificate (run TEXT, round INTEGER, body BLOB, PRIMARY KEY (run, round));
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+
+class Store:
+    """The runs of one site; holds the site's lock, so that one agent of it works here."""
+
+    def __init__(self, work: Path) -> None:
+        """Open, or make a new one; EnvironmentUnfitError where another process has it or it cannot be read."""
+        work.mkdir(parents=True, exist_ok=True)
+        self._work, self._path = work, work / _FILE
+        self._lock = (work / "lock").open("wb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise EnvironmentUnfitError(
+                f"{work}: another process of this site works here", hint="end one of the two"
+            ) from error
+        with self._naming():
+            self._db = sqlite3.connect(self._path, isolation_level=None)
+            self._path.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            if self._db.execute("PRAGMA user_version").fetchone() == (0,):
+                self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Let go of the work folder."""
+        self._db.close()
+        self._lock.close()
+
+    def folder(self, run_id: str) -> Path:
+        """Where the run's files lie."""
+        return self._work / "runs" / run_id
+
+    def knows(self, run_id: str) -> bool:
+        """Whether this site ever accepted a contract of this run."""
+        return self._contract(run_id) is not None
+
+    def accept(self, contract: Contract) -> None:
+        """Keep what this site is about to sign; SecurityError for a second contract under a run's id."""
+        known = self._contract(contract.run_id)
+        if known is None:
+            with self._naming():
+                self._db.execute("INSERT INTO run VALUES (?, ?, NULL)", (contract.run_id, contract.encode()))
+            self.folder(contract.run_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif known != contract.encode():
+            raise SecurityError(f"another contract for run {contract.run_id}", culprits=[COORDINATOR])
+
+    def last_state(self, contract: Contract) -> tuple[State, bytes | None]:
+        """The newest state of a run, and the quorum's signatures of it where they were seen."""
+        numbers = [int(path.stem) for path in self.folder(contract.run_id).glob("*.state")]
+        if not numbers:
+            return initial_state(contract), None
+        path = self._state(contract.run_id, max(numbers))
+        try:
+            state = State.from_bytes(path.read_bytes())
+        except SecurityError as error:
+            raise EnvironmentUnfitError(f"{path}: {error.message}", hint="restore it, or leave the run") from error
+        with self._naming():
+            row = self._db.execute(
+                "SELECT body FROM certificate WHERE run = ? AND round = ?", (contract.run_id, state.round)
+            ).fetchone()
+        return state, row[0] if row else None
+
+    def keep(self, run_id: str, state: State) -> None:
+        """The state that this site is about to say it holds."""
+        files.replace(self._state(run_id, state.round), state.to_bytes())
+
+    def certify(self, run_id: str, state: State, certificate: bytes) -> None:
+        """A quorum holds this state, which is kept: those before it go."""
+        with self._naming():
+            self._db.execute("INSERT OR REPLACE INTO certificate VALUES (?, ?, ?)", (run_id, state.round, certificate))
+            self._db.execute("DELETE FROM certificate WHERE run = ? AND round < ?", (run_id, state.round))
+        for path in self.folder(run_id).glob("*.state"):
+            if int(path.stem) < state.round:
+                path.unlink()
+
+    def end(self, run_id: str, how: str) -> None:
+        """This site takes no more part in a run."""
+        with self._naming():
+            self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (how, run_id))
+
+    def ended(self, run_id: str) -> str | None:
+        """How a run ended for this site, None while it has not."""
+        with self._naming():
+            row = self._db.execute("SELECT ended FROM run WHERE id = ?", (run_id,)).fetchone()
+        return row[0] if row else None
+
+    def _contract(self, run_id: str) -> bytes | None:
+        with self._naming():
+            row = self._db.execute("SELECT contract FROM run WHERE id = ?", (run_id,)).fetchone()
+        return row[0] if row else None
+
+    def _state(self, run_id: str, number: int) -> Path:
+        return self.folder(run_id) / f"{number}.state"
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise EnvironmentUnfitError(f"{self._path}: {error}", hint="has the disk room, and is it whole?") from error

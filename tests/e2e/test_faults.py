@@ -1,0 +1,97 @@
+"""Processes killed, machines rebooted, networks cut: the run goes on, and its result is that of an undisturbed one."""
+
+from pathlib import Path
+
+import pytest
+from e2e.consortium import COORDINATOR, Consortium, Death, consortium
+
+THREE = ("bank-b", "hospital-a", "telecom-c")
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The adapter of three rounds in which nothing happens."""
+    with consortium(tmp_path_factory.mktemp("undisturbed"), THREE, rounds=ROUNDS) as joint:
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.end(name, 0)
+        assert joint.site_adapters() == {joint.adapter()}
+        return joint.adapter()
+
+
+JOURNAL = "mpctf_secure.coordinator.journal:Journal"
+COORDINATOR_DEATHS: list[Death] = [
+    (f"{JOURNAL}.add", 1, "after"),  # one site's facts are in
+    (f"{JOURNAL}.add", 5, "before"),  # the contract is out, not all have accepted
+    (f"{JOURNAL}.add", 6, "after"),  # ready
+    (f"{JOURNAL}.add", 7, "after"),  # training is closed, nobody was told
+    (f"{JOURNAL}.add", 6, "before"),  # dealings
+    ("mpctf_secure.coordinator.spool:Spool.keep", 1, "after"),  # an upload is on disk, its message is not
+    (f"{JOURNAL}.add", 5, "after"),  # signatures
+    ("mpctf_secure.coordinator.spool:Spool.open_sum", 0, "after"),  # the sum is on disk
+    (f"{JOURNAL}.add", 2, "after"),  # transitions
+    (f"{JOURNAL}.finish", 0, "before"),
+    (f"{JOURNAL}.finish", 0, "after"),
+]
+
+
+def test_coordinator_killed_at_every_stage_ends_with_the_same_adapter(tmp_path: Path, undisturbed: str) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
+        for name in THREE:
+            joint.site(name, once=True)
+        for number, death in enumerate(COORDINATOR_DEATHS):
+            joint.coordinator(death, resume=number > 0)
+            joint.end(COORDINATOR, -9)
+        joint.coordinator(resume=True)
+        joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.end(name, 0)
+        assert joint.adapter() == undisturbed
+        assert joint.site_adapters() == {undisturbed}
+        assert_complete(joint)
+
+
+def assert_complete(joint: Consortium) -> None:
+    """Every round has everybody, and was told once."""
+    rounds = joint.report()["rounds"]
+    assert [record["survivors"] for record in rounds] == [list(THREE)] * ROUNDS
+    assert not [record for record in rounds if record["dropouts"] or record["void"]]
+    kinds = [event["event"] for event in joint.events()]
+    assert kinds.count("round_finished") <= ROUNDS
+    assert kinds[-1] == "run_ended"
+
+
+STORE, FILE = "mpctf_secure.participant.store:Store", "mpctf_secure.participant.round_file:RoundFile"
+SITE_DEATHS: list[Death] = [
+    (f"{STORE}.accept", 0, "after"),  # the contract is on disk, the signature has not left
+    ("mpctf_secure.identity.keystore:note_joined", 0, "after"),  # the round counts as joined, nothing has left
+    (f"{FILE}.append", 0, "after"),  # input and entropy are sealed
+    (f"{FILE}.append", 2, "after"),  # the delivery, before the upload
+    (f"{FILE}.append", 3, "after"),  # the release, before it leaves
+    (f"{STORE}.keep", 0, "before"),  # the sum is there, the next state is not
+    (f"{STORE}.keep", 0, "after"),  # the state is on disk, nobody knows
+    (f"{STORE}.certify", 0, "before"),  # the quorum's signatures came
+    (f"{STORE}.certify", 0, "after"),  # the round's key is still there
+]
+
+
+def test_site_killed_at_every_stage_ends_with_the_same_adapter(tmp_path: Path, undisturbed: str) -> None:
+    """Of three all are needed: each time the others wait until it is back, and no round is void."""
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
+        joint.coordinator()
+        for name in THREE[1:]:
+            joint.site(name, once=True)
+        for death in SITE_DEATHS:
+            joint.site(THREE[0], death, once=True)
+            joint.end(THREE[0], -9)
+        joint.site(THREE[0], once=True)
+        joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.end(name, 0)
+        assert joint.adapter() == undisturbed
+        assert joint.site_adapters() == {undisturbed}
+        assert_complete(joint)
