@@ -458,6 +458,8 @@ class Coordinator:
 
     def _drop(self, member: IdentityKey, stage: str, reason: str) -> None:
         entry = {"participant": self._name(member), "stage": stage, "reason": reason}
+        if entry["participant"] in {known["participant"] for known in self._round.dropouts}:
+            return  # what counts is where it was lost first
         self._round.dropouts.append(entry)
         self._tell("dropout", round=self._round.round, **entry)
 

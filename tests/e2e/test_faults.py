@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from e2e.consortium import COORDINATOR, Consortium, Death, consortium
+from e2e.proxy import Network
 
 THREE = ("bank-b", "hospital-a", "telecom-c")
 ROUNDS = 3
@@ -95,3 +96,61 @@ def test_site_killed_at_every_stage_ends_with_the_same_adapter(tmp_path: Path, u
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
         assert_complete(joint)
+
+
+FOUR = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
+
+
+def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path) -> None:
+    """Of four one dies before its upload: the others finish that round and another one without it."""
+    stages = {"join": 120, "training": 120, "stage": 5, "absence": 120}
+    with consortium(tmp_path / "joint", FOUR, rounds=6, timeouts=stages) as joint:
+        joint.coordinator()
+        for name in FOUR[1:]:
+            joint.site(name, once=True)
+        joint.site(FOUR[0], (f"{FILE}.append", 2, "after"), once=True)
+        joint.end(FOUR[0], -9)
+        joint.wait_for_event("round_finished", 2)
+        joint.site(FOUR[0], once=True)
+        joint.end(COORDINATOR, 0)
+        for name in FOUR:
+            joint.end(name, 0)
+        rounds = joint.report()["rounds"]
+        assert [record["survivors"] for record in rounds[:2]] == [list(FOUR[1:])] * 2
+        assert rounds[0]["dropouts"] == [
+            {"participant": "bank-b", "stage": "masked input", "reason": "no answer in 5 s"}
+        ]
+        assert list(FOUR) in [record["survivors"] for record in rounds[2:]]
+        assert "catches up from round 0 to" in joint.log(FOUR[0])
+        assert joint.site_adapters() == {joint.adapter()}
+
+
+def test_network_that_is_cut_and_heals_changes_nothing(tmp_path: Path, undisturbed: str) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint, Network(joint.address) as network:
+        joint.write_site(THREE[0], network.address)
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        for count in range(1, ROUNDS):
+            joint.wait_for_event("round_started", count)
+            with network.down():
+                joint.wait_for(lambda: joint.log(THREE[0]), 5)
+        joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.end(name, 0)
+        assert joint.adapter() == undisturbed
+        assert_complete(joint)
+
+
+def test_site_that_refuses_the_run_says_why_and_nobody_waits(tmp_path: Path) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
+        path = tmp_path / "joint" / THREE[0] / "site.yaml"
+        path.write_text(path.read_text().replace("smallest_sum: 2", "smallest_sum: 4"))
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.end(COORDINATOR, 5)
+        joint.end(THREE[0], 4)
+        reason = "bank-b (refuses the run: proposal: a sum of 3 could be opened, this site's policy.smallest_sum is 4"
+        assert reason in joint.report()["exit"]["reason"]
+        assert "smallest_sum is 4" in joint.log(THREE[0])
