@@ -40,11 +40,14 @@ COORDINATOR_DEATHS: list[Death] = [
 ]
 
 
-def test_coordinator_killed_at_every_stage_ends_with_the_same_adapter(tmp_path: Path, undisturbed: str) -> None:
+@pytest.mark.parametrize("deaths", [COORDINATOR_DEATHS[3::4], pytest.param(COORDINATOR_DEATHS, marks=pytest.mark.slow)])
+def test_coordinator_killed_at_every_stage_ends_with_the_same_adapter(
+    tmp_path: Path, undisturbed: str, deaths: list[Death]
+) -> None:
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
         for name in THREE:
             joint.site(name, once=True)
-        for number, death in enumerate(COORDINATOR_DEATHS):
+        for number, death in enumerate(deaths):
             joint.coordinator(death, resume=number > 0)
             joint.end(COORDINATOR, -9)
         joint.coordinator(resume=True)
@@ -80,13 +83,16 @@ SITE_DEATHS: list[Death] = [
 ]
 
 
-def test_site_killed_at_every_stage_ends_with_the_same_adapter(tmp_path: Path, undisturbed: str) -> None:
+@pytest.mark.parametrize("deaths", [SITE_DEATHS[2::3], pytest.param(SITE_DEATHS, marks=pytest.mark.slow)])
+def test_site_killed_at_every_stage_ends_with_the_same_adapter(
+    tmp_path: Path, undisturbed: str, deaths: list[Death]
+) -> None:
     """Of three all are needed: each time the others wait until it is back, and no round is void."""
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
         joint.coordinator()
         for name in THREE[1:]:
             joint.site(name, once=True)
-        for death in SITE_DEATHS:
+        for death in deaths:
             joint.site(THREE[0], death, once=True)
             joint.end(THREE[0], -9)
         joint.site(THREE[0], once=True)
@@ -104,7 +110,7 @@ FOUR = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
 def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path) -> None:
     """Of four one dies before its upload: the others finish that round and another one without it."""
     stages = {"join": 120, "training": 120, "stage": 5, "absence": 120}
-    with consortium(tmp_path / "joint", FOUR, rounds=6, timeouts=stages) as joint:
+    with consortium(tmp_path / "joint", FOUR, rounds=5, timeouts=stages) as joint:
         joint.coordinator()
         for name in FOUR[1:]:
             joint.site(name, once=True)
