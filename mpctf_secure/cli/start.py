@@ -282,4 +282,5 @@ async def _first(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, Never]
 def _cancel_on_sigterm() -> None:
     task: asyncio.Task[Any] | None = asyncio.current_task()
     if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)

@@ -58,7 +58,12 @@ class Channel:
             private_key=own.private,
             certificate_chain=own.certificate,
         )
-        options = (("grpc.ssl_target_name_override", self._roster.coordinator.name), *KEEPALIVE)
+        options = (
+            ("grpc.ssl_target_name_override", self._roster.coordinator.name),
+            ("grpc.initial_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", int(1000 * _LONGEST_PAUSE)),
+            *KEEPALIVE,
+        )
         return grpc.secure_channel(self._address, credentials, options=options)
 
     def exchange(self, request: bytes) -> bytes:

@@ -14,6 +14,7 @@ from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, TLS_VE
 from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _CONNECTION_SECONDS = 3600
+_MOST_CALLS = 4  # of one participant: it has one waiting, and for moments others
 
 
 class Handler(Protocol):
@@ -56,8 +57,7 @@ async def listen(address: str, roster: Roster, tls: OwnTls, handler: Handler) ->
         ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
         *KEEPALIVE,
     )
-    # A participant has one call waiting, and for moments a second one.
-    most_calls = 4 * len(roster.participants)
+    most_calls = _MOST_CALLS * len(roster.participants)
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
     methods = _Methods(roster, tls, handler)
     server.add_generic_rpc_handlers((methods,))
@@ -120,6 +120,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Who calls; the call ends when that member leaves the roster, and errors become statuses."""
         try:
             peer = self._peer(context)
+            if list(self._calls.values()).count(peer) >= _MOST_CALLS:
+                # Else one participant could take the places of all.
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} calls of yours are open")
             async with asyncio.timeout(None) as limit:
                 self._calls[limit] = peer
                 try:

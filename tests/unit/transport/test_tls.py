@@ -244,6 +244,27 @@ def test_revoked_member_is_out_of_a_call_that_waits(tmp_path: Path) -> None:
         assert world.channel("hospital-a").exchange(b"hello") == b"hospital-a:hello"
 
 
+def test_one_participant_does_not_take_the_places_of_all(tmp_path: Path) -> None:
+    with serving(tmp_path) as world:
+        greedy, others = world.channel("bank-b"), world.channel("hospital-a")
+        threads = [threading.Thread(target=_wait_until_closed, args=(greedy,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert Echo.waiting.acquire(timeout=10)
+        with pytest.raises(EnvironmentUnfitError, match="no connection"):
+            greedy.exchange(b"one too many")
+        assert others.exchange(b"hello") == b"hospital-a:hello"
+        world.use(replace(world.roster, version=2, members=world.roster.members[1:]))
+        for thread in threads:
+            thread.join(10)
+
+
+def _wait_until_closed(channel: Channel) -> None:
+    with contextlib.suppress(MpctfError):
+        channel.exchange(b"wait")
+
+
 def spoken(world: World, version: ssl.TLSVersion, certificate_file: Path | None) -> str | None:
     """The TLS version in which the coordinator's HTTP/2 answered, None if it hung up."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
