@@ -23,6 +23,7 @@ def make_contract(**changes: object) -> Contract:
         "data": Data(size=10),
         "aggregation": Aggregation(),
         "privacy": Privacy(clip_norm=1.0),
+        "package": "22" * 32,
         "base_model_hash": "11" * 32,
         "tensors": TENSORS,
     }

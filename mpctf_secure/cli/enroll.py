@@ -3,21 +3,19 @@
 import datetime
 import os
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mpctf_secure import files
+from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.address import check_address
 from mpctf_secure.errors import SecurityError, UsageError
-from mpctf_secure.hazmat.encoding import enc
-from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.passphrase import STRONG
 from mpctf_secure.identity import enrollment, keystore
 from mpctf_secure.identity.ceremony import NONCE_BYTES
@@ -353,14 +351,6 @@ def _write_request(folder: Path, keys: Keys, days: int) -> None:
     made = enrollment.make_request(keys, owner.name, owner.role, now, end, nonce, measure_package())
     path = _write(Path(f"{owner.name}.request.json"), made)
     typer.echo(f"next: send {path} to everybody, by any way; mpctf-secure enroll compare *.request.json")
-
-
-def measure_package() -> bytes:
-    """SHA-256 over the names and contents of this program's Python files: what an operator says that it runs."""
-    package = resources.files("mpctf_secure")
-    with resources.as_file(package) as root:
-        sources = sorted(root.rglob("*.py"))
-        return sha256(b"".join(enc(str(path.relative_to(root)), sha256(path.read_bytes())) for path in sources))
 
 
 def _write(path: Path, document: Document) -> Path:

@@ -25,7 +25,7 @@ from mpctf_secure.secagg.messages import Signed
 
 NOTED = Answer("noted", b"")
 VETO = "refuses the run: "
-_KEPT_ROUNDS = 2
+KEPT_ROUNDS = 2
 _PRESENT_SECONDS = 60.0
 _REPLAY_SECONDS = 600.0
 _PROGRESS_SECONDS = 0.2
@@ -117,10 +117,11 @@ class Reception:
         return gate
 
     def open_round(self, number: int) -> None:
-        """Let the round's outcome be asked for; forget old gates but the transitions, which late sites still need."""
+        """Let the round's outcome be asked for; forget rounds long past, about which the answer is `behind`."""
         self._news[number] = News()
-        for old in [key for key in self._gates if 0 < key.round <= number - _KEPT_ROUNDS]:
+        for old in [key for key in self._gates if 0 < key.round <= number - KEPT_ROUNDS]:
             del self._gates[old]
+        self._news.pop(number - KEPT_ROUNDS, None)
 
     def tell(self, number: int, news: Announce | Outcome) -> None:
         """Hand the news of a round to whoever asks for it."""

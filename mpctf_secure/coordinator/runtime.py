@@ -16,7 +16,7 @@ from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.reception import NOTED, VETO, Outcome, Reception
+from mpctf_secure.coordinator.reception import KEPT_ROUNDS, NOTED, VETO, Outcome, Reception
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import (
     EnvironmentUnfitError,
@@ -54,6 +54,7 @@ GO, ACK = Answer("go", b""), Answer("ack", b"")
 _MOST_REASON = 250  # characters, at most four bytes each
 _RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
+_MUST_AGREE = {"package": "version of this program", "base_model_hash": "base model", "tensors": "base model"}
 
 
 class AbsentError(ParticipationError):
@@ -161,6 +162,9 @@ class Coordinator:
                 f"{path}: no state of round {done}: {error}", hint="restore the file"
             ) from error
 
+    def _sum_path(self, number: int) -> Path:
+        return self._folder / f"round-{number}.sum"
+
     def _state_path(self, number: int) -> Path:
         return self._folder / f"round-{number}.state"
 
@@ -189,14 +193,14 @@ class Coordinator:
         """The proposal and the facts that all sites agree on."""
         members, facts = list(self._facts), list(self._facts.values())
         for member, found in zip(members[1:], facts[1:], strict=True):
-            for component in ("base_model_hash", "tensors"):
+            for component, what in _MUST_AGREE.items():
                 if getattr(found, component) != getattr(facts[0], component):
                     pair = [self._name(members[0]), self._name(member)]
                     raise UsageError(
-                        f"{pair[0]} and {pair[1]} differ in {component}", hint="every site needs the same base model"
+                        f"{pair[0]} and {pair[1]} differ in {component}", hint=f"every site needs the same {what}"
                     )
-        base, tensors = facts[0].base_model_hash.hex(), facts[0].tensors
-        self.contract = Contract(**self._proposal.model_dump(), base_model_hash=base, tensors=tensors)
+        agreed = {"package": facts[0].package.hex(), "base_model_hash": facts[0].base_model_hash.hex()}
+        self.contract = Contract(**self._proposal.model_dump(), **agreed, tensors=facts[0].tensors)
         return self.contract
 
     def _open_round(self, contract: Contract, state: State) -> Gate:
@@ -276,7 +280,7 @@ class Coordinator:
         spool = Spool(self._folder / f"round-{context.round}-{context.attempt}", context)
         self.reception.spools[context.digest()] = spool
         release, left = await self._aggregate(server, spool, ready)
-        path = self._folder / f"round-{context.round}.sum"
+        path = self._sum_path(context.round)
         began = asyncio.get_running_loop().time()
         digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
         total = Sum(*spool.load_sum(path), context.first_cohort, server.survivors)
@@ -386,6 +390,7 @@ class Coordinator:
         self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
         self.reception.end_attempt(context.digest())
         self._state_path(state.round - 1).unlink(missing_ok=True)
+        self._sum_path(state.round - KEPT_ROUNDS).unlink(missing_ok=True)
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
         transition.answer({}, otherwise=Answer("next", certificate))

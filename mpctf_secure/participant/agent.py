@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Never
 
+from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
@@ -117,7 +118,7 @@ class _Agent:
         job = Job(JobSpec.of(self._site.model, self._site.data, proposal.lora, proposal.training), self._site.work)
         with contextlib.closing(job):
             self._report(f"{name}: {job.rows} rows, {job.truncated} of them truncated; on {job.hardware_text}")
-            facts = Facts.of(model_hash, job.schema)
+            facts = Facts.of(measure_package(), model_hash, job.schema)
             contract = Contract.decode(link.ask("facts", self._roster.hash, facts.encode(), "contract"))
             with self._vetoing(link):
                 check_contract(contract, proposal, facts)

@@ -38,5 +38,11 @@ def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None
     """The contract is the proposal that I checked plus the facts that I found."""
     if contract.model_dump(include=set(Proposal.model_fields)) != proposal.model_dump():
         raise SecurityError("contract differs from the proposal", culprits=[COORDINATOR])
+    if bytes.fromhex(contract.package) != facts.package:
+        raise SecurityError(
+            "contract names another version of this program than mine",
+            hint="install the others' version, also in the middle of a run",
+            culprits=[COORDINATOR],
+        )
     if bytes.fromhex(contract.base_model_hash) != facts.base_model_hash or contract.tensors != facts.tensors:
         raise SecurityError("contract names another base model than mine", culprits=[COORDINATOR])

@@ -67,6 +67,8 @@ class Proposal(Frozen):
 class Contract(Proposal):
     """The proposal and what the sites found when they loaded the model, the same everywhere."""
 
+    package: Hex32
+    """Hash of the program's files: all run the same, from the first round to the last."""
     base_model_hash: Hex32
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     """Names and shapes of the LoRA tensors in canonical order: the adapter's schema."""

@@ -23,25 +23,28 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class Facts:
-    """What a site found when it loaded the model: hash of the base, and the LoRA tensors."""
+    """What a site found: the hash of its program's files, that of the base model, and the LoRA tensors."""
 
+    package: bytes
     base_model_hash: bytes
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, base_model_hash: bytes, schema: Schema) -> Self:
+    def of(cls, package: bytes, base_model_hash: bytes, schema: Schema) -> Self:
         """Facts from a schema."""
-        return cls(base_model_hash, tuple((name, tuple(shape)) for name, shape in schema))
+        return cls(package, base_model_hash, tuple((name, tuple(shape)) for name, shape in schema))
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of `facts`."""
         with Reader(body) as reader:
-            return cls(reader.bytes(HASH_BYTES), tuple(map(_decode_tensor, reader.sequence())))
+            return cls(
+                reader.bytes(HASH_BYTES), reader.bytes(HASH_BYTES), tuple(map(_decode_tensor, reader.sequence()))
+            )
 
     def encode(self) -> bytes:
         """The body of `facts`."""
-        return enc(self.base_model_hash) + enc_sequence(
+        return enc(self.package, self.base_model_hash) + enc_sequence(
             enc(name) + enc_sequence(enc(size) for size in shape) for name, shape in self.tensors
         )
 

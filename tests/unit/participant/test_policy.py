@@ -15,7 +15,7 @@ from mpctf_secure.rounds.messages import Facts
 from mpctf_secure.secagg.parameters import check_terms
 
 NAMES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
-FACTS = Facts(b"\1" * 32, (("t", (2, 3)),))
+FACTS = Facts(b"\2" * 32, b"\1" * 32, (("t", (2, 3)),))
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,25 @@ def test_coordinator_cannot_choose_fewer_colluders_than_the_default() -> None:
 
 
 def sealed(terms: Proposal, **changes: object) -> Contract:
-    fields = {**terms.model_dump(), "base_model_hash": FACTS.base_model_hash.hex(), "tensors": FACTS.tensors}
+    fields = {
+        **terms.model_dump(),
+        "package": FACTS.package.hex(),
+        "base_model_hash": FACTS.base_model_hash.hex(),
+        "tensors": FACTS.tensors,
+    }
     return Contract(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rounds": 3}, {"quorum": 4}, {"base_model_hash": "00" * 32}, {"tensors": (("t", (2, 4)),)}],
-    ids=["other rounds", "other quorum", "another base model", "another schema"],
+    [
+        {"rounds": 3},
+        {"quorum": 4},
+        {"base_model_hash": "00" * 32},
+        {"package": "00" * 32},
+        {"tensors": (("t", (2, 4)),)},
+    ],
+    ids=["other rounds", "other quorum", "another base model", "another version", "another schema"],
 )
 def test_contract_that_differs_from_what_was_proposed_and_found_is_refused(roster: Roster, changes) -> None:
     terms = proposal(roster)
