@@ -21,6 +21,7 @@ from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Timeouts, 
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.coordinator import runtime
 from mpctf_secure.coordinator.gate import Gate
+from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
@@ -93,11 +94,12 @@ class ClearServer(Server):
 
 
 async def aggregate_in_the_clear(
-    coordinator: Coordinator, server: Server, spool: Any, ready: Gate[bytes]
-) -> tuple[Gate[Any], tuple[()]]:
+    coordinator: Coordinator, server: Server, spool: Any, ready: Gate
+) -> tuple[Gate, tuple[()]]:
     """One stage: the uploads."""
     context = server.context
-    uploads = coordinator.reception.open("upload", context.digest(), context.round, context.cohort, spool.keep)
+    keep = lambda sender, _: spool.keep(sender)  # noqa: E731
+    uploads = coordinator.reception.open("upload", context.digest(), context.round, context.cohort, keep)
     coordinator._announce(context, ready)
     await coordinator._collect(uploads, "masked input", 600, len(context.cohort))
     return uploads, ()
@@ -126,8 +128,9 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
         training=Training(), data=Data(size=64), aggregation=Aggregation(), privacy=Privacy(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
+    journal = Journal(folder)
     coordinator = Coordinator(
-        proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None
+        proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None, journal
     )
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
@@ -142,6 +145,7 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
         children.append(subprocess.Popen(argv))
     try:
         await coordinator.run()
+        coordinator.reception.end("the run is over")
         return [record.seconds for record in coordinator.rounds]
     finally:
         await asyncio.to_thread(lambda: [child.wait(60) for child in children])
