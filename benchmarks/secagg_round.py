@@ -69,12 +69,12 @@ def take_part_in_the_clear(site: Participant, state: Any, contribution: Any, _: 
     ctx = context.digest()
     plain = MaskedInput(context.layout, *site._encode(state, contribution, context), ())
 
-    def stream() -> Iterator[bytes]:
+    def stream(first: int) -> Iterator[bytes]:
         def hashed(number: int) -> tuple[bytes, bytes]:
             chunk = plain.chunk(number)
             return chunk, sha256(chunk)
 
-        yield enc(ctx, context.layout.size)
+        yield enc(ctx, context.layout.size, first)
         hashes = []
         for chunk, chunk_hash in ordered_map(hashed, range(len(context.layout.sizes))):
             hashes.append(chunk_hash)

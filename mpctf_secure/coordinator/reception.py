@@ -24,6 +24,7 @@ from mpctf_secure.rounds.state import State, adapter_chunks
 from mpctf_secure.secagg.messages import Signed
 
 NOTED = Answer("noted", b"")
+AGAIN = Answer("again", b"")
 VETO = "refuses the run: "
 KEPT_ROUNDS = 2
 _PRESENT_SECONDS = 60.0
@@ -243,11 +244,11 @@ class Reception:
         """Spool a masked input, then wait at the gate like with any message. One stream a member: the newest."""
         await self.live.wait()
         with Reader(await anext(pieces, b"")) as opening:
-            ctx, size = opening.bytes(32), opening.integer()
+            ctx, size, first = opening.bytes(32), opening.integer(), opening.integer()
         with self._heard_from(peer):
-            return self._reply(ctx, await self._receive(peer, ctx, size, pieces))
+            return self._reply(ctx, await self._receive(peer, ctx, size, first, pieces))
 
-    async def _receive(self, peer: Member, ctx: bytes, size: int, pieces: AsyncIterator[bytes]) -> Answer:
+    async def _receive(self, peer: Member, ctx: bytes, size: int, first: int, pieces: AsyncIterator[bytes]) -> Answer:
         gate, spool = self._find("upload", ctx, None), self.spools.get(ctx)
         if gate is None or spool is None:
             return SKIP
@@ -257,7 +258,7 @@ class Reception:
             try:
                 with self._refusing(peer):
                     async with gate.while_open():
-                        upload = await spool.receive(pieces, size)
+                        upload = await spool.receive(peer.identity, pieces, size, first)
             except TimeoutError:
                 return await gate.wait(peer.identity)
             if upload is None:
@@ -265,6 +266,8 @@ class Reception:
             self.traffic.bytes_up[peer.name] += upload.size
             with spool.holding(peer.identity, upload):
                 signed = Signed.decode(upload.trailer)
+                if first and signed.body != enc(upload.digest):
+                    return AGAIN  # a power cut may have spoilt what lay here: nobody's fault, but it begins anew
                 return await self._enter(gate, peer, "upload", ctx, enc(upload.trailer, upload.digest), signed)
 
     @contextlib.contextmanager
@@ -369,6 +372,10 @@ class Reception:
             case "veto":
                 self._check_sender(peer, signed, label, self._roster.hash)
                 self._note_veto(peer, signed.body)
+            case "offset":
+                self._check_sender(peer, signed, label, ctx)
+                spool = self.spools.get(ctx)
+                return Answer("held", enc(spool.held(peer.identity) if spool else 0))
             case "alive" | "progress" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
                 if label == "progress":

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
+import io
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,49 +41,64 @@ class Spool:
         self._sizes = context.layout.sizes
         self._pending: dict[IdentityKey, Upload] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob("*.part"):
-            unfinished.unlink()
-        missing = len(context.cohort) + 1 - len(list(folder.iterdir()))
-        needed, free = missing * self._layout.size, shutil.disk_usage(folder).free
+        here = sum(path.stat().st_size for path in folder.iterdir())
+        needed = (len(context.cohort) + 1) * self._layout.size - here
+        free = shutil.disk_usage(folder).free
         if needed > free:
             raise EnvironmentUnfitError(
                 f"{folder}: the round's uploads need {needed >> 20} MiB, {free >> 20} MiB are free",
                 hint="free some space, or put the run folder on another disk with --runs",
             )
 
-    async def receive(self, pieces: AsyncIterator[bytes], size: int) -> Upload | None:
-        """Write the chunks of an upload said to have `size` bytes; SecurityError for any but the schema's sizes.
+    def held(self, owner: IdentityKey) -> int:
+        """How many whole chunks of an upload are here that broke off."""
+        path = self._unfinished(owner)
+        size = path.stat().st_size if path.exists() else 0
+        return sum(self._layout.offset(number + 1) <= size for number in range(self._layout.vector_chunks))
 
-        None for a stream that breaks off, which is the network's fault: the sender comes again.
+    async def receive(self, owner: IdentityKey, pieces: AsyncIterator[bytes], size: int, first: int) -> Upload | None:
+        """Write the chunks of an upload said to have `size` bytes, from number `first` on.
+
+        SecurityError for any but the schema's sizes. None for a stream that breaks off, which is the network's fault:
+        what came stays, and the sender goes on from there.
         """
-        if size != self._layout.size:
-            raise SecurityError(f"upload announces {size} bytes instead of {self._layout.size}")
-        hashes = []
-        complete = False
-        with files.writing(self._folder):
-            descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
+        if size != self._layout.size or first > self.held(owner):
+            raise SecurityError(f"upload announces {size} bytes instead of {self._layout.size}, or begins at {first}")
+        path = self._unfinished(owner)
         try:
-            with files.writing(self._folder), os.fdopen(descriptor, "wb") as stream:
-                for expected in self._sizes:
-                    chunk = await anext(pieces, b"")
-                    if not chunk:
-                        return None
-                    if len(chunk) != expected:
-                        raise SecurityError(f"upload has a chunk of {len(chunk)} bytes instead of {expected}")
-                    hashes.append(sha256(chunk))
-                    stream.write(chunk)
-                trailer = await anext(pieces, b"")
-                if not trailer:
-                    return None
-                if await anext(pieces, None) is not None:
-                    raise SecurityError("upload goes on after its digest")
-                stream.flush()
+            # Unbuffered: of an older stream that was cancelled nothing is written later than this.
+            with files.writing(path), path.open("r+b" if first else "wb", buffering=0) as stream:
+                hashes = await asyncio.to_thread(self._hash_chunks, stream.fileno(), first)
+                stream.truncate(self._layout.offset(first))
+                stream.seek(0, os.SEEK_END)
+                trailer = await self._write_chunks(stream, pieces, first, hashes)
                 await asyncio.to_thread(os.fsync, stream.fileno())
-                complete = True
-        finally:
-            if not complete:
-                Path(name).unlink(missing_ok=True)
-        return Upload(Path(name), digest(hashes), trailer, sum(self._sizes))
+        except SecurityError:
+            path.unlink()
+            raise
+        return Upload(path, digest(hashes), trailer, sum(self._sizes[first:])) if trailer else None
+
+    async def _write_chunks(
+        self, stream: io.FileIO, pieces: AsyncIterator[bytes], first: int, hashes: list[bytes]
+    ) -> bytes:
+        """The signed digest at the end; nothing where the stream ends before."""
+        for expected in self._sizes[first:]:
+            chunk = await anext(pieces, b"")
+            if not chunk:
+                return b""
+            if len(chunk) != expected:
+                raise SecurityError(f"upload has a chunk of {len(chunk)} bytes instead of {expected}")
+            hashes.append(sha256(chunk))
+            if stream.write(chunk) != expected:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        trailer = await anext(pieces, b"")
+        if trailer and await anext(pieces, None) is not None:
+            raise SecurityError("upload goes on after its digest")
+        return trailer
+
+    def _hash_chunks(self, file: int, count: int) -> list[bytes]:
+        offset = self._layout.offset
+        return [sha256(os.pread(file, self._sizes[number], offset(number))) for number in range(count)]
 
     @contextlib.contextmanager
     def holding(self, owner: IdentityKey, upload: Upload) -> Iterator[None]:
@@ -137,6 +153,9 @@ class Spool:
         for path in self._folder.iterdir():
             path.unlink()
         self._folder.rmdir()
+
+    def _unfinished(self, owner: IdentityKey) -> Path:
+        return self._folder / f"{owner.hex()}.part"
 
     def _of(self, owner: IdentityKey) -> Path:
         return self._folder / f"{owner.hex()}.masked"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mpctf_secure.errors import COORDINATOR, InterruptedRunError, SecurityError, blaming
-from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member
@@ -69,9 +69,17 @@ class Link:
         """Send a message of an attempt, signed already; label and ctx only say which stage it is for."""
         return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect, skippable=True)
 
-    def upload(self, pieces: Callable[[], Iterable[bytes]], ctx: bytes, expect: str) -> bytes:
-        """Stream a masked input."""
-        return self._check(self._channel.upload(pieces), ctx, expect, skippable=True)
+    def upload(self, pieces: Callable[[int], Iterable[bytes]], ctx: bytes, expect: str) -> bytes:
+        """Stream a masked input from the chunk where it broke off before: `pieces` gets its number."""
+        answer = self._channel.upload(lambda: pieces(self._held(ctx)))
+        if Signed.decode(answer).label == "again":
+            self._check(answer, ctx, "again", skippable=False)
+            answer = self._channel.upload(lambda: pieces(0))
+        return self._check(answer, ctx, expect, skippable=True)
+
+    def _held(self, ctx: bytes) -> int:
+        with blaming(COORDINATOR, "answer"), Reader(self.ask("offset", ctx, b"", "held")) as reader:
+            return reader.integer()
 
     def fetch(self, ctx: bytes, request: Fetch, most_chunks: int) -> Outcome:
         """What became of a round: another attempt, its published sum with chunks as its header says, or nothing."""

@@ -189,7 +189,7 @@ class Participant:
                 self._report(f"{self._name}: left {attempt}: {error.message}: {error.dealer.hex()[:16]}…")
                 self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
                 return
-            claim = self._link.upload(lambda: _upload(attempts, ctx, masked), ctx, "survivors")
+            claim = self._link.upload(_uploader(attempts, ctx, masked), ctx, "survivors")
             signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
             self._link.send("release", attempts.release(signatures), ctx, "ack")
         except Skipped:
@@ -344,19 +344,24 @@ def _check_seen(attempts: Attempts, header: Publication) -> None:
         raise SecurityError("published sum is of other survivors", culprits=[COORDINATOR])
 
 
-def _upload(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Iterator[bytes]:
-    """ctx and length, the chunks, then the signed digest: the same bytes however often it is read.
+def _uploader(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Callable[[int], Iterator[bytes]]:
+    """Gives ctx, length and number of the first chunk, the chunks from there on, then the signed digest of all.
 
-    A chunk travels while the next ones are masked.
+    However often it is called, these are parts of the same bytes. A chunk travels while the next ones are masked.
     """
+    count, hashes = len(masked.layout.sizes), dict[int, bytes]()
 
-    def hashed(number: int) -> tuple[bytes, bytes]:
+    def hashed(number: int) -> tuple[int, bytes, bytes]:
         chunk = masked.chunk(number)
-        return chunk, sha256(chunk)
+        return number, chunk, sha256(chunk)
 
-    yield enc(ctx, masked.layout.size)
-    hashes = []
-    for chunk, chunk_hash in ordered_map(hashed, range(len(masked.layout.sizes))):
-        hashes.append(chunk_hash)
-        yield chunk
-    yield attempts.declare(digest(hashes))
+    def pieces(first: int) -> Iterator[bytes]:
+        yield enc(ctx, masked.layout.size, first)
+        due = [number for number in range(count) if number >= first or number not in hashes]
+        for number, chunk, chunk_hash in ordered_map(hashed, due):
+            hashes[number] = chunk_hash
+            if number >= first:
+                yield chunk
+        yield attempts.declare(digest(hashes[number] for number in range(count)))
+
+    return pieces

@@ -2,10 +2,10 @@
 
 participant → coordinator    hello, facts, veto (in the context roster hash);
                              accept, ready, progress, alive, fetch, behind, transition (run context);
-                             advert, shares, upload, consistency, release (attempt context)
+                             advert, shares, offset, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);
                              go, announce, noted, publication, void, next, behind, current, state (run context);
-                             adverts, delivery, survivors, signatures, ack (attempt context);
+                             adverts, delivery, held, again, survivors, signatures, ack (attempt context);
                              skip and abort, in the context of what they answer
 """
 

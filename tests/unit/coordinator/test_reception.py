@@ -68,7 +68,7 @@ class World:
     def stream(self, name: str, chunks: list[bytes] | None = None, size: int | None = None) -> list[bytes]:
         sent = self.chunks if chunks is None else chunks
         trailer = Signed.make("upload", self.ctx, self.keys[name], enc(digest(map(sha256, self.chunks)))).encode()
-        return [enc(self.ctx, self.context.layout.size if size is None else size), *sent, trailer]
+        return [enc(self.ctx, self.context.layout.size if size is None else size, 0), *sent, trailer]
 
     async def upload(self, name: str, pieces: list[bytes]) -> bytes:
         async def stream() -> AsyncIterator[bytes]:
@@ -98,17 +98,51 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_upload_that_breaks_off_may_come_again(world: World) -> None:
+def test_upload_that_breaks_off_goes_on_where_it_was(world: World) -> None:
     async def scenario() -> None:
         world.open()
+        offset = enc("offset", world.ctx, Signed.make("offset", world.ctx, world.keys["bank-b"], b"").encode())
         for cut in range(1, len(world.chunks) + 2):
             assert world.label(await world.upload("bank-b", world.stream("bank-b")[:cut])) == "skip"
-        assert world.files == []
-        again = asyncio.create_task(world.upload("bank-b", world.stream("bank-b")))
+            held = Signed.decode(await world.reception.exchange(world.peers["bank-b"], offset)).body
+            assert held == enc(min(cut - 1, world.context.layout.vector_chunks))
+        assert world.files == [".part"]
+        _, *rest = world.stream("bank-b")
+        first = world.context.layout.vector_chunks
+        rest = [enc(world.ctx, world.context.layout.size, first), *rest[first:]]
+        again = asyncio.create_task(world.upload("bank-b", rest))
         await until(lambda: world.gate.arrived)
         world.gate.answer({}, otherwise=YES)
         assert world.label(await again) == "survivors"
         assert world.reception.banned == {}
+
+    asyncio.run(scenario())
+
+
+def test_upload_that_a_power_cut_spoilt_begins_again_and_nobody_is_blamed(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        await world.upload("bank-b", world.stream("bank-b")[:2])
+        (path,) = world.folder.iterdir()
+        path.write_bytes(bytes(path.stat().st_size - 1) + b"\1")
+        opening, _, *rest = world.stream("bank-b")
+        resumed = [enc(world.ctx, world.context.layout.size, 1), *rest]
+        assert world.label(await world.upload("bank-b", resumed)) == "again"
+        assert world.files == []
+        whole = asyncio.create_task(world.upload("bank-b", [opening, *world.stream("bank-b")[1:]]))
+        await until(lambda: world.gate.arrived)
+        world.gate.answer({}, otherwise=YES)
+        assert world.label(await whole) == "survivors"
+        assert world.reception.banned == {}
+
+    asyncio.run(scenario())
+
+
+def test_upload_that_begins_after_what_is_held_is_refused(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        with pytest.raises(SecurityError, match="begins at 1"):
+            await world.upload("bank-b", [enc(world.ctx, world.context.layout.size, 1), *world.stream("bank-b")[2:]])
 
     asyncio.run(scenario())
 
@@ -187,7 +221,8 @@ def test_stalled_stream_ends_with_its_stage_and_leaves_nothing(world: World) -> 
         await world.gate.collect(0.01, 3)
         world.gate.answer({})
         assert world.label(await upload) == "skip"
-        assert world.files == []
+        world.reception.end_attempt(world.ctx)
+        assert not world.folder.exists()
 
     asyncio.run(scenario())
 

@@ -49,15 +49,15 @@ def test_round_that_does_not_fit_on_the_disk_says_so_before_it_begins(tmp_path: 
         Spool(tmp_path / "spool", Attempt(4).context)
 
 
-def test_restart_keeps_whole_uploads_and_forgets_the_others(tmp_path: Path) -> None:
+def test_restart_keeps_uploads_and_what_came_of_others(tmp_path: Path) -> None:
     attempt = Attempt(3)
     folder, owner = tmp_path / "spool", attempt.context.cohort[0]
     spool = Spool(folder, attempt.context)
-    for name in ("whole.part", "broken.part"):
-        (folder / name).write_bytes(b"x")
+    (folder / "whole.part").write_bytes(b"x")
+    (folder / f"{attempt.context.cohort[1].hex()}.part").write_bytes(bytes(7))
     with spool.holding(owner, Upload(folder / "whole.part", b"", b"", 0)):
         spool.keep(owner)
     again = Spool(folder, attempt.context)
-    assert [path.name for path in folder.iterdir()] == [f"{owner.hex()}.masked"]
     again.keep(owner)  # a message from the journal: its upload is there
-    assert [path.name for path in folder.iterdir()] == [f"{owner.hex()}.masked"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".masked", ".part"]
+    assert again.held(attempt.context.cohort[1]) == 0  # not one whole chunk of it

@@ -75,7 +75,7 @@ def real_messages() -> dict[str, tuple[bytes, dict[str, int]]]:
     upload = Signed.decode(first._declared)
     sizes = {"n1": len(decode_sequence(adverts, 100)), "n2": len(claim.dealers), "n3": len(claim.survivors)}
     box = ShareMessage.decode(share_message).boxes[0]
-    opening = enc(attempt.context.digest(), attempt.context.layout.size)
+    opening = enc(attempt.context.digest(), attempt.context.layout.size, 0)
     messages = {
         "signed": confirmed.encode(),
         "advert body": advert.body,
