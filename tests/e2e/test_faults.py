@@ -160,3 +160,22 @@ def test_site_that_refuses_the_run_says_why_and_nobody_waits(tmp_path: Path) -> 
         reason = "bank-b (refuses the run: proposal: a sum of 3 could be opened, this site's policy.smallest_sum is 4"
         assert reason in joint.report()["exit"]["reason"]
         assert "smallest_sum is 4" in joint.log(THREE[0])
+
+
+def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undisturbed: str) -> None:
+    """300 ms there and back, slow, and a connection ends after some 40 kilobytes, about an upload."""
+    stages = {"join": 120, "training": 120, "stage": 120, "absence": 120}
+    with (
+        consortium(tmp_path / "joint", THREE, rounds=ROUNDS, timeouts=stages) as joint,
+        Network(joint.address, bytes_a_second=4e5, delay=0.15, cut_every=40_000, seed=1) as network,
+    ):
+        joint.write_site(THREE[0], network.address)
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.end(name, 0)
+        assert network.cuts > ROUNDS
+        assert joint.adapter() == undisturbed
+        assert_complete(joint)
