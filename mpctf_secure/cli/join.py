@@ -10,7 +10,6 @@ from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
-from mpctf_secure.errors import InterruptedRunError
 from mpctf_secure.identity import keystore
 from mpctf_secure.participant.agent import join, serve
 
@@ -31,4 +30,4 @@ def load_site(site_file: Path) -> SiteConfig:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise InterruptedRunError("terminated")
+    raise KeyboardInterrupt

@@ -215,7 +215,7 @@ class _Run:
                 watch = self._watch(listener, self.coordinator)
                 contract, state = await _first(self.coordinator.run(), watch)
                 self._save(contract, state)
-                self.coordinator.reception.end("the run is over")
+                await self.coordinator.farewell()
             if parties.fleet:
                 await asyncio.to_thread(parties.fleet.finish, _ENDING_SECONDS)
         finally:

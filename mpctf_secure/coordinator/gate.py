@@ -46,6 +46,8 @@ class Gate:
         self.left: dict[IdentityKey, str] = {}
         """Who was awaited and is no more, and why."""
         self.seconds = 0.0
+        self.waited = False
+        """Whether somebody has begun to wait for its closing."""
         self._expected = frozenset(self.awaited)
         self._accept = accept
         self._log = log
@@ -110,11 +112,14 @@ class Gate:
 
     async def collect(self, seconds: float, least: int) -> None:
         """Close when all have arrived, when fewer than `least` still can, or when the time is up."""
-        await self._until(lambda: not self.awaited or len(self._arrived) + len(self.awaited) < least, seconds)
+        await self._until(lambda: not self.awaited or len(self._arrived) + len(self.awaited) < least, seconds, 0)
 
-    async def gather(self, done: Callable[[], bool], seconds: float) -> None:
-        """Close when all have arrived, when `done` says so, which is asked again and again, or when the time is up."""
-        await self._until(lambda: self._expected <= self._arrived.keys() or done(), seconds)
+    async def gather(self, done: Callable[[], bool], seconds: float, quorum: int) -> None:
+        """Close when all have arrived, when `done` says so, which is asked again and again, or when the time is up.
+
+        With fewer than a quorum the closing is not logged: a restart finds the gate open, with those who are in.
+        """
+        await self._until(lambda: self._expected <= self._arrived.keys() or done(), seconds, quorum)
 
     def answer(self, replies: Mapping[IdentityKey, Answer], otherwise: Answer = SKIP) -> None:
         """Let everybody pass. Only the first answer counts."""
@@ -132,8 +137,9 @@ class Gate:
             finally:
                 self._limits.discard(limit)
 
-    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+    async def _until(self, done: Callable[[], bool], seconds: float, quorum: int) -> None:
         """Wait for the log first, if there is one to be fed from; what it closed is not logged again."""
+        self.waited = True
         await self._replayed()
         if self.closed:
             return
@@ -148,7 +154,8 @@ class Gate:
         self.seconds = round(self.age, 3)
         # Who is still awaited where it was not the time that ended the stage is nobody's loss: too few were left.
         self.left |= dict.fromkeys(self.awaited, f"no answer in {seconds:g} s") if late else {}
-        self._log(Closed(self.key, self.left, self.seconds))
+        if len(self._arrived) >= quorum:
+            self._log(Closed(self.key, self.left, self.seconds))
         self._close()
 
     async def _replayed(self) -> None:

@@ -29,9 +29,12 @@ VETO = "refuses the run: "
 KEPT_ROUNDS = 2
 _PRESENT_SECONDS = 60.0
 _REPLAY_SECONDS = 600.0
+_TICK_SECONDS = 0.01
+_MOST_VETOES = 3
 _PROGRESS_SECONDS = 0.2
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
+_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
 
 
@@ -80,6 +83,12 @@ class Reception:
         self.lost: dict[IdentityKey, str] = {}
         """Known to have left, and why; whoever calls again is back."""
         self.finished = journal.finished()
+        self.run_context: bytes | None = None
+        """Of the contract, once there is one."""
+        self.over = False
+        """Whether all rounds are done: who comes late is still answered, and nobody joins."""
+        self.told: set[IdentityKey] = set()
+        """Who has the certificate of the last round, or its state."""
         self.state: State | None = None
         """After the last finished round: for those who were away."""
         self.live = asyncio.Event()
@@ -93,6 +102,7 @@ class Reception:
         self._journal = journal
         self._attempts: dict[tuple[int, int], tuple[IdentityKey, ...]] = {}
         self._calls: Counter[IdentityKey] = Counter()
+        self._vetoes: Counter[str] = Counter()
         self._heard: dict[IdentityKey, float] = {}
         self._gates: dict[GateKey, Gate] = {}
         self._gate_opened, self._row_read = asyncio.Event(), asyncio.Event()
@@ -129,10 +139,13 @@ class Reception:
         self._news[number].tell(news)
 
     def end_attempt(self, ctx: bytes) -> None:
-        """Nothing more is taken for this attempt; whoever waits in it is sent to ask for news. Its uploads go."""
+        """Nothing more is taken for this attempt; whoever waits in it is sent to ask for news."""
         for key, gate in self._gates.items():
             if key.ctx == ctx:
                 gate.answer({})
+
+    def clear_attempt(self, ctx: bytes) -> None:
+        """Its uploads are not needed any more, not even after a restart."""
         if spool := self.spools.pop(ctx, None):
             spool.clear()
 
@@ -184,6 +197,8 @@ class Reception:
                     self._row_read.set()
         except (SecurityError, TimeoutError) as error:
             raise EnvironmentUnfitError("the run's journal does not fit together", hint=str(error)) from error
+        while not any(gate.waited and not gate.closed for gate in self._gates.values()):
+            await asyncio.sleep(_TICK_SECONDS)  # what follows from the last row is still computed
         self.live.set()
         self._row_read.set()
 
@@ -301,9 +316,13 @@ class Reception:
         await self.live.wait()
         message = Signed.decode(request)
         with self._heard_from(peer):
-            if message.label == "behind":
+            if message.ctx != self.run_context:
+                self._check_sender(peer, message, message.label, message.ctx)
+                pieces: Iterable[bytes] = [self._reply(message.ctx, Answer("abort", b"another run is on"))]
+            elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
-                pieces: Iterable[bytes] = self._state_after(message.ctx, Position.decode(message.body).round)
+                pieces = self._state_after(message.ctx, Position.decode(message.body).round)
+                self._note_told(peer.identity, len(self.finished))
             else:
                 self._check_sender(peer, message, "fetch", message.ctx)
                 pieces = await self._news_of(peer, message.ctx, Fetch.decode(message.body))
@@ -350,16 +369,24 @@ class Reception:
         number = Position.decode(signed.body).round if label in _POSITIONED else None
         gate = self._find(label, ctx, number)
         if gate:
-            return await self._enter(gate, peer, label, ctx, message, signed)
+            answer = await self._enter(gate, peer, label, ctx, message, signed)
+            if answer.label == "next" and number:
+                self._note_told(peer.identity, number)
+            return answer
         self._check_sender(peer, signed, label, signed.ctx)
         if label in _OF_AN_ATTEMPT or (number and number <= len(self.finished)):
             # So late that its gate is forgotten.
-            return Answer("next", self.finished[number - 1].certificate) if number and label == "transition" else SKIP
+            if number is None or label != "transition":
+                return SKIP
+            self._note_told(peer.identity, number)
+            return Answer("next", self.finished[number - 1].certificate)
         raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
 
     def _answer_at_once(self, peer: Member, label: str, ctx: bytes, signed: Signed) -> Answer | None:
         """What belongs to no gate; and everything, once the run is over."""
         match label:
+            case "hello" if self.over:
+                return Answer("abort", b"the run is over")
             case "hello":
                 if signed.ctx != self._roster.hash:
                     raise SecurityError(
@@ -376,6 +403,9 @@ class Reception:
                 self._check_sender(peer, signed, label, ctx)
                 spool = self.spools.get(ctx)
                 return Answer("held", enc(spool.held(peer.identity) if spool else 0))
+            case _ if label in _OF_THE_RUN and ctx != self.run_context:
+                self._check_sender(peer, signed, label, ctx)
+                return Answer("abort", b"another run is on")
             case "alive" | "progress" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
                 if label == "progress":
@@ -391,10 +421,16 @@ class Reception:
             self._progress_at[peer.name] = now
             self._record("progress", participant=peer.name, **vars(progress))
 
+    def _note_told(self, member: IdentityKey, number: int) -> None:
+        if number == self._proposal.rounds:
+            self.told.add(member)
+
     def _note_veto(self, peer: Member, reason: bytes) -> None:
         """Who does not want the run is not waited for; its operator's reason reaches ours."""
         text = reason[:_MOST_REASON].decode(errors="replace")
-        self._record("veto", participant=peer.name, reason=text)
+        self._vetoes[peer.name] += 1
+        if self._vetoes[peer.name] <= _MOST_VETOES:
+            self._record("veto", participant=peer.name, reason=text)
         self._drop(peer.identity, f"{VETO}{text}")
 
     def _find(self, label: str, ctx: bytes, number: int | None) -> Gate | None:

@@ -6,6 +6,9 @@ the last finished round, its gates fed from the journal (RECOVERY.md section 1).
 """
 
 import asyncio
+import contextlib
+import re
+import shutil
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
@@ -54,6 +57,7 @@ GO, ACK = Answer("go", b""), Answer("ack", b"")
 _MOST_REASON = 250  # characters, at most four bytes each
 _RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
+_LOOK_SECONDS = 0.2
 _MUST_AGREE = {"package": "version of this program", "base_model_hash": "base model", "tensors": "base model"}
 
 
@@ -129,7 +133,9 @@ class Coordinator:
         running, replay = asyncio.create_task(work), asyncio.create_task(self.reception.replay())
         replay.add_done_callback(lambda task: running.cancel() if task.cancelled() or task.exception() else None)
         try:
-            return await running
+            result = await running
+            self.reception.live.set()
+            return result
         except asyncio.CancelledError:
             if replay.done() and not replay.cancelled() and (error := replay.exception()):
                 raise error from None
@@ -143,9 +149,19 @@ class Coordinator:
             self._journal.end(Ended(code, reason))
         self.reception.end(reason)
 
+    async def farewell(self) -> None:
+        """All rounds are done: wait for those who are there until they know the end, a stage's time at the most."""
+        reception = self.reception
+        reception.over = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeouts.stage):
+                while any(map(reception.present, reception.active - reception.told - reception.banned.keys())):
+                    await asyncio.sleep(_LOOK_SECONDS)
+
     async def _run(self) -> tuple[Contract, State]:
         contract = await self._agree()
         state = self._last_state(contract)
+        self._tidy(state.round)
         while state.round < contract.rounds:
             state = await self._run_round(contract, state)
         return contract, state
@@ -161,6 +177,13 @@ class Coordinator:
             raise EnvironmentUnfitError(
                 f"{path}: no state of round {done}: {error}", hint="restore the file"
             ) from error
+
+    def _tidy(self, done: int) -> None:
+        """What an earlier process left of finished rounds."""
+        for path in self._folder.glob("round-*"):
+            number = int(re.split(r"[-.]", path.name)[1])
+            if number <= done and path != self._state_path(done):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _sum_path(self, number: int) -> Path:
         return self._folder / f"round-{number}.sum"
@@ -201,6 +224,7 @@ class Coordinator:
                     )
         agreed = {"package": facts[0].package.hex(), "base_model_hash": facts[0].base_model_hash.hex()}
         self.contract = Contract(**self._proposal.model_dump(), **agreed, tensors=facts[0].tensors)
+        self.reception.run_context = self.contract.run_context
         return self.contract
 
     def _open_round(self, contract: Contract, state: State) -> Gate:
@@ -240,6 +264,8 @@ class Coordinator:
                 following = self._next_context(server)
                 self._tell("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
                 self.reception.end_attempt(context.digest())
+                if following is not None:
+                    self.reception.clear_attempt(context.digest())
                 if following is None:
                     finished = self._void(contract, state, context, error)
                     break
@@ -389,6 +415,7 @@ class Coordinator:
         self.reception.finish(Finished(state.round, finished.body, certificate, self._round.to_dict()), state)
         self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
         self.reception.end_attempt(context.digest())
+        self.reception.clear_attempt(context.digest())
         self._state_path(state.round - 1).unlink(missing_ok=True)
         self._sum_path(state.round - KEPT_ROUNDS).unlink(missing_ok=True)
         if state.round < contract.rounds:
@@ -438,7 +465,11 @@ class Coordinator:
             if len(gate.arrived) < quorum:
                 if len(gate.arrived) + len(there) >= quorum:
                     seen_at = now
-                return now - seen_at > self._timeouts.absence
+                if now - seen_at <= self._timeouts.absence:
+                    return False
+                for member in missing - there:
+                    gate.drop(member, f"absent for {self._timeouts.absence:g} s")
+                return True
             quorum_at = now if quorum_at is None else quorum_at
             late = now > 2 * quorum_at + self._timeouts.stage
             if there and not late:
@@ -447,11 +478,12 @@ class Coordinator:
                 gate.drop(member, "took more than twice as long as a quorum" if member in there else "absent")
             return True
 
-        await gate.gather(done, self._timeouts.training)
+        await gate.gather(done, self._timeouts.training, quorum)
         self._note_stage(gate, stage)
 
     async def _collect_everyone(self, gate: Gate, deed: str, seconds: float) -> None:
-        await gate.collect(seconds, len(self.reception.active))
+        everyone = len(self.reception.active)
+        await gate.gather(lambda: len(gate.arrived) + len(gate.awaited) < everyone, seconds, everyone)
         if gate.left:
             reasons = [f"{self._name(member)} ({reason})" for member, reason in sorted(gate.left.items())]
             vetoed = any(reason.startswith(VETO) for reason in gate.left.values())

@@ -353,6 +353,14 @@ def destroy_round_key(folder: Path, name: str) -> None:
     _round_key(folder, name).unlink(missing_ok=True)
 
 
+def destroy_round_keys(folder: Path, run_id: str, last: int) -> None:
+    """Unlink the keys of all rounds of a run up to this one, which a crash may have left."""
+    for path in (folder / _ROUNDS).glob(f"{run_id}.*.key"):
+        number = path.name.removeprefix(f"{run_id}.").removesuffix(".key")
+        if number.isdecimal() and int(number) <= last:
+            path.unlink(missing_ok=True)
+
+
 def _round_key(folder: Path, name: str) -> Path:
     return folder / _ROUNDS / f"{name}.key"
 

@@ -17,7 +17,7 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.policy import check_contract, check_proposal
-from mpctf_secure.participant.rounds import DONE, Participant, Report
+from mpctf_secure.participant.rounds import Participant, Report
 from mpctf_secure.participant.store import Store
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
@@ -31,6 +31,7 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _BETWEEN_RUNS_SECONDS = 5.0
 _BEAT_SECONDS = 15.0
+DONE = "done"
 
 
 class Members:
@@ -52,19 +53,26 @@ class Members:
 def join(site: SiteConfig, keys: Keys, report: Report) -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
     with contextlib.closing(Store(site.work)) as store:
-        _Agent(site, keys, store, report).run_once()
+        _Agent(site, keys, store, report, site.patience, set()).run_once()
 
 
 def serve(site: SiteConfig, keys: Keys, report: Report) -> Never:
     """Take part in one run after the other, until a signal or an error that time cannot mend."""
+    refused: set[str] = set()
+    patience = site.patience
     with contextlib.closing(Store(site.work)) as store:
         while True:
+            agent = _Agent(site, keys, store, report, patience, refused)
             try:
-                _Agent(site, keys, store, report).run_once()
+                agent.run_once()
             except InterruptedRunError as error:
                 report(error.message)
             except VetoError as error:
                 report(f"{error.message}; {error.hint}")
+            except SecurityError:
+                if not agent.roster_is_old:
+                    raise
+            patience = math.inf  # whoever has answered once is waited for without end
             time.sleep(_BETWEEN_RUNS_SECONDS)
 
 
@@ -75,17 +83,27 @@ class VetoError(SecurityError):
 class _Agent:
     """One site, from its first call to the end of one run."""
 
-    def __init__(self, site: SiteConfig, keys: Keys, store: Store, report: Report) -> None:
+    def __init__(
+        self, site: SiteConfig, keys: Keys, store: Store, report: Report, patience: float, refused: set[str]
+    ) -> None:
         self._site, self._keys, self._store, self._report = site, keys, store, report
+        self._patience, self._refused = patience, refused
         self._roster = keystore.load_roster(site.keys)
         self._roster.check_unexpired(utc_now())
         self._me = self._roster.by_identity(keys.identity.public)
 
+    @property
+    def roster_is_old(self) -> bool:
+        """Whether a newer one was installed since this agent began."""
+        return keystore.latest_version(self._site.keys) > self._roster.version
+
     def run_once(self) -> None:
+        """Wait for a run, and take part in it to its end."""
+        self._close_finished_runs()
         load_rows(self._site.data)  # a bad row is found before anybody waits for us
         model_hash = hash_model(self._site.model)
         tls = OwnTls(self._keys.identity, self._me)
-        with contextlib.closing(Channel(self._site.coordinator, self._roster, tls, self._site.patience)) as channel:
+        with contextlib.closing(Channel(self._site.coordinator, self._roster, tls, self._patience)) as channel:
             link = Link(channel, self._keys.identity, self._roster.coordinator)
             try:
                 proposal = self._hear_proposal(link, channel)
@@ -99,15 +117,13 @@ class _Agent:
         while True:
             proposal = Proposal.decode(link.ask("hello", self._roster.hash, b"", "proposal"))
             channel.patience = math.inf
-            if (ended := self._store.ended(proposal.run_id)) is None:
+            if proposal.run_id not in self._refused and self._store.ended(proposal.run_id) is None:
                 return proposal
-            if ended != DONE:
-                raise VetoError(f"this site has left run {proposal.run_id}: {ended}", hint="it waits for another run")
             time.sleep(_BETWEEN_RUNS_SECONDS)
 
     def _take_part(self, link: Link, proposal: Proposal, model_hash: bytes) -> None:
         name, run_id = self._me.name, proposal.run_id
-        with self._vetoing(link):
+        with self._vetoing(link, run_id):
             check_proposal(proposal, self._site.policy, self._roster, name)
             if keystore.has_run_secret(self._site.keys, run_id) and not self._store.knows(run_id):
                 raise SecurityError(
@@ -120,7 +136,7 @@ class _Agent:
             self._report(f"{name}: {job.rows} rows, {job.truncated} of them truncated; on {job.hardware_text}")
             facts = Facts.of(measure_package(), model_hash, job.schema)
             contract = Contract.decode(link.ask("facts", self._roster.hash, facts.encode(), "contract"))
-            with self._vetoing(link):
+            with self._vetoing(link, run_id):
                 check_contract(contract, proposal, facts)
             self._store.accept(contract)
             link.ask("accept", contract.run_context, b"", "go")
@@ -130,21 +146,31 @@ class _Agent:
                     name, link, self._keys.identity, contract, job, members, self._site.keys, self._store, self._report
                 )
                 state = participant.run()
-        self._save(contract, state)
+        self._finish(contract, state)
 
-    def _save(self, contract: Contract, state: State) -> None:
-        """The adapter, which this site computed itself."""
+    def _close_finished_runs(self) -> None:
+        """Whose last state a quorum had signed when this site was killed."""
+        for contract in self._store.open_runs():
+            state, certificate = self._store.last_state(contract)
+            if certificate and state.round == contract.rounds:
+                self._finish(contract, state)
+
+    def _finish(self, contract: Contract, state: State) -> None:
+        """Write the adapter, which this site computed itself; only then the run has ended here."""
         folder = self._store.folder(contract.run_id) / "adapter"
         save_adapter_folder(folder, state.adapter, contract.tensors, contract.lora, contract.base_model)
+        keystore.destroy_run_secret(self._site.keys, contract.run_id)
+        self._store.end(contract.run_id, DONE)
         self._report(f"{self._me.name}: run {contract.run_id} is over; the adapter: {folder}")
 
     @contextlib.contextmanager
-    def _vetoing(self, link: Link) -> Iterator[None]:
+    def _vetoing(self, link: Link, run_id: str) -> Iterator[None]:
         """What breaks this site's policy is said to the coordinator's operator before the run is left."""
         try:
             yield
         except SecurityError as error:
             link.tell("veto", self._roster.hash, f"{error.message}; {error.hint}".encode())
+            self._refused.add(run_id)
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
 
 

@@ -46,7 +46,6 @@ from mpctf_secure.training.launch import Job
 Report = Callable[[str], None]
 """Gets one line for the site's terminal or log."""
 _PROGRESS_SECONDS = 0.5
-DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,19 @@ class Participant:
         state, certificate = self._store.last_state(self._contract)
         if state.round and certificate is None:
             self._agree(state)
+        self._forget_rounds(state.round)
         state = self._catch_up(state)
         while state.round < self._contract.rounds:
             state = self._round(state)
-        keystore.destroy_run_secret(self._keys, self._contract.run_id)
-        self._store.end(self._contract.run_id, DONE)
+        self._forget_rounds(state.round)
         return state
+
+    def _forget_rounds(self, last: int) -> None:
+        """Keys and sealed files of rounds that are over and that a crash has left."""
+        keystore.destroy_round_keys(self._keys, self._contract.run_id, last)
+        for path in self._store.folder(self._contract.run_id).glob("*.sealed"):
+            if int(path.stem) <= last:
+                path.unlink(missing_ok=True)
 
     def _round(self, state: State) -> State:
         """Train, take part in attempts until the round has an outcome, arrive at the next state with the others.

@@ -64,10 +64,11 @@ class Store:
     def accept(self, contract: Contract) -> None:
         """Keep what this site is about to sign; SecurityError for a second contract under a run's id."""
         known = self._contract(contract.run_id)
+        for folder in (self._work / "runs", self.folder(contract.run_id)):
+            files.make_folder(folder)
         if known is None:
             with self._naming():
                 self._db.execute("INSERT INTO run VALUES (?, ?, NULL)", (contract.run_id, contract.encode()))
-            self.folder(contract.run_id).mkdir(mode=0o700, parents=True, exist_ok=True)
         elif known != contract.encode():
             raise SecurityError(f"another contract for run {contract.run_id}", culprits=[COORDINATOR])
 
@@ -104,6 +105,11 @@ class Store:
         """This site takes no more part in a run."""
         with self._naming():
             self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (how, run_id))
+
+    def open_runs(self) -> list[Contract]:
+        """The contracts of runs that have not ended for this site."""
+        with self._naming():
+            return [Contract.decode(row[0]) for row in self._db.execute("SELECT contract FROM run WHERE ended IS NULL")]
 
     def ended(self, run_id: str) -> str | None:
         """How a run ended for this site, None while it has not."""

@@ -39,6 +39,7 @@ class Channel:
         self._address = address
         self._lock = threading.Lock()
         self._open: tuple[TlsKey, Any] | None = None
+        self._retired: list[tuple[TlsKey, Any]] = []
 
     def _method(self, kind: str, name: str) -> Callable[..., Any]:
         """A method over a connection with the TLS key of this moment."""
@@ -46,7 +47,10 @@ class Channel:
         own = self._tls.current()
         with self._lock:  # a heart beats in another thread
             if self._open is None or self._open[0] is not own:
-                self.close()
+                # Not closed yet: a call may wait in the old one, whose key is good for as long again.
+                for _, channel in self._retired:
+                    channel.close()
+                self._retired = [self._open] if self._open else []
                 self._open = own, self._connect(own)
             method: Callable[..., Any] = getattr(self._open[1], kind)(name)
         return method
@@ -100,9 +104,9 @@ class Channel:
 
     def close(self) -> None:
         """Cancel what is open."""
-        if self._open:
-            self._open[1].close()
-            self._open = None
+        for _, channel in (*self._retired, *([self._open] if self._open else [])):
+            channel.close()
+        self._retired, self._open = [], None
 
     def _patiently(self, call: Callable[[], T]) -> T:
         give_up: float | None = None

@@ -132,6 +132,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         except TimeoutError:
             gone = SecurityError(f"{peer.name} is not in roster version {self._roster.version} under this identity")
             await context.abort(*to_status(gone))
+        except EnvironmentUnfitError as error:
+            # A full disk here is nothing that ends a participant: it comes again.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
         except MpctfError as error:
             await context.abort(*to_status(error))
 

@@ -4,7 +4,6 @@ import grpc
 
 from mpctf_secure.errors import (
     EnvironmentUnfitError,
-    InterruptedRunError,
     MpctfError,
     ParticipationError,
     SecurityError,
@@ -27,7 +26,6 @@ _STATUS: dict[type[MpctfError], grpc.StatusCode] = {
     EnvironmentUnfitError: grpc.StatusCode.FAILED_PRECONDITION,
     SecurityError: grpc.StatusCode.PERMISSION_DENIED,
     ParticipationError: grpc.StatusCode.ABORTED,
-    InterruptedRunError: grpc.StatusCode.CANCELLED,
 }
 _ERROR = {status: kind for kind, status in _STATUS.items()}
 

@@ -1,5 +1,6 @@
 """Processes killed, machines rebooted, networks cut: the run goes on, and its result is that of an undisturbed one."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,36 @@ def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undistur
         assert network.cuts > ROUNDS
         assert joint.adapter() == undisturbed
         assert_complete(joint)
+
+
+def test_run_whose_quorum_went_away_is_gone_on_with_when_it_is_back(tmp_path: Path, undisturbed: str) -> None:
+    """Exit 5 is not the end: those who are in stay in, and wait."""
+    stages = {"join": 120, "training": 120, "stage": 60, "absence": 2}
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS, timeouts=stages) as joint:
+        joint.coordinator()
+        for name in THREE[1:]:
+            joint.site(name, once=True)
+        joint.site(THREE[0], (f"{STORE}.certify", 0, "after"), once=True)
+        joint.end(THREE[0], -9)
+        joint.end(COORDINATOR, 5)
+        assert joint.report()["exit"]["reason"].startswith("round 2: 2 of 3 participants are left")
+        joint.site(THREE[0], once=True)
+        joint.coordinator(resume=True)
+        joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.end(name, 0)
+        assert joint.adapter() == undisturbed
+        assert joint.site_adapters() == {undisturbed}
+
+
+def test_agents_wait_for_the_next_run_and_end_with_a_signal(tmp_path: Path) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
+        for name in THREE:
+            joint.site(name)
+        for _ in range(2):
+            joint.coordinator()
+            joint.end(COORDINATOR, 0)
+        for name in THREE:
+            joint.wait_for(lambda name=name: joint.log(name).count("is over; the adapter") == 2, 30)
+            joint.processes[name].send_signal(signal.SIGTERM)
+            joint.end(name, 7, 30)

@@ -52,6 +52,7 @@ class World:
             terms, self.roster, self.keys["coordinator"], self.record, Journal(self.folder.parent)
         )
         self.reception.live.set()
+        self.reception.run_context = self.ctx
         self.spool = self.reception.spools[self.ctx] = Spool(self.folder, self.context)
         self.gate = self.reception.open("upload", self.ctx, 1, self.context.cohort, self.keep)
 
@@ -221,7 +222,7 @@ def test_stalled_stream_ends_with_its_stage_and_leaves_nothing(world: World) -> 
         await world.gate.collect(0.01, 3)
         world.gate.answer({})
         assert world.label(await upload) == "skip"
-        world.reception.end_attempt(world.ctx)
+        world.reception.clear_attempt(world.ctx)
         assert not world.folder.exists()
 
     asyncio.run(scenario())
@@ -245,7 +246,7 @@ def test_flood_of_progress_makes_few_events(world: World) -> None:
             body = Progress(1, step, 300).encode()
             message = Signed.make("progress", world.ctx, world.keys["bank-b"], body).encode()
             await world.reception.exchange(world.peers["bank-b"], enc("progress", world.ctx, message))
-        assert world.events.count("progress") < 10
+        assert 0 < world.events.count("progress") < 10
 
     asyncio.run(scenario())
 
