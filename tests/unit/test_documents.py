@@ -28,3 +28,11 @@ def test_every_example_config_is_valid() -> None:
     for path in examples:
         model = SiteConfig if path.stem == "site" else RunConfig
         model.model_validate(yaml.safe_load(path.read_text()))
+
+
+def test_every_claim_of_the_recovery_names_a_test_that_exists() -> None:
+    text = (ROOT / "mpctf_secure" / "rounds" / "RECOVERY.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) == 9
+    assert all(f"def {name}(" in tests for name in named)
