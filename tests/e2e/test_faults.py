@@ -84,7 +84,7 @@ SITE_DEATHS: list[Death] = [
 ]
 
 
-@pytest.mark.parametrize("deaths", [SITE_DEATHS[2::3], pytest.param(SITE_DEATHS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deaths", [SITE_DEATHS[2::4], pytest.param(SITE_DEATHS, marks=pytest.mark.slow)])
 def test_site_killed_at_every_stage_ends_with_the_same_adapter(
     tmp_path: Path, undisturbed: str, deaths: list[Death]
 ) -> None:
@@ -108,6 +108,7 @@ def test_site_killed_at_every_stage_ends_with_the_same_adapter(
 FOUR = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
 
 
+@pytest.mark.slow
 def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path) -> None:
     """Of four one dies before its upload: the others finish that round and another one without it."""
     stages = {"join": 120, "training": 120, "stage": 5, "absence": 120}
@@ -163,6 +164,7 @@ def test_site_that_refuses_the_run_says_why_and_nobody_waits(tmp_path: Path) -> 
         assert "smallest_sum is 4" in joint.log(THREE[0])
 
 
+@pytest.mark.slow
 def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undisturbed: str) -> None:
     """300 ms there and back, slow, and a connection ends after some 40 kilobytes, about an upload."""
     stages = {"join": 120, "training": 120, "stage": 120, "absence": 120}
@@ -182,6 +184,7 @@ def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undistur
         assert_complete(joint)
 
 
+@pytest.mark.slow
 def test_run_whose_quorum_went_away_is_gone_on_with_when_it_is_back(tmp_path: Path, undisturbed: str) -> None:
     """Exit 5 is not the end: those who are in stay in, and wait."""
     stages = {"join": 120, "training": 120, "stage": 60, "absence": 2}
@@ -202,6 +205,7 @@ def test_run_whose_quorum_went_away_is_gone_on_with_when_it_is_back(tmp_path: Pa
         assert joint.site_adapters() == {undisturbed}
 
 
+@pytest.mark.slow
 def test_agents_wait_for_the_next_run_and_end_with_a_signal(tmp_path: Path) -> None:
     with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
         for name in THREE:
