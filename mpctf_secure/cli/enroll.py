@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import typer
 
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
-from mpctf_secure.cli import passphrase
+from mpctf_secure.cli import passphrase, telephone
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
@@ -45,7 +45,6 @@ MailboxAddress = Annotated[
 ]
 CoordinatorFile = Annotated[Path, typer.Option(metavar="FILE", help="The coordinator's request file.")]
 
-_TRIES = 3
 _CLOCK_SKEW = datetime.timedelta(hours=1)
 _LEAST_LIFE = datetime.timedelta(days=7)
 
@@ -142,12 +141,12 @@ def compare(
         raise UsageError(f"{me} is in none of these requests", hint=f"add {me}.request.json")
     keystore.check_mine(keys, roster)
     path = _write(Path(f"roster-{roster.version}.json"), roster)
-    _show_changes(previous, roster)
-    _show_programs(roster, me)
-    _show_words(roster, me)
+    telephone.show_changes(previous, roster)
+    telephone.show_programs(roster, me)
+    telephone.show_words(roster, me)
     to_hear = _to_hear(current.roster if current else None, roster, me)
     for name in to_hear:
-        if name not in keystore.heard(keys, roster.hash.hex()) and _hear(name, roster, me):
+        if name not in keystore.heard(keys, roster.hash.hex()) and telephone.hear(name, roster, me):
             keystore.note_heard(keys, roster.hash.hex(), [name])
     missing = sorted(set(to_hear) - set(keystore.heard(keys, roster.hash.hex())))
     if missing:
@@ -168,7 +167,7 @@ def revoke(name: Annotated[str, typer.Argument(help="Who is to leave.")], keys: 
     if path.exists() and path.read_bytes() != roster.encode():
         raise UsageError(f"{path}: another roster of this version is here", hint=f"remove {path} if it is void")
     _write(path, roster)
-    _show_changes(current, roster)
+    telephone.show_changes(current, roster)
     if note := enrollment.needs_leaver(current, name):
         typer.echo(note)
     typer.echo(f"next: send {path} to everybody; mpctf-secure enroll sign {path}")
@@ -200,7 +199,7 @@ def sign(
             hint="mpctf-secure enroll compare with the request files, on the telephone; it counts for this very roster",
         )
     _check_dates(previous, roster)
-    _show_changes(previous, roster)
+    telephone.show_changes(previous, roster)
     phrase = passphrase.read(passphrase_fd)
     held = set(keystore.identities(keys))
     for identity in held.intersection(enrollment.signing_identities(me, roster, previous)):
@@ -217,7 +216,7 @@ def sign(
 def verify(inputs: Files, keys: KeysFolder = Path("keys")) -> None:
     """Check a roster with everybody's signatures and install it: from now on no older one is accepted.
 
-    Example: mpctf-secure enroll verify roster-1.json roster-1.*.signature.json
+    Example: mpctf-secure enroll verify roster-1.json *.signature.json
     """
     documents = [keystore.load_any(path) for path in inputs]
     complete = [one for one in documents if isinstance(one, SignedRoster)]
@@ -255,7 +254,7 @@ def show(
         if output is Format.JSON:
             typer.echo(document.encode(), nl=False)
         else:
-            _show(document, keystore.organisation(keys).name)
+            telephone.show(document, keystore.organisation(keys).name)
 
 
 @app.command()
@@ -401,84 +400,3 @@ def _given_roster(documents: Iterable[Document]) -> RosterBody | None:
 
 def _to_hear(previous: RosterBody | None, roster: RosterBody, me: str) -> list[str]:
     return [name for name in enrollment.newcomers(previous, roster) if name != me]
-
-
-def _hear(name: str, roster: RosterBody, me: str) -> bool:
-    """Let the operator type what somebody reads out; False where it was skipped. Typing errors are no false words."""
-    expected, false = enrollment.words(roster, name), 0
-    while false < _TRIES:
-        typer.echo(f"what {name} reads to you; four letters of each word are enough; an empty line: later")
-        try:
-            typed = input(f"{name}: ")
-        except EOFError:
-            return False
-        if not typed.strip():
-            return False
-        if enrollment.same_words(typed, expected):
-            typer.echo(f"{name} has the same roster")
-            return True
-        if mistyped := enrollment.find_typing_error(typed):
-            typer.echo(one_line(f"{mistyped}; once more"))
-        elif enrollment.same_words(typed, enrollment.words(roster, me)):
-            typer.echo(f"these are your own words; {name} has others")
-        else:
-            false += 1
-            typer.echo(f"these are not the words of {name} for this roster; {_TRIES - false} more tries")
-    raise SecurityError(
-        f"{name} has another roster than you",
-        hint="does it use the same files? else one was changed on its way: send all requests again by another way",
-        culprits=[name],
-    )
-
-
-def _show(document: Document, me: str) -> None:
-    match document:
-        case Request():
-            enrollment.verify_request(document)
-            typer.echo(f"request of {document.name}, {document.role}, {document.created} to {document.expires}")
-            typer.echo(f"  identity {document.identity}")
-            typer.echo(f"  program  {document.package}")
-        case SignedRoster():
-            _show(document.roster, me)
-            names = {member.identity: member.name for member in document.roster.members}
-            for vote in document.signatures:
-                heard = ", ".join(vote.heard) or "nobody"
-                typer.echo(f"  signed by {names.get(vote.signer, vote.signer[:16])}, who heard {heard}")
-        case RosterBody():
-            typer.echo(f"roster version {document.version}, until {document.expires}")
-            for member in document.members:
-                typer.echo(f"  {member.name:20} {member.role:12} {member.identity[:16]}…")
-            if me in {member.name for member in document.members}:
-                _show_words(document, me)
-        case Vote():
-            typer.echo(f"signature of {document.signer[:16]}… on {document.roster[:16]}…")
-
-
-def _show_changes(previous: RosterBody | None, roster: RosterBody) -> None:
-    before = {member.name: member for member in previous.members} if previous else {}
-    now = {member.name: member for member in roster.members}
-    lines: list[tuple[str, Sequence[str]]] = [
-        ("joins", [n for n in now if n not in before]),
-        ("leaves", [n for n in before if n not in now]),
-        ("new keys", [n for n in now if n in before and now[n].identity != before[n].identity]),
-        ("renewed", [n for n in now if n in before and now[n] != before[n] and now[n].identity == before[n].identity]),
-    ]
-    typer.echo(f"roster version {roster.version}, until {roster.expires[:10]}")
-    for label, names in lines:
-        if names:
-            typer.echo(one_line(f"  {label}: {', '.join(names)}"))
-
-
-def _show_programs(roster: RosterBody, me: str) -> None:
-    """Who says that another version of this program runs there."""
-    package = {member.name: member.package for member in roster.members}
-    if others := [name for name in package if package[name] != package[me]]:
-        typer.echo(f"  another version of this program than here: {', '.join(others)}")
-
-
-def _show_words(roster: RosterBody, me: str) -> None:
-    """Only one's own: the others' are what is to be heard."""
-    words = enrollment.words(roster, me)
-    typer.echo("what you read to the others:")
-    for row in range(6):
-        typer.echo("  " + "  ".join(f"{n + 1:2} {words[n]:10}" for n in range(row, len(words), 6)))

@@ -1,6 +1,5 @@
 """`mpctf-secure runs`: what became of the coordinator's runs, and going on with or ending one."""
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.plan import PLAN, STOP, Plan
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.coordinator.journal import Ended, Journal
+from mpctf_secure.database import is_in_use
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's runs: list, show, resume, stop.")
@@ -102,7 +102,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     if ended:
         state = {0: "done", InterruptedRunError.exit_code: "stopped"}.get(ended.code, "failed")
     else:
-        state = "running" if _is_locked(folder) else "interrupted"
+        state = "running" if is_in_use(folder) else "interrupted"
     return {
         "run": folder.name,
         "state": state,
@@ -111,15 +111,6 @@ def _describe(folder: Path) -> dict[str, Any]:
         "of": plan.proposal.rounds,
         "rounds": [row.record for row in finished],
     }
-
-
-def _is_locked(folder: Path) -> bool:
-    with (folder / "lock").open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def _why(run: dict[str, Any]) -> str:

@@ -235,7 +235,7 @@ class _Run:
 
     async def _watch(self, listener: Listener, coordinator: Coordinator) -> Never:
         """Within seconds: put a newer installed roster in force, and end the run if `runs stop` asks for it."""
-        version = 0
+        version = self._parties.roster.version
         while True:
             if (self._folder / STOP).exists():
                 coordinator.stop("stopped by its operator")
@@ -247,8 +247,6 @@ class _Run:
     def _use_newest(self, listener: Listener, coordinator: Coordinator) -> int:
         """Whoever is not in it any more, under the identity of this run, is out of the run."""
         roster = keystore.load_roster(self._parties.home)
-        if roster.version == self._parties.roster.version:
-            return roster.version
         gone = [m for m in self._parties.roster.participants if m not in roster.members]
         names = [member.name for member in gone]
         self._events.record("roster_changed", version=roster.version, hash=roster.hash.hex(), gone=names)

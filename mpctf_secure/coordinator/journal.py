@@ -3,27 +3,22 @@
 RECOVERY.md section 1 says what a row means and when it is written. Whoever calls has it on disk when the call returns.
 """
 
-import contextlib
-import fcntl
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpctf_secure.database import Database, reading
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.ids import IdentityKey
 
 _FILE = "run.sqlite"
-_VERSION = 1
-_SCHEMA = f"""
-BEGIN;
+_SCHEMA = """
 CREATE TABLE entry (seq INTEGER PRIMARY KEY, kind TEXT, label TEXT, ctx BLOB, round INTEGER, member BLOB, body BLOB,
     UNIQUE (kind, label, ctx, round, member));
 CREATE TABLE finished (round INTEGER PRIMARY KEY, outcome BLOB, certificate BLOB, record TEXT);
 CREATE TABLE ended (code INTEGER, reason TEXT);
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 _KEY_BYTES = 32
 
@@ -91,35 +86,18 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         """Open, or make a new one; EnvironmentUnfitError where another process has it or it cannot be read."""
-        self._path = folder / _FILE
-        self._lock = (folder / "lock").open("wb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise EnvironmentUnfitError(f"{folder}: another process has this run", hint="runs list") from error
-        with self._naming():
-            self._db = sqlite3.connect(self._path, isolation_level=None)
-            self._path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            if self._db.execute("PRAGMA user_version").fetchone() == (0,):
-                self._db.executescript(_SCHEMA)
+        busy = EnvironmentUnfitError(f"{folder}: another process has this run", hint="runs list")
+        self._db = Database(folder / _FILE, _SCHEMA, busy)
 
     @staticmethod
     def peek(folder: Path) -> tuple[list[Finished], Ended | None]:
         """The rounds that are over, and how the run ended, of a run that another process may have."""
-        path = folder / _FILE
-        try:
-            with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-                return _finished(db), _ended(db)
-        except sqlite3.Error as error:
-            raise EnvironmentUnfitError(f"{path}: {error}", hint="is it whole?") from error
+        with reading(folder / _FILE) as db:
+            return _finished(db), _ended(db)
 
     def close(self) -> None:
         """Let go of the run."""
         self._db.close()
-        self._lock.close()
 
     def add(self, row: Row) -> None:
         """Append; sqlite3.IntegrityError for a second message of one sender, or a second closing, at one gate."""
@@ -153,22 +131,18 @@ class Journal:
 
     def finish(self, row: Finished) -> None:
         """A round is over: its rows go, but not those of the run itself, round 0."""
-        with self._naming(), self._transaction():
+        with self._db.transaction():
             content = (*row[:3], json.dumps(row.record))
             self._db.execute("INSERT INTO finished VALUES (?, ?, ?, ?)", content)
             self._db.execute("DELETE FROM entry WHERE round BETWEEN 1 AND ?", (row.round,))
 
     def finished(self) -> list[Finished]:
         """All rounds that are over."""
-        rows = self._db.execute("SELECT * FROM finished ORDER BY round")
-        return [
-            Finished(number, outcome, certificate, json.loads(record)) for number, outcome, certificate, record in rows
-        ]
+        return _finished(self._db)
 
     def end(self, row: Ended) -> None:
         """The run is over."""
-        with self._naming():
-            self._db.execute("INSERT INTO ended VALUES (?, ?)", row)
+        self._db.execute("INSERT INTO ended VALUES (?, ?)", row)
 
     @property
     def is_empty(self) -> bool:
@@ -181,34 +155,14 @@ class Journal:
         return _ended(self._db)
 
     def _insert(self, kind: str, gate: GateKey, member: bytes, body: bytes) -> None:
-        with self._naming():
-            self._db.execute("INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?)", (kind, *gate, member, body))
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.Error as error:
-            raise EnvironmentUnfitError(f"{self._path}: {error}", hint="has the disk room, and is it whole?") from error
+        self._db.execute("INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?)", (kind, *gate, member, body))
 
 
-def _finished(db: sqlite3.Connection) -> list[Finished]:
+def _finished(db: Database | sqlite3.Connection) -> list[Finished]:
     rows = db.execute("SELECT * FROM finished ORDER BY round")
     return [Finished(number, outcome, signed, json.loads(record)) for number, outcome, signed, record in rows]
 
 
-def _ended(db: sqlite3.Connection) -> Ended | None:
+def _ended(db: Database | sqlite3.Connection) -> Ended | None:
     row = db.execute("SELECT code, reason FROM ended").fetchone()
     return Ended(*row) if row else None

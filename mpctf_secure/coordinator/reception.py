@@ -5,12 +5,12 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Banned, Closed, Finished, GateKey, Journal, Message, Row
 from mpctf_secure.coordinator.ledger import RoundRecord
+from mpctf_secure.coordinator.news import News, Outcome
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.encoding import Reader, enc
@@ -36,41 +36,6 @@ _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
 _OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a round ended: a signed header, and the chunks of the sum on disk where there is one."""
-
-    header: bytes
-    chunks: Callable[[], Iterable[bytes]] = tuple
-
-
-class News:
-    """What became of a round so far: its latest attempt after the first, then its outcome."""
-
-    def __init__(self) -> None:
-        self._announce: Announce | None = None
-        self._outcome: Outcome | Answer | None = None
-        self._changed = asyncio.Event()
-
-    def tell(self, news: Announce | Outcome | Answer) -> None:
-        """Let everybody who waits look; an outcome is final, an answer means that the run is over."""
-        if isinstance(news, Announce):
-            self._announce = news
-        else:
-            self._outcome = self._outcome or news
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def after(self, attempt: int, member: IdentityKey) -> Announce | Outcome | Answer:
-        """The outcome, or an attempt above `attempt` that this member may take part in."""
-        while True:
-            if self._outcome:
-                return self._outcome
-            if self._announce and self._announce.attempt > attempt and member in self._announce.cohort:
-                return self._announce
-            await self._changed.wait()
 
 
 class Reception:
@@ -322,7 +287,8 @@ class Reception:
             elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
                 pieces = self._state_after(message.ctx, Position.decode(message.body).round)
-                self._note_told(peer.identity, len(self.finished))
+                if len(self.finished) == self._proposal.rounds:
+                    self.told.add(peer.identity)
             else:
                 self._check_sender(peer, message, "fetch", message.ctx)
                 pieces = await self._news_of(peer, message.ctx, Fetch.decode(message.body))
@@ -370,16 +336,20 @@ class Reception:
         gate = self._find(label, ctx, number)
         if gate:
             answer = await self._enter(gate, peer, label, ctx, message, signed)
-            if answer.label == "next" and number:
-                self._note_told(peer.identity, number)
-            return answer
-        self._check_sender(peer, signed, label, signed.ctx)
-        if label in _OF_AN_ATTEMPT or (number and number <= len(self.finished)):
-            # So late that its gate is forgotten.
-            if number is None or label != "transition":
-                return SKIP
-            self._note_told(peer.identity, number)
-            return Answer("next", self.finished[number - 1].certificate)
+        else:
+            self._check_sender(peer, signed, label, signed.ctx)
+            answer = self._answer_late(peer, label, number)
+        if answer.label == "next" and number == self._proposal.rounds:
+            self.told.add(peer.identity)
+        return answer
+
+    def _answer_late(self, peer: Member, label: str, number: int | None) -> Answer:
+        """To a message whose gate is forgotten, or was never open."""
+        row = next((row for row in self.finished if row.round == number), None)
+        if row and label == "transition":
+            return Answer("next", row.certificate)
+        if row or label in _OF_AN_ATTEMPT:
+            return SKIP
         raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
 
     def _answer_at_once(self, peer: Member, label: str, ctx: bytes, signed: Signed) -> Answer | None:
@@ -420,10 +390,6 @@ class Reception:
         if now - self._progress_at.get(peer.name, 0) > _PROGRESS_SECONDS:
             self._progress_at[peer.name] = now
             self._record("progress", participant=peer.name, **vars(progress))
-
-    def _note_told(self, member: IdentityKey, number: int) -> None:
-        if number == self._proposal.rounds:
-            self.told.add(member)
 
     def _note_veto(self, peer: Member, reason: bytes) -> None:
         """Who does not want the run is not waited for; its operator's reason reaches ours."""

@@ -19,7 +19,8 @@ from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.reception import KEPT_ROUNDS, NOTED, VETO, Outcome, Reception
+from mpctf_secure.coordinator.news import Outcome
+from mpctf_secure.coordinator.reception import KEPT_ROUNDS, NOTED, VETO, Reception
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import (
     EnvironmentUnfitError,
@@ -159,8 +160,7 @@ class Coordinator:
                     await asyncio.sleep(_LOOK_SECONDS)
 
     async def _run(self) -> tuple[Contract, State]:
-        contract = await self._agree()
-        state = self._last_state(contract)
+        contract, state = await self._agree()
         self._tidy(state.round)
         while state.round < contract.rounds:
             state = await self._run_round(contract, state)
@@ -196,7 +196,7 @@ class Coordinator:
         if self.reception.live.is_set():
             self._listener(kind, **fields)
 
-    async def _agree(self) -> Contract:
+    async def _agree(self) -> tuple[Contract, State]:
         everyone = self.reception.active
         facts = self.reception.open("facts", self._roster.hash, 0, everyone, self._accept_facts)
         await self._collect_everyone(facts, "joined", self._timeouts.join)
@@ -210,7 +210,7 @@ class Coordinator:
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
         accept.answer({}, otherwise=GO)
-        return contract
+        return contract, state
 
     def _close_contract(self) -> Contract:
         """The proposal and the facts that all sites agree on."""
@@ -264,11 +264,10 @@ class Coordinator:
                 following = self._next_context(server)
                 self._tell("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
                 self.reception.end_attempt(context.digest())
-                if following is not None:
-                    self.reception.clear_attempt(context.digest())
                 if following is None:
                     finished = self._void(contract, state, context, error)
                     break
+                self.reception.clear_attempt(context.digest())
                 context = following
             else:
                 break
@@ -410,7 +409,7 @@ class Coordinator:
         if len(transition.arrived) < contract.agreement:
             void = f"; it is void: {self._round.void}" if self._round.void else ""
             raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=_RESUME)
-        await asyncio.to_thread(files.replace, self._state_path(state.round), state.to_bytes())
+        await asyncio.to_thread(lambda: files.replace(self._state_path(state.round), state.to_bytes()))
         certificate = enc_sequence(transition.messages)
         self.reception.finish(Finished(state.round, finished.body, certificate, self._round.to_dict()), state)
         self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())

@@ -201,18 +201,17 @@ def verify_arrival(history: Sequence[SignedRoster], held: Collection[str]) -> No
             f"roster: you are not in version {history[-1].roster.version}",
             hint="compare it with your request, sign the next roster, and verify both in one command",
         )
-    came = next(number for number, member in enumerate(mine) if member)
-    me, first, before = mine[came], history[came], history[came - 1].roster if came else None
-    if before is None:
-        if first.roster.version != 1:
-            raise SecurityError(
-                f"roster: version {first.roster.version} follows one that is not here",
-                hint=f"name the signed roster version {first.roster.version - 1} too",
-            )
-        return
-    if me:
+    came, me = next((number, member) for number, member in enumerate(mine) if member)
+    first = history[came]
+    if came:
+        before = history[came - 1].roster
         heard = verify_votes(first, before).get(me.identity, frozenset())
         _check_ears(len(heard & _participants(before).keys()), before, me.name, f"are heard by {me.name}")
+    elif first.roster.version != 1:
+        raise SecurityError(
+            f"roster: version {first.roster.version} follows one that is not here",
+            hint=f"name the signed roster version {first.roster.version - 1} too",
+        )
 
 
 def _participants(roster: RosterBody) -> dict[str, Request]:
@@ -293,8 +292,9 @@ def verify_next(previous: RosterBody, signed: SignedRoster) -> None:
     signers = {name for name, member in old.items() if member.identity in heard}
     _check_quorum(len(signers), len(old), f"participants of version {previous.version}")
     _check_quorum(sum(m.identity in heard for m in new.values()), len(new), f"participants of version {roster.version}")
+    identities = {member.name: member.identity for member in roster.members}
     for name in newcomers(previous, roster):
-        if not any(identity.hex() in heard for identity in signing_identities(name, roster, None)):
+        if identities[name] not in heard:
             raise SecurityError(f"roster: {name} is new and has not signed", culprits=[name])
         ears = {signer for signer in signers - {name} if name in heard[old[signer].identity]}
         _check_ears(len(ears), previous, name, f"have heard {name}")

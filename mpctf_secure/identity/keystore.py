@@ -5,9 +5,10 @@
     rosters/N.json         every roster that was installed, from the first one here to the one in force
     compared.json          which rosters' words were heard from whom
     votes/N.json           what this organisation signed
-    rounds/                keys of rounds and runs that are not closed, protected by mode 0600 alone
+    rounds/*.key           keys of rounds and runs that are not closed, protected by mode 0600 alone
+    rounds/RUN.joined      the highest round of a run that was ever joined
 
-Files appear as a whole, and nothing is overwritten but compared.json.
+Files appear as a whole, and nothing is overwritten but compared.json and RUN.joined.
 """
 
 import contextlib
@@ -114,8 +115,8 @@ def identities(folder: Path) -> list[bytes]:
 
 def pending(folder: Path) -> Path | None:
     """The sealed keys that `draw` made and that are not in force."""
-    others = (one for one in identities(folder) if one != _in_force(folder))
-    return next((_sealed(folder, one) for one in others), None)
+    in_force = _in_force(folder)
+    return next((_sealed(folder, one) for one in identities(folder) if one != in_force), None)
 
 
 def _in_force(folder: Path) -> bytes:
@@ -177,10 +178,15 @@ def _versions(folder: Path) -> list[int]:
 
 def installed(folder: Path) -> SignedRoster | None:
     """The roster in force, its whole history verified again; None where there is none yet."""
+    history = _verified_history(folder)
+    return history[-1] if history else None
+
+
+def _verified_history(folder: Path) -> list[SignedRoster]:
     history = _history(folder)
     if history:
         enrollment.verify_history(history)
-    return history[-1] if history else None
+    return history
 
 
 def _history(folder: Path) -> list[SignedRoster]:
@@ -201,8 +207,7 @@ def load_roster(folder: Path) -> Roster:
 
 def load_roster_of(folder: Path, roster_hash: bytes) -> Roster:
     """The installed roster with this hash, in force or not: the one that a run began with."""
-    installed(folder)  # the whole chain is verified
-    for signed in _history(folder):
+    for signed in _verified_history(folder):
         if signed.roster.hash == roster_hash:
             return view(signed.roster)
     raise EnvironmentUnfitError(f"{folder}: the roster {roster_hash.hex()[:16]}… of this run is not here", hint=_HINT)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
-
 from mpctf_secure.errors import COORDINATOR, InterruptedRunError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
@@ -104,10 +102,9 @@ class Link:
                 self._check(header, ctx, "current", skippable=False)
                 return None
             caught = Caught.decode(self._check(header, ctx, "state", skippable=False))
-            adapter = b"".join(pieces[caught.outcomes :])
-            if len(pieces) < caught.outcomes or len(adapter) % 4:
+            if len(pieces) < caught.outcomes:
                 raise SecurityError("it is incomplete")
-            state = State.decode(caught.header, np.frombuffer(adapter, "<f4").astype(np.float32))
+            state = State.decode(caught.header, b"".join(pieces[caught.outcomes :]))
         return CaughtUp(state, pieces[: caught.outcomes], caught.certificate)
 
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:

@@ -59,7 +59,7 @@ class Contribution:
 
 
 class Participant:
-    """A site inside a run whose contract it accepted; `folder` holds what survives a crash."""
+    """A site inside a run whose contract it accepted; `store` and `keys` hold what survives a crash."""
 
     def __init__(
         self,

@@ -3,25 +3,18 @@
 Whoever calls has it on disk when the call returns. Model states lie beside the database, a file each.
 """
 
-import contextlib
-import fcntl
-import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 from mpctf_secure import files
+from mpctf_secure.database import Database
 from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, SecurityError
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, initial_state
 
 _FILE = "site.sqlite"
-_VERSION = 1
-_SCHEMA = f"""
-BEGIN;
+_SCHEMA = """
 CREATE TABLE run (id TEXT PRIMARY KEY, contract BLOB, ended TEXT);
 CREATE TABLE certificate (run TEXT, round INTEGER, body BLOB, PRIMARY KEY (run, round));
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 
 
@@ -31,27 +24,13 @@ class Store:
     def __init__(self, work: Path) -> None:
         """Open, or make a new one; EnvironmentUnfitError where another process has it or it cannot be read."""
         work.mkdir(parents=True, exist_ok=True)
-        self._work, self._path = work, work / _FILE
-        self._lock = (work / "lock").open("wb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise EnvironmentUnfitError(
-                f"{work}: another process of this site works here", hint="end one of the two"
-            ) from error
-        with self._naming():
-            self._db = sqlite3.connect(self._path, isolation_level=None)
-            self._path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            if self._db.execute("PRAGMA user_version").fetchone() == (0,):
-                self._db.executescript(_SCHEMA)
+        self._work = work
+        busy = EnvironmentUnfitError(f"{work}: another process of this site works here", hint="end one of the two")
+        self._db = Database(work / _FILE, _SCHEMA, busy)
 
     def close(self) -> None:
         """Let go of the work folder."""
         self._db.close()
-        self._lock.close()
 
     def folder(self, run_id: str) -> Path:
         """Where the run's files lie."""
@@ -67,8 +46,7 @@ class Store:
         for folder in (self._work / "runs", self.folder(contract.run_id)):
             files.make_folder(folder)
         if known is None:
-            with self._naming():
-                self._db.execute("INSERT INTO run VALUES (?, ?, NULL)", (contract.run_id, contract.encode()))
+            self._db.execute("INSERT INTO run VALUES (?, ?, NULL)", (contract.run_id, contract.encode()))
         elif known != contract.encode():
             raise SecurityError(f"another contract for run {contract.run_id}", culprits=[COORDINATOR])
 
@@ -82,10 +60,9 @@ class Store:
             state = State.from_bytes(path.read_bytes())
         except SecurityError as error:
             raise EnvironmentUnfitError(f"{path}: {error.message}", hint="restore it, or leave the run") from error
-        with self._naming():
-            row = self._db.execute(
-                "SELECT body FROM certificate WHERE run = ? AND round = ?", (contract.run_id, state.round)
-            ).fetchone()
+        row = self._db.execute(
+            "SELECT body FROM certificate WHERE run = ? AND round = ?", (contract.run_id, state.round)
+        ).fetchone()
         return state, row[0] if row else None
 
     def keep(self, run_id: str, state: State) -> None:
@@ -94,40 +71,28 @@ class Store:
 
     def certify(self, run_id: str, state: State, certificate: bytes) -> None:
         """A quorum holds this state, which is kept: those before it go."""
-        with self._naming():
-            self._db.execute("INSERT OR REPLACE INTO certificate VALUES (?, ?, ?)", (run_id, state.round, certificate))
-            self._db.execute("DELETE FROM certificate WHERE run = ? AND round < ?", (run_id, state.round))
+        self._db.execute("INSERT OR REPLACE INTO certificate VALUES (?, ?, ?)", (run_id, state.round, certificate))
+        self._db.execute("DELETE FROM certificate WHERE run = ? AND round < ?", (run_id, state.round))
         for path in self.folder(run_id).glob("*.state"):
             if int(path.stem) < state.round:
                 path.unlink()
 
     def end(self, run_id: str, how: str) -> None:
         """This site takes no more part in a run."""
-        with self._naming():
-            self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (how, run_id))
+        self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (how, run_id))
 
     def open_runs(self) -> list[Contract]:
         """The contracts of runs that have not ended for this site."""
-        with self._naming():
-            return [Contract.decode(row[0]) for row in self._db.execute("SELECT contract FROM run WHERE ended IS NULL")]
+        return [Contract.decode(row[0]) for row in self._db.execute("SELECT contract FROM run WHERE ended IS NULL")]
 
     def ended(self, run_id: str) -> str | None:
         """How a run ended for this site, None while it has not."""
-        with self._naming():
-            row = self._db.execute("SELECT ended FROM run WHERE id = ?", (run_id,)).fetchone()
+        row = self._db.execute("SELECT ended FROM run WHERE id = ?", (run_id,)).fetchone()
         return row[0] if row else None
 
     def _contract(self, run_id: str) -> bytes | None:
-        with self._naming():
-            row = self._db.execute("SELECT contract FROM run WHERE id = ?", (run_id,)).fetchone()
+        row = self._db.execute("SELECT contract FROM run WHERE id = ?", (run_id,)).fetchone()
         return row[0] if row else None
 
     def _state(self, run_id: str, number: int) -> Path:
         return self.folder(run_id) / f"{number}.state"
-
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise EnvironmentUnfitError(f"{self._path}: {error}", hint="has the disk room, and is it whole?") from error

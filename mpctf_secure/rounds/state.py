@@ -50,15 +50,18 @@ class State:
         return enc(self.round, self.voids, int(self.narrow), ranges, self.history) + enc_sequence(self.convicted)
 
     @classmethod
-    def decode(cls, header: bytes, adapter: Vector) -> "State":
-        """A state from its header and its adapter; DecodeError for bytes that are no header."""
+    def decode(cls, header: bytes, adapter: bytes) -> "State":
+        """A state from its header and its adapter, float32 little-endian; DecodeError for bytes that are neither."""
         with Reader(header) as reader:
             number, voids, narrow, ranges = reader.integer(), reader.integer(), reader.integer(), reader.bytes()
             history, convicted = reader.bytes(HASH_BYTES), reader.sequence(KEY_BYTES, MAX_COHORT)
         if len(ranges) % 8 or narrow > 1:
             raise DecodeError("not the header of a state")
+        if len(adapter) % 4:
+            raise DecodeError("adapter ends within a number")
+        vector = np.frombuffer(adapter, "<f4").astype(np.float32)
         widths = tuple(float(width) for width in np.frombuffer(ranges, "<f8"))
-        return cls(number, voids, tuple(map(IdentityKey, convicted)), adapter, widths, bool(narrow), history)
+        return cls(number, voids, tuple(map(IdentityKey, convicted)), vector, widths, bool(narrow), history)
 
     def to_bytes(self) -> bytes:
         """Header and adapter, for a file."""
@@ -68,10 +71,7 @@ class State:
     def from_bytes(cls, data: bytes) -> "State":
         """What `to_bytes` made; DecodeError for anything else."""
         header = Reader(data[:_MOST_HEADER]).bytes()
-        adapter = data[len(enc(header)) :]
-        if len(adapter) % 4:
-            raise DecodeError("adapter ends within a number")
-        return cls.decode(header, np.frombuffer(adapter, "<f4").astype(np.float32))
+        return cls.decode(header, data[len(enc(header)) :])
 
     def hash(self, contract: Contract) -> bytes:
         """32 bytes that differ wherever anything in the state does."""

@@ -16,7 +16,7 @@ from mpctf_secure.hazmat.encoding import decode_sequence, enc_sequence
 from mpctf_secure.identity import certificate
 from mpctf_secure.identity.documents import MOST_BYTES
 from mpctf_secure.identity.roster import Member
-from mpctf_secure.transport.service import from_status, to_status
+from mpctf_secure.transport.service import bind, from_status, to_status
 from mpctf_secure.transport.tls import OwnTls
 
 MOST_FILES = 300
@@ -80,13 +80,7 @@ async def serve(address: str, tls: OwnTls, store: Store) -> Any:
         own = tls.current()
         return grpc.ssl_server_certificate_configuration([(own.private, own.certificate)])
 
-    credentials = grpc.dynamic_ssl_server_credentials(configuration(), configuration)
-    try:
-        port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise EnvironmentUnfitError(
-            f"cannot listen on {address}", hint="is the address one of this machine's, and is the port free?"
-        ) from error
+    port = bind(server, address, grpc.dynamic_ssl_server_credentials(configuration(), configuration))
     await server.start()
     return server, port
 

@@ -10,7 +10,7 @@ import grpc
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import certificate
 from mpctf_secure.identity.roster import Member, Roster
-from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, TLS_VERSION, UPLOAD, to_status
+from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, TLS_VERSION, UPLOAD, bind, to_status
 from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _CONNECTION_SECONDS = 3600
@@ -61,12 +61,7 @@ async def listen(address: str, roster: Roster, tls: OwnTls, handler: Handler) ->
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
     methods = _Methods(roster, tls, handler)
     server.add_generic_rpc_handlers((methods,))
-    try:
-        port = server.add_secure_port(address, methods.credentials())
-    except RuntimeError as error:
-        raise EnvironmentUnfitError(
-            f"cannot listen on {address}", hint="is the address one of this machine's, and is the port free?"
-        ) from error
+    port = bind(server, address, methods.credentials())
     await server.start()
     return Listener(server, port, methods)
 

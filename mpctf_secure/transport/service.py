@@ -1,5 +1,7 @@
 """What both ends of the channel know: method names, options, and errors as statuses."""
 
+from typing import Any
+
 import grpc
 
 from mpctf_secure.errors import (
@@ -28,6 +30,17 @@ _STATUS: dict[type[MpctfError], grpc.StatusCode] = {
     ParticipationError: grpc.StatusCode.ABORTED,
 }
 _ERROR = {status: kind for kind, status in _STATUS.items()}
+
+
+def bind(server: Any, address: str, credentials: Any) -> int:
+    """The port that a server got at `address` (IP:port); EnvironmentUnfitError where it cannot be had."""
+    try:
+        port: int = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise EnvironmentUnfitError(
+            f"cannot listen on {address}", hint="is the address one of this machine's, and is the port free?"
+        ) from error
+    return port
 
 
 def to_status(error: MpctfError) -> tuple[grpc.StatusCode, str]:

@@ -128,6 +128,12 @@ class Consortium:
             found = None
         assert found == code, "\n".join(f"--- {n}\n{self.log(n)}" for n in self.processes)
 
+    def end_well(self) -> None:
+        """The run ends by itself, and every `join --once` with it."""
+        self.end(COORDINATOR, 0)
+        for name in self.names:
+            self.end(name, 0)
+
     def report(self) -> dict[str, object]:
         return json.loads((self.run_folder / "report.json").read_text())
 

@@ -18,9 +18,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
         joint.coordinator()
         for name in THREE:
             joint.site(name, once=True)
-        joint.end(COORDINATOR, 0)
-        for name in THREE:
-            joint.end(name, 0)
+        joint.end_well()
         assert joint.site_adapters() == {joint.adapter()}
         return joint.adapter()
 
@@ -52,9 +50,7 @@ def test_coordinator_killed_at_every_stage_ends_with_the_same_adapter(
             joint.coordinator(death, resume=number > 0)
             joint.end(COORDINATOR, -9)
         joint.coordinator(resume=True)
-        joint.end(COORDINATOR, 0)
-        for name in THREE:
-            joint.end(name, 0)
+        joint.end_well()
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
         assert_complete(joint)
@@ -97,9 +93,7 @@ def test_site_killed_at_every_stage_ends_with_the_same_adapter(
             joint.site(THREE[0], death, once=True)
             joint.end(THREE[0], -9)
         joint.site(THREE[0], once=True)
-        joint.end(COORDINATOR, 0)
-        for name in THREE:
-            joint.end(name, 0)
+        joint.end_well()
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
         assert_complete(joint)
@@ -120,9 +114,7 @@ def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path)
         joint.end(FOUR[0], -9)
         joint.wait_for_event("round_finished", 2)
         joint.site(FOUR[0], once=True)
-        joint.end(COORDINATOR, 0)
-        for name in FOUR:
-            joint.end(name, 0)
+        joint.end_well()
         rounds = joint.report()["rounds"]
         assert [record["survivors"] for record in rounds[:2]] == [list(FOUR[1:])] * 2
         assert rounds[0]["dropouts"] == [
@@ -143,9 +135,7 @@ def test_network_that_is_cut_and_heals_changes_nothing(tmp_path: Path, undisturb
             joint.wait_for_event("round_started", count)
             with network.down():
                 joint.wait_for(lambda: joint.log(THREE[0]), 5)
-        joint.end(COORDINATOR, 0)
-        for name in THREE:
-            joint.end(name, 0)
+        joint.end_well()
         assert joint.adapter() == undisturbed
         assert_complete(joint)
 
@@ -176,9 +166,7 @@ def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undistur
         joint.coordinator()
         for name in THREE:
             joint.site(name, once=True)
-        joint.end(COORDINATOR, 0)
-        for name in THREE:
-            joint.end(name, 0)
+        joint.end_well()
         assert network.cuts > ROUNDS
         assert joint.adapter() == undisturbed
         assert_complete(joint)
@@ -198,9 +186,7 @@ def test_run_whose_quorum_went_away_is_gone_on_with_when_it_is_back(tmp_path: Pa
         assert joint.report()["exit"]["reason"].startswith("round 2: 2 of 3 participants are left")
         joint.site(THREE[0], once=True)
         joint.coordinator(resume=True)
-        joint.end(COORDINATOR, 0)
-        for name in THREE:
-            joint.end(name, 0)
+        joint.end_well()
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
 

@@ -19,7 +19,7 @@ def test_rows_come_back_in_their_order_after_a_crash(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for row in ROWS:
         journal.add(row)
-    journal._lock.close()  # what a killed process leaves: no checkpoint, nothing closed
+    journal._db._lock.close()  # what a killed process leaves: no checkpoint, nothing closed
     assert list(Journal(tmp_path).rows()) == ROWS
 
 

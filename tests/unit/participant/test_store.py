@@ -19,7 +19,7 @@ def test_run_is_where_it_was_after_a_crash(tmp_path: Path) -> None:
     assert store.last_state(CONTRACT)[0].hash(CONTRACT) == initial_state(CONTRACT).hash(CONTRACT)
     later = replace(initial_state(CONTRACT), round=1)
     store.keep(RUN, later)
-    store._lock.close()
+    store._db._lock.close()
     store = Store(tmp_path)
     state, certificate = store.last_state(CONTRACT)
     assert (state.hash(CONTRACT), certificate) == (later.hash(CONTRACT), None)
