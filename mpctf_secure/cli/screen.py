@@ -74,7 +74,7 @@ def _listed(value: Any) -> Any:
 _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
-    "veto": "{participant} refuses the run: {reason}",
+    "veto": "{participant} refuses: {reason}",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
     "roster_changed": "roster version {version} is in force; out of this run: {gone}",

@@ -110,6 +110,13 @@ class Gate:
             self.left[member] = reason
             self._changed.set()
 
+    def expel(self, member: IdentityKey, reason: str) -> None:
+        """Wait for this one no longer, and while the gate is open do not count it either."""
+        self.drop(member, reason)
+        if not self.closed and self._arrived.pop(member, None) is not None:
+            self.left[member] = reason
+            self._changed.set()
+
     async def collect(self, seconds: float, least: int) -> None:
         """Close when all have arrived, when fewer than `least` still can, or when the time is up."""
         await self._until(lambda: not self.awaited or len(self._arrived) + len(self.awaited) < least, seconds, 0)

@@ -25,7 +25,7 @@ from mpctf_secure.secagg.messages import Signed
 
 NOTED = Answer("noted", b"")
 AGAIN = Answer("again", b"")
-VETO = "refuses the run: "
+VETO = "refuses: "
 KEPT_ROUNDS = 2
 _PRESENT_SECONDS = 60.0
 _REPLAY_SECONDS = 600.0
@@ -190,7 +190,8 @@ class Reception:
 
     def _apply_ban(self, member: IdentityKey, reason: str) -> None:
         self.banned[member] = reason
-        self._drop(member, reason)
+        for gate in self._gates.values():
+            gate.expel(member, reason)
 
     def _drop(self, member: IdentityKey, reason: str) -> None:
         for gate in self._gates.values():

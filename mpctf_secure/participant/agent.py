@@ -4,8 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Never
 
 from mpctf_secure.attestation.measurement import measure_package
@@ -13,9 +12,8 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
-from mpctf_secure.identity.roster import Roster
-from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Link
+from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.policy import check_contract, check_proposal
 from mpctf_secure.participant.rounds import Participant, Report
 from mpctf_secure.participant.store import Store
@@ -32,22 +30,6 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 _BETWEEN_RUNS_SECONDS = 5.0
 _BEAT_SECONDS = 15.0
 DONE = "done"
-
-
-class Members:
-    """Who of a contract may still be in a cohort: whom the newest roster installed here has under the same identity."""
-
-    def __init__(self, keys: Path, roster: Roster, names: Collection[str]) -> None:
-        self._keys = keys
-        self._first = {member for member in roster.participants if member.name in names}
-        self._version, self._current = roster.version, roster
-
-    def __call__(self) -> set[IdentityKey]:
-        """Identities, of this moment."""
-        if keystore.latest_version(self._keys) > self._version:
-            self._current = keystore.load_roster(self._keys)
-            self._version = self._current.version
-        return {member.identity for member in self._first & set(self._current.participants)}
 
 
 def join(site: SiteConfig, keys: Keys, report: Report) -> None:

@@ -13,10 +13,10 @@ from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
-from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.participant.attempts import Attempts, Input
 from mpctf_secure.participant.link import BehindError, Link, Outcome, Published, Skipped
+from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store
 from mpctf_secure.partition.slices import fixed_size, round_slice
@@ -68,7 +68,7 @@ class Participant:
         key: SigningKey,
         contract: Contract,
         job: Job,
-        members: Callable[[], set[IdentityKey]],
+        members: Members,
         keys: Path,
         store: Store,
         report: Report,
@@ -135,10 +135,12 @@ class Participant:
         if attempts and outcome is None:
             contribution = self._train(state)
             outcome = self._ready(state)
+        known = 0 if attempts else MAX_ATTEMPTS  # the last attempt that need not be told of
         while outcome is None or isinstance(outcome, Announce):
             if outcome and attempts:
+                known = outcome.attempt
                 self._take_part(state, contribution, attempts, outcome)
-            outcome = self._fetch(state, attempts)
+            outcome = self._fetch(state, known)
         return outcome
 
     def _train(self, state: State) -> Contribution:
@@ -184,6 +186,9 @@ class Participant:
     ) -> None:
         """The stages of one attempt, as far as it goes with this site."""
         attempt = f"attempt {announce.attempt} of round {announce.round}"
+        if announce != attempts.announce and not set(announce.cohort) <= self._members.left():
+            self._refuse(attempt)
+            return
         try:
             advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
             ctx = self._context(state, announce).digest()
@@ -201,6 +206,16 @@ class Participant:
         except Skipped:
             self._report(f"{self._name}: {attempt} goes on without this site")
 
+    def _refuse(self, attempt: str) -> None:
+        """Put nothing into a sum with a member who was removed; what others had begun with it stays true.
+
+        The coordinator may hear of the removal a moment later than this site, so that this convicts nobody.
+        """
+        gone, version = ", ".join(self._members.gone()), self._members.newest_roster().version
+        reason = f"{attempt} with {gone}, not in roster version {version}"
+        self._report(f"{self._name}: refuses {reason}")
+        self._link.tell("veto", bytes.fromhex(self._contract.roster_hash), reason.encode())
+
     def _context(self, state: State, announce: Announce) -> Context:
         """An attempt's context, for cohorts that the contract allows."""
         contract, first = self._contract, announce.first_cohort
@@ -211,10 +226,9 @@ class Participant:
                 context = context.retry(announce.attempt, announce.cohort)
         except (ParticipationError, SecurityError) as error:
             raise SecurityError(f"announced cohort: {error.message}", culprits=[COORDINATOR]) from error
-        if not set(first) <= self._members() - set(state.convicted):
+        if not set(first) <= self._members.identities - set(state.convicted):
             raise SecurityError(
-                "cohort holds somebody who is not in the contract or the newest roster, or is convicted",
-                culprits=[COORDINATOR],
+                "cohort holds somebody who is not in the contract, or is convicted", culprits=[COORDINATOR]
             )
         return context
 
@@ -235,10 +249,7 @@ class Participant:
         scalars = [contribution.rows, loss, int(contribution.norm_clipped), *clipped]
         return lanes, codec.encode_scalars(scalars, members)
 
-    def _fetch(self, state: State, attempts: Attempts | None) -> Outcome:
-        known = 0 if attempts else MAX_ATTEMPTS
-        if attempts and attempts.announce:
-            known = attempts.announce.attempt
+    def _fetch(self, state: State, known: int) -> Outcome:
         request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)
         return self._link.fetch(self._contract.run_context, request, most_chunks(self._contract))
 
@@ -286,7 +297,7 @@ class Participant:
         signers = set()
         for message in map(Signed.decode, decode_sequence(certificate, MAX_COHORT)):
             message.verify("transition", run_context)
-            if message.sender in self._members() - set(state.convicted) and message.body == position:
+            if message.sender in self._members.left() - set(state.convicted) and message.body == position:
                 signers.add(message.sender)
         if len(signers) < self._contract.agreement:
             raise SecurityError(

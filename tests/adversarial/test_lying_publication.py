@@ -46,6 +46,7 @@ class Coordinator:
         self.outcome, self.answer = outcome, answer
         self.caught: CaughtUp | None = None
         self.asked: list[str] = []
+        self.told: list[tuple[str, str]] = []
 
     def fetch(self, ctx: bytes, request: Fetch, most_chunks: int) -> Outcome | None:
         return self.outcome
@@ -55,7 +56,7 @@ class Coordinator:
         return self.answer
 
     def tell(self, label: str, ctx: bytes, body: bytes) -> None:
-        pass
+        self.told.append((label, body.decode()))
 
     def catch_up(self, ctx: bytes, position: Position, rounds: int, most_chunks: int) -> CaughtUp | None:
         return self.caught
@@ -70,6 +71,25 @@ class Seen:
     released: bool = False
 
 
+@dataclass
+class Roster:
+    """Who is in the run, as `Members` has it; `removed` are called `names` in roster version 2."""
+
+    removed: frozenset[IdentityKey] = frozenset()
+    names: tuple[str, ...] = ()
+    version: int = 2
+    identities = frozenset(MEMBERS)
+
+    def left(self) -> set[IdentityKey]:
+        return set(self.identities - self.removed)
+
+    def gone(self) -> list[str]:
+        return list(self.names)
+
+    def newest_roster(self) -> "Roster":
+        return self
+
+
 class Job:
     """A training job with a given outcome."""
 
@@ -82,13 +102,15 @@ class Job:
         return self.outcome
 
 
-def participant(folder: Path, link: Coordinator | None = None, job: Job | None = None) -> Participant:
+def participant(
+    folder: Path, link: Coordinator | None = None, job: Job | None = None, roster: Roster | None = None
+) -> Participant:
     keys = folder / "keys"
-    keys.mkdir(mode=0o700)
+    keys.mkdir(mode=0o700, parents=True)
     store = Store(folder / "work")
     store.accept(CONTRACT)
     lonely: Any = link or Coordinator()
-    members = lambda: set(MEMBERS)  # noqa: E731
+    members: Any = roster or Roster()
     return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), members, keys, store, lambda _: None)
 
 
@@ -161,7 +183,33 @@ def test_void_with_a_proof_that_proves_nothing_is_refused(tmp_path: Path) -> Non
         with pytest.raises(SecurityError) as caught:
             site._accept_void(STATE, Void(FIRST, "blame", proof))
         assert caught.value.culprits in {("coordinator",), ()}
-    assert site._members() == set(MEMBERS)
+    assert site._members.left() == set(MEMBERS)
+
+
+class Untouched:
+    """Attempts of a round that nobody must join."""
+
+    announce = None
+
+
+def test_site_joins_no_attempt_with_a_removed_member_says_why_and_stays_in_the_run(tmp_path: Path) -> None:
+    """The coordinator may hear of the removal a moment later: what it announced before that is no attack."""
+    link, removed = Coordinator(outcome=Void(FIRST, "no luck", b"")), Roster(frozenset(MEMBERS[3:]), ("telecom-c",))
+    site = participant(tmp_path, link, roster=removed)
+    attempts: Any = Untouched()
+    site._take_part(STATE, None, attempts, FIRST)
+    assert link.told == [("veto", "attempt 1 of round 1 with telecom-c, not in roster version 2")]
+    assert site._apply(STATE, attempts, cast(Outcome, link.outcome)).voids == 1
+    with pytest.raises(AttributeError):
+        site._take_part(STATE, None, attempts, announce(cohort=MEMBERS[:3]))  # joins
+
+
+def test_removed_member_does_not_count_for_a_state(tmp_path: Path) -> None:
+    signed = enc_sequence(transition(key, MINE) for key in KEYS[1:])
+    participant(tmp_path / "before", Coordinator(answer=signed))._agree(STATE)
+    after = participant(tmp_path / "after", Coordinator(answer=signed), roster=Roster(frozenset(MEMBERS[3:])))
+    with pytest.raises(SecurityError, match="only 2 participants hold the state"):
+        after._agree(STATE)
 
 
 def transition(key: SigningKey, state_hash: bytes, label: str = "transition", number: int = STATE.round) -> bytes:

@@ -11,6 +11,7 @@ from e2e.harness import Outcome, RealRun, Recorder, published
 from mpctf_secure.hazmat import shamir
 from mpctf_secure.hazmat.encoding import Reader
 from mpctf_secure.identity.roster import Member
+from mpctf_secure.participant.members import Members
 from mpctf_secure.secagg.client import Client
 
 SETTINGS = ["rounds=2", "timeouts.training=60"]
@@ -76,6 +77,57 @@ def test_dealer_of_boxes_that_do_not_open_is_named_and_the_next_attempt_does_wit
     assert reasons["site-1"] == "refused the box of site-2"
     assert "more participants than may collude" in reasons["site-2"]
     assert outcome.encoded["site-1", 1] == 1
+
+
+def test_member_that_is_removed_between_training_and_cohort_is_in_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator hears of it once site-2 is ready, the sites a moment earlier: all agree on three."""
+    run = RealRun(tmp_path, ["rounds=1", "timeouts.training=60", "timeouts.stage=60"], monkeypatch)
+    removed = next(m for m in run.roster.members if m.name == "site-2").identity
+    original = Recorder.exchange
+
+    async def exchange(recorder: Recorder, peer: Member, request: bytes) -> bytes:
+        if Reader(request).text() == "ready":
+            reception = recorder.inner.reception
+            gate = next(gate for key, gate in reception._gates.items() if key.label == "ready")
+            if peer.name != "site-2":
+                while removed not in {*gate.arrived, *reception.banned}:
+                    await asyncio.sleep(0.05)
+                reception.ban(removed, "not in roster version 2")
+        return await original(recorder, peer, request)
+
+    monkeypatch.setattr(Recorder, "exchange", exchange)
+    monkeypatch.setattr(Members, "left", lambda members: set(members.identities - {removed}))
+    outcome = run.run()
+    record = outcome.coordinator.rounds[0]
+    assert (record.attempts, record.void, record.cohort) == (1, None, ["site-1", "site-3", "site-4"])
+    assert_exact(outcome, 1, ["site-1", "site-3", "site-4"])
+
+
+def test_coordinator_that_has_not_heard_of_a_removal_is_told_and_loses_one_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=60"], monkeypatch)
+    removed = next(m for m in run.roster.members if m.name == "site-2").identity
+    original = Recorder.exchange
+
+    async def exchange(recorder: Recorder, peer: Member, request: bytes) -> bytes:
+        rounds = recorder.inner.rounds
+        if rounds and rounds[0].void:
+            recorder.inner.reception.ban(removed, "not in roster version 2")
+        return await original(recorder, peer, request)
+
+    monkeypatch.setattr(Recorder, "exchange", exchange)
+    monkeypatch.setattr(Members, "left", lambda members: set(members.identities - {removed}))
+    monkeypatch.setattr(Members, "gone", lambda _: ["site-2"])
+    outcome = run.run()
+    first, second = outcome.coordinator.rounds
+    assert first.void
+    reasons = {event["reason"] for event in outcome.events if event["event"] == "veto"}
+    assert "attempt 1 of round 1 with site-2, not in roster version 1" in reasons
+    assert second.cohort == ["site-1", "site-3", "site-4"]
+    assert_exact(outcome, 2, ["site-1", "site-3", "site-4"])
 
 
 def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(

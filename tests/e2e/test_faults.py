@@ -149,7 +149,7 @@ def test_site_that_refuses_the_run_says_why_and_nobody_waits(tmp_path: Path) -> 
             joint.site(name, once=True)
         joint.end(COORDINATOR, 5)
         joint.end(THREE[0], 4)
-        reason = "bank-b (refuses the run: proposal: a sum of 3 could be opened, this site's policy.smallest_sum is 4"
+        reason = "bank-b (refuses: proposal: a sum of 3 could be opened, this site's policy.smallest_sum is 4"
         assert reason in joint.report()["exit"]["reason"]
         assert "smallest_sum is 4" in joint.log(THREE[0])
 

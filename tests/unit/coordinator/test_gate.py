@@ -144,3 +144,19 @@ def test_who_was_lost_may_come_back_while_the_gate_is_open() -> None:
         assert await back == YES
 
     asyncio.run(scenario())
+
+
+def test_who_is_expelled_is_not_counted_and_a_closed_gate_stays_as_it_is() -> None:
+    """Else a member that is removed after it came to `ready` is in a cohort that its peers refuse."""
+
+    async def scenario() -> None:
+        gate = Gate(KEY, [A, B, C], refuse)
+        gate.take(A, b"m")
+        gate.take(B, b"m")
+        gate.expel(A, "not in roster version 2")
+        assert (gate.arrived, gate.left) == ([B], {A: "not in roster version 2"})
+        gate.answer({})
+        gate.expel(B, "not in roster version 3")
+        assert gate.arrived == [B]
+
+    asyncio.run(scenario())
