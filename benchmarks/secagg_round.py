@@ -1,12 +1,14 @@
 """A whole round on loopback, secure and in the clear: the same coordinator, TLS, spool, codec and state.
 
 Every participant is a process with its own channel; training is replaced by a ready update. In the clear the key
-stages, masks and sealed files are left out; everything else is the program's own code. Used by secagg.py --round.
+stages, masks and sealed files are left out; everything else is the program's own code. Used by secagg.py --round and
+load.py.
 """
 
 import asyncio
 import datetime
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -40,7 +42,6 @@ from mpctf_secure.training.launch import Trained
 from mpctf_secure.transport.server import listen
 from mpctf_secure.transport.tls import OwnTls
 
-ROUNDS = 9  # the first is in the 32-bit ring
 SHAPE = (16, 4096)
 
 
@@ -115,8 +116,8 @@ def participant(setting: dict[str, Any]) -> None:
     agent.join(site, keystore.unseal(site.keys, b"x"), lambda _: None)
 
 
-async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> list[dict[str, float]]:
-    """Seconds by stage of every round."""
+async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear: bool) -> list[dict[str, Any]]:
+    """What report.json says of every round; the first is in the 32-bit ring."""
     names = tuple(ParticipantName(f"site-{number:03}") for number in range(members))
     homes = {name: folder / name / "keys" for name in (*names, ParticipantName("coordinator"))}
     roster = ceremony.hold(homes, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC), b"x")
@@ -124,7 +125,7 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
     colluders = default_colluders(members)
     proposal = Proposal(
         run_id="bench", roster_hash=roster.hash.hex(), participants=names, quorum=default_quorum(members, colluders),
-        colluders=colluders, allow_pair=False, rounds=ROUNDS, void_rounds=0, seed=1, base_model="none", lora=Lora(),
+        colluders=colluders, allow_pair=False, rounds=rounds, void_rounds=0, seed=1, base_model="none", lora=Lora(),
         training=Training(), data=Data(size=64), aggregation=Aggregation(), privacy=Privacy(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
@@ -146,7 +147,7 @@ async def run(folder: Path, dimension: int, members: int, *, clear: bool) -> lis
     try:
         await coordinator.run()
         coordinator.reception.end("the run is over")
-        return [record.seconds for record in coordinator.rounds]
+        return coordinator.reports
     finally:
         await asyncio.to_thread(lambda: [child.wait(60) for child in children])
         await listener.stop(1.0)
@@ -156,12 +157,18 @@ def compare(dimension: int, members: int) -> tuple[float, float]:
     """Median seconds of a whole round in the 16-bit ring, in which training takes no time: (secure, in the clear)."""
     took = []
     for mode in ("secure", "clear"):
-        argv = [sys.executable, __file__, mode, str(dimension), str(members)]
-        rounds = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        for record in rounds[1:]:
-            print(f"  {mode}: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record.items()))
-        took.append(statistics.median(sum(record.values()) for record in rounds[1:]))
+        rounds = [record["seconds"] for record in measure(mode, dimension, members, 9)["rounds"]]
+        for seconds in rounds[1:]:
+            print(f"  {mode}: " + ", ".join(f"{stage} {took:.2f}" for stage, took in seconds.items()))
+        took.append(statistics.median(sum(seconds.values()) for seconds in rounds[1:]))
     return took[0], took[1]
+
+
+def measure(mode: str, dimension: int, members: int, rounds: int) -> dict[str, Any]:
+    """One run in a process of its own: `rounds` as in report.json, and the coordinator's peak memory in bytes."""
+    argv = [sys.executable, __file__, mode, str(dimension), str(members), str(rounds)]
+    found: dict[str, Any] = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return found
 
 
 def main() -> None:
@@ -170,8 +177,9 @@ def main() -> None:
         participant(json.loads(sys.argv[2]))
         return
     with tempfile.TemporaryDirectory() as folder:
-        clear, dimension, members = sys.argv[1] == "clear", int(sys.argv[2]), int(sys.argv[3])
-        print(json.dumps(asyncio.run(run(Path(folder), dimension, members, clear=clear))))
+        clear, sizes = sys.argv[1] == "clear", map(int, sys.argv[2:])
+        rounds = asyncio.run(run(Path(folder), *sizes, clear=clear))
+    print(json.dumps({"rounds": rounds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}))
 
 
 if __name__ == "__main__":

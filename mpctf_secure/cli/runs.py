@@ -60,7 +60,7 @@ def resume(
     output: Annotated[Format, typer.Option("--format", help="json: the report on standard output.")] = Format.TEXT,
     passphrase_fd: PassphraseFd = None,
 ) -> None:
-    """Go on with an interrupted run from where it was.
+    """Go on with an interrupted run from where it was; give participants who were away the end of one that is done.
 
     Example: mpctf-secure runs resume joint-20270101-120000-1a2b
     """

@@ -122,13 +122,16 @@ def _local(config: RunConfig, folder: Path, screen: Screen) -> _Parties:
 
 def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json: bool) -> None:
     with contextlib.closing(Journal(folder)) as journal:
-        if journal.ended:
-            raise UsageError(
-                f"{folder.name} has ended: {journal.ended.reason}", hint="mpctf-secure start begins another"
-            )
+        if (ended := journal.ended) and (ended.code or parties.fleet):
+            raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")
         events = EventLog(folder / "events.jsonl", utc_now)
         events.listeners.append(screen.show)
         run = _Run(plan, parties, folder, events, journal)
+        if ended:
+            screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
+            with screen:
+                asyncio.run(run.main())
+            return
         accuracies, failure = None, None
         try:
             with screen:

@@ -11,10 +11,10 @@ from mpctf_secure.rounds.messages import Announce
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a round ended: a signed header, and the chunks of the sum on disk where there is one."""
+    """How a round ended: a signed header, and the chunks of the sum on disk, from one on, where there is a sum."""
 
     header: bytes
-    chunks: Callable[[], Iterable[bytes]] = tuple
+    chunks: Callable[[int], Iterable[bytes]] = lambda _: ()
 
 
 class News:

@@ -31,6 +31,7 @@ _PRESENT_SECONDS = 60.0
 _REPLAY_SECONDS = 600.0
 _TICK_SECONDS = 0.01
 _MOST_VETOES = 3
+_MOST_REFUSALS = 10  # of one participant that are told
 _PROGRESS_SECONDS = 0.2
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
@@ -50,8 +51,6 @@ class Reception:
         self.finished = journal.finished()
         self.run_context: bytes | None = None
         """Of the contract, once there is one."""
-        self.over = False
-        """Whether all rounds are done: who comes late is still answered, and nobody joins."""
         self.told: set[IdentityKey] = set()
         """Who has the certificate of the last round, or its state."""
         self.state: State | None = None
@@ -68,6 +67,7 @@ class Reception:
         self._attempts: dict[tuple[int, int], tuple[IdentityKey, ...]] = {}
         self._calls: Counter[IdentityKey] = Counter()
         self._vetoes: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
         self._heard: dict[IdentityKey, float] = {}
         self._gates: dict[GateKey, Gate] = {}
         self._gate_opened, self._row_read = asyncio.Event(), asyncio.Event()
@@ -212,10 +212,10 @@ class Reception:
     async def exchange(self, peer: Member, request: bytes) -> bytes:
         """One message of one participant: find its gate, wait there, sign the answer."""
         await self.live.wait()
-        with Reader(request) as reader:
-            label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
         self.traffic.bytes_up[peer.name] += len(request)
-        with self._heard_from(peer):
+        with self._call_of(peer):
+            with Reader(request) as reader:
+                label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
             answer = await self._answer(peer, label, ctx, message)
         reply = self._reply(ctx, answer)
         self.traffic.bytes_down[peer.name] += len(reply)
@@ -224,9 +224,9 @@ class Reception:
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
         """Spool a masked input, then wait at the gate like with any message. One stream a member: the newest."""
         await self.live.wait()
-        with Reader(await anext(pieces, b"")) as opening:
-            ctx, size, first = opening.bytes(32), opening.integer(), opening.integer()
-        with self._heard_from(peer):
+        with self._call_of(peer):
+            with Reader(await anext(pieces, b"")) as opening:
+                ctx, size, first = opening.bytes(32), opening.integer(), opening.integer()
             return self._reply(ctx, await self._receive(peer, ctx, size, first, pieces))
 
     async def _receive(self, peer: Member, ctx: bytes, size: int, first: int, pieces: AsyncIterator[bytes]) -> Answer:
@@ -252,13 +252,18 @@ class Reception:
                 return await self._enter(gate, peer, "upload", ctx, enc(upload.trailer, upload.digest), signed)
 
     @contextlib.contextmanager
-    def _heard_from(self, peer: Member) -> Iterator[None]:
-        """It is there while its call is."""
+    def _call_of(self, peer: Member) -> Iterator[None]:
+        """It is there while its call is; what is refused is told to the operator, some times."""
         member = peer.identity
         self.lost.pop(member, None)
         self._calls[member] += 1
         try:
             yield
+        except SecurityError as error:
+            self._refusals[peer.name] += 1
+            if self._refusals[peer.name] <= _MOST_REFUSALS:
+                self._record("refused", participant=peer.name, reason=error.message)
+            raise
         finally:
             self._calls[member] -= 1
             self._heard[member] = asyncio.get_running_loop().time()
@@ -280,14 +285,14 @@ class Reception:
     async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
         """What became of a round, as soon as there is something; or the state, for one who was away."""
         await self.live.wait()
-        message = Signed.decode(request)
-        with self._heard_from(peer):
+        with self._call_of(peer):
+            message = Signed.decode(request)
             if message.ctx != self.run_context:
                 self._check_sender(peer, message, message.label, message.ctx)
                 pieces: Iterable[bytes] = [self._reply(message.ctx, Answer("abort", b"another run is on"))]
             elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
-                pieces = self._state_after(message.ctx, Position.decode(message.body).round)
+                pieces = self._state_after(message.ctx, Fetch.decode(message.body))
                 if len(self.finished) == self._proposal.rounds:
                     self.told.add(peer.identity)
             else:
@@ -297,16 +302,17 @@ class Reception:
                 self.traffic.bytes_down[peer.name] += len(piece)
                 yield piece
 
-    def _state_after(self, ctx: bytes, number: int) -> Iterator[bytes]:
-        """The last finished state, if it is later than `number`, and all outcomes since then."""
+    def _state_after(self, ctx: bytes, fetch: Fetch) -> Iterator[bytes]:
+        """The last finished state, if it is later than the one that the site holds, and all outcomes since then."""
+        number = fetch.position.round
         if self.state is None or self.state.round <= number:
             yield self.sign("current", ctx, b"")
             return
         missed = [row.outcome for row in self.finished if row.round > number]
         caught = Caught(self.state.header, len(missed), self.finished[-1].certificate)
         yield self.sign("state", ctx, caught.encode())
-        yield from missed
-        yield from adapter_chunks(self.state.adapter)
+        yield from missed[fetch.held :]
+        yield from adapter_chunks(self.state.adapter, max(fetch.held - len(missed), 0))
 
     async def _news_of(self, peer: Member, ctx: bytes, fetch: Fetch) -> Iterable[bytes]:
         number = fetch.position.round
@@ -319,7 +325,7 @@ class Reception:
             return [self.sign("announce", ctx, news.encode())]
         if isinstance(news, Answer):
             return [self._reply(ctx, news)]
-        return itertools.chain([news.header], news.chunks())
+        return itertools.chain([news.header], news.chunks(fetch.held))
 
     def _reply(self, ctx: bytes, answer: Answer) -> bytes:
         return self.sign(answer.label, ctx, answer.body)
@@ -356,8 +362,6 @@ class Reception:
     def _answer_at_once(self, peer: Member, label: str, ctx: bytes, signed: Signed) -> Answer | None:
         """What belongs to no gate; and everything, once the run is over."""
         match label:
-            case "hello" if self.over:
-                return Answer("abort", b"the run is over")
             case "hello":
                 if signed.ctx != self._roster.hash:
                     raise SecurityError(
@@ -415,7 +419,6 @@ class Reception:
         try:
             yield
         except SecurityError as error:
-            self._record("refused", participant=peer.name, reason=error.message)
             self.ban(peer.identity, f"refused: {error.message}")
             raise
 

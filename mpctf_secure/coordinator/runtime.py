@@ -151,12 +151,16 @@ class Coordinator:
         self.reception.end(reason)
 
     async def farewell(self) -> None:
-        """All rounds are done: wait for those who are there until they know the end, a stage's time at the most."""
-        reception = self.reception
-        reception.over = True
+        """All rounds are done: wait until those who are there know the end, a stage's time at the most.
+
+        Where that was so before this start: until everybody knows, however long it takes.
+        """
+        reception, again = self.reception, self._journal.ended is not None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timeouts.stage):
-                while any(map(reception.present, reception.active - reception.told - reception.banned.keys())):
+            async with asyncio.timeout(None if again else self._timeouts.stage):
+                while left := reception.active - reception.told - reception.banned.keys():
+                    if not again and not any(map(reception.present, left)):
+                        return
                     await asyncio.sleep(_LOOK_SECONDS)
 
     async def _run(self) -> tuple[Contract, State]:

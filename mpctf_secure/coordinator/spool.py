@@ -135,10 +135,11 @@ class Spool:
             os.fsync(output.fileno())
         return digest(hashes)
 
-    def read_sum(self, path: Path) -> Iterator[bytes]:
-        """The chunks of a written sum."""
+    def read_sum(self, path: Path, first: int) -> Iterator[bytes]:
+        """The chunks of a written sum from number `first` on."""
         with path.open("rb") as stream:
-            for size in self._sizes:
+            stream.seek(sum(self._sizes[:first]))
+            for size in self._sizes[first:]:
                 yield stream.read(size)
 
     def load_sum(self, path: Path) -> tuple[Lanes, Lanes]:

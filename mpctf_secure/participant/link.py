@@ -1,6 +1,7 @@
 """Signed talk with the coordinator: each message out is signed for its context, each answer is checked."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from mpctf_secure.errors import COORDINATOR, InterruptedRunError, SecurityError, blaming
@@ -81,8 +82,7 @@ class Link:
 
     def fetch(self, ctx: bytes, request: Fetch, most_chunks: int) -> Outcome:
         """What became of a round: another attempt, its published sum with chunks as its header says, or nothing."""
-        message = Signed.make("fetch", ctx, self._key, request.encode()).encode()
-        header, *chunks = self._channel.download(message, 1 + most_chunks) or [b""]
+        header, *chunks = self._download("fetch", ctx, request, 1 + most_chunks)
         outcome = self._decode_outcome(header, ctx)
         announce = outcome if isinstance(outcome, Announce) else outcome.announce
         if announce.round != request.position.round:
@@ -95,8 +95,7 @@ class Link:
 
     def catch_up(self, ctx: bytes, position: Position, rounds: int, most_chunks: int) -> CaughtUp | None:
         """The last finished state and the outcomes that led to it, unverified; None where mine is not older."""
-        message = Signed.make("behind", ctx, self._key, position.encode()).encode()
-        header, *pieces = self._channel.download(message, 1 + rounds + most_chunks) or [b""]
+        header, *pieces = self._download("behind", ctx, Fetch(position), 1 + rounds + most_chunks)
         with blaming(COORDINATOR, "state"):
             if Signed.decode(header).label == "current":
                 self._check(header, ctx, "current", skippable=False)
@@ -106,6 +105,12 @@ class Link:
                 raise SecurityError("it is incomplete")
             state = State.decode(caught.header, b"".join(pieces[caught.outcomes :]))
         return CaughtUp(state, pieces[: caught.outcomes], caught.certificate)
+
+    def _download(self, label: str, ctx: bytes, request: Fetch, most: int) -> list[bytes]:
+        def asking(held: int) -> bytes:
+            return Signed.make(label, ctx, self._key, replace(request, held=held).encode()).encode()
+
+        return self._channel.download(asking, most) or [b""]
 
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
         match label := Signed.decode(header).label:

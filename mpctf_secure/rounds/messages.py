@@ -119,20 +119,24 @@ class Announce:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Asks what became of a round, by one who holds a state and knows its attempts up to this one (0: none)."""
+    """Asks what became of a round, or for the state after it: body of `fetch` and `behind`."""
 
     position: Position
-    attempt: int
+    """Of the round, and of the state that the asking site holds."""
+    attempt: int = 0
+    """The round's last attempt that it knows, 0: none."""
+    held: int = 0
+    """How many pieces behind the header it has of an answer that broke off; the answer goes on there."""
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
         with Reader(body) as reader:
-            return cls(Position.decode(reader.bytes()), reader.integer())
+            return cls(Position.decode(reader.bytes()), reader.integer(), reader.integer())
 
     def encode(self) -> bytes:
         """The body."""
-        return enc(self.position.encode(), self.attempt)
+        return enc(self.position.encode(), self.attempt, self.held)
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,10 @@ def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequenc
     return Sum(*context.layout.join(chunks), context.first_cohort, survivors)
 
 
-def adapter_chunks(adapter: Vector) -> Iterator[bytes]:
-    """An adapter in pieces of CHUNK_BYTES."""
-    data = adapter.astype("<f4", copy=False).tobytes()
-    return (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+def adapter_chunks(adapter: Vector, first: int = 0) -> Iterator[bytes]:
+    """An adapter in pieces of CHUNK_BYTES, from number `first` on."""
+    data = adapter.astype("<f4", copy=False).data.cast("B")
+    return (bytes(data[at : at + CHUNK_BYTES]) for at in range(first * CHUNK_BYTES, len(data), CHUNK_BYTES))
 
 
 def initial_state(contract: Contract) -> State:

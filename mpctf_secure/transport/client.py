@@ -1,6 +1,5 @@
 """A participant's channel to the coordinator: dials out, retries while the network blinks, never changes a message."""
 
-import itertools
 import random
 import threading
 import time
@@ -87,20 +86,30 @@ class Channel:
                 raise refused from error
             return None
 
-    def download(self, request: bytes, most: int) -> list[bytes]:
-        """The pieces of the answer, at most `most`, SecurityError for a stream that goes on.
+    def download(self, request: Callable[[int], bytes], most: int) -> list[bytes]:
+        """A header and the pieces behind it, at most `most` in all, SecurityError for a stream that goes on.
 
-        A break in the middle starts the whole call again.
+        After a break `request` is asked for a message that says how many pieces behind the header are here; an answer
+        with another header is another answer, and is taken from its beginning.
         """
-        return self._patiently(lambda: self._pieces(request, most))
-
-    def _pieces(self, request: bytes, most: int) -> list[bytes]:
-        call = self._method("unary_stream", DOWNLOAD)(request)
-        pieces = list(itertools.islice(call, most + 1))
-        if len(pieces) > most:
-            call.cancel()
-            raise SecurityError(f"answer goes on after {most} pieces", culprits=[COORDINATOR])
+        pieces: list[bytes] = []
+        self._patiently(lambda: self._go_on(request, pieces, most))
         return pieces
+
+    def _go_on(self, request: Callable[[int], bytes], pieces: list[bytes], most: int) -> None:
+        call = self._method("unary_stream", DOWNLOAD)(request(max(len(pieces) - 1, 0)))
+        header = next(call, b"")
+        if pieces and header != pieces[0]:
+            call.cancel()
+            pieces.clear()
+            self._go_on(request, pieces, most)
+            return
+        pieces[:1] = [header]
+        for piece in call:
+            if len(pieces) == most:
+                call.cancel()
+                raise SecurityError(f"answer goes on after {most} pieces", culprits=[COORDINATOR])
+            pieces.append(piece)
 
     def close(self) -> None:
         """Cancel what is open."""

@@ -33,7 +33,7 @@ class Scripted:
     def upload(self, pieces: Callable[[], Iterable[bytes]]) -> bytes:
         return self.answers[0]
 
-    def download(self, request: bytes, most: int) -> list[bytes]:
+    def download(self, request: Callable[[int], bytes], most: int) -> list[bytes]:
         return list(self.answers)
 
     def try_exchange(self, request: bytes) -> bytes | None:

@@ -34,13 +34,15 @@ class Consortium:
 
     def __init__(self, root: Path, names: Sequence[str], **settings: object) -> None:
         self.root, self.names = root, tuple(names)
+        self.prefix: Callable[[str], list[str]] = lambda _: []
+        """What an organisation's commands begin with."""
         ceremony.hold(
             {ParticipantName(name): root / name / "keys" for name in (*names, COORDINATOR)},
             COORDINATOR, datetime.datetime.now(datetime.UTC), PHRASE,
         )  # fmt: skip
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.address = str(settings.pop("listen", f"127.0.0.1:{free.getsockname()[1]}"))
         write_intents(root / "data", names, 64, 12, 0)
         texts = [
             m.content for name in names for row in load_rows(root / "data" / f"{name}.jsonl") for m in row.messages
@@ -84,7 +86,7 @@ class Consortium:
         home = self.root / name
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, str(DYING), death[0], str(death[1]), death[2], "--", *command],
+                [*self.prefix(name), sys.executable, str(DYING), death[0], str(death[1]), death[2], "--", *command],
                 cwd=home, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip

@@ -42,7 +42,7 @@ def test_attempt_below_the_floor_is_followed_by_one_with_the_same_inputs(
         return await original(recorder, peer, request)
 
     monkeypatch.setattr(Recorder, "exchange", exchange)
-    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=5"], monkeypatch)
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=5"], monkeypatch, training=False)
     outcome = run.run()
     first, second = outcome.coordinator.rounds
     assert (first.attempts, first.void, second.attempts) == (2, None, 1)
@@ -57,7 +57,7 @@ def test_dealer_of_boxes_that_do_not_open_is_named_and_the_next_attempt_does_wit
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of four cannot open site-2's boxes, more than may collude (1); the same inputs are summed without it."""
-    run = RealRun(tmp_path, ["rounds=1", "timeouts.training=60", "timeouts.stage=60"], monkeypatch)
+    run = RealRun(tmp_path, ["rounds=1", "timeouts.training=60", "timeouts.stage=60"], monkeypatch, training=False)
     by_name = {member.name: member.identity for member in run.roster.members}
     original = Client._seal
 
@@ -83,7 +83,7 @@ def test_member_that_is_removed_between_training_and_cohort_is_in_no_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator hears of it once site-2 is ready, the sites a moment earlier: all agree on three."""
-    run = RealRun(tmp_path, ["rounds=1", "timeouts.training=60", "timeouts.stage=60"], monkeypatch)
+    run = RealRun(tmp_path, ["rounds=1", "timeouts.training=60", "timeouts.stage=60"], monkeypatch, training=False)
     removed = next(m for m in run.roster.members if m.name == "site-2").identity
     original = Recorder.exchange
 
@@ -108,7 +108,7 @@ def test_member_that_is_removed_between_training_and_cohort_is_in_no_attempt(
 def test_coordinator_that_has_not_heard_of_a_removal_is_told_and_loses_one_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=60"], monkeypatch)
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=60"], monkeypatch, training=False)
     removed = next(m for m in run.roster.members if m.name == "site-2").identity
     original = Recorder.exchange
 
@@ -134,7 +134,7 @@ def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """site-2 deals shares that match its commitments and give another self-mask seed than it announced."""
-    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch)
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch, training=False)
     liar = next(m for m in run.roster.members if m.name == "site-2").identity
     original, honest, spoilt = Client._deal, shamir.split, set()
 
@@ -157,7 +157,7 @@ def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(
 
 def test_round_whose_sum_no_honest_sites_can_make_is_void(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site counts more rows than the contract allows; nobody can say which, and the next round goes on."""
-    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch)
+    run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=30"], monkeypatch, training=False)
     spoilt = []
 
     def spoil(name: str, number: int, contribution):

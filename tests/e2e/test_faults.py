@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from e2e.consortium import COORDINATOR, Consortium, Death, consortium
+from e2e.machines import ADDRESS, Machines, lacking
 from e2e.proxy import Network
 
 THREE = ("bank-b", "hospital-a", "telecom-c")
@@ -189,6 +190,50 @@ def test_run_whose_quorum_went_away_is_gone_on_with_when_it_is_back(tmp_path: Pa
         joint.end_well()
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
+
+
+def test_run_over_machines_one_of_which_is_rebooted_ends_with_the_same_adapter(
+    tmp_path: Path, undisturbed: str
+) -> None:
+    """No connection of the dead machine is ever closed: the coordinator has to notice by itself."""
+    if reason := lacking():
+        pytest.skip(reason)
+    with (
+        Machines(COORDINATOR, THREE) as machines,
+        consortium(tmp_path / "joint", THREE, rounds=ROUNDS, listen=f"{ADDRESS}:8443") as joint,
+    ):
+        joint.prefix = machines.prefix
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.wait_for_event("round_started", 2)
+        machines.reboot(THREE[1])
+        joint.end(THREE[1], -9)
+        joint.site(THREE[1], once=True)
+        joint.end_well()
+        assert joint.adapter() == undisturbed
+        assert joint.site_adapters() == {undisturbed}
+        assert_complete(joint)
+
+
+def test_site_that_was_away_at_the_end_gets_the_last_state_later(tmp_path: Path, undisturbed: str) -> None:
+    """`runs resume` of a run that is done; a site that knows the end already needs nothing."""
+    stages = {"join": 120, "training": 120, "stage": 5, "absence": 60}
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS, timeouts=stages) as joint:
+        joint.coordinator()
+        for name in THREE[1:]:
+            joint.site(name, once=True)
+        joint.site(THREE[0], (f"{STORE}.certify", ROUNDS - 1, "before"), once=True)
+        joint.end(THREE[0], -9)
+        joint.end(COORDINATOR, 0)
+        joint.site(THREE[0], once=True)
+        before = joint.report()
+        joint.coordinator(resume=True)
+        joint.end(THREE[0], 0)
+        assert joint.site_adapters() == {undisturbed}
+        joint.processes[COORDINATOR].send_signal(signal.SIGINT)  # the two others need not ask again
+        joint.end(COORDINATOR, 7)
+        assert joint.report() == before
 
 
 @pytest.mark.slow

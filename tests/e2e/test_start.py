@@ -14,6 +14,7 @@ import pytest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLI = [sys.executable, "-m", "mpctf_secure"]
+START = [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--set", "participants.local=3"]
 
 
 def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -90,16 +91,14 @@ def test_no_process_and_no_private_key_is_left(smoke) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_ends_with_exit_7_and_no_child_and_resume_goes_on_to_its_end(tmp_path: Path, stop: int) -> None:
     runs = tmp_path / "runs"
-    process = subprocess.Popen(
-        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*START, "--runs", str(runs)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = ""
     while "joined" not in output:
         output += process.stdout.readline()
     folder = next(runs.iterdir())
     keys = list(folder.rglob("*.sealed"))
-    assert len(keys) == 5
+    assert len(keys) == 4
     assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
     secrets = [*(key.read_bytes() for key in keys), (folder / "passphrase").read_bytes()]
     process.send_signal(stop)
@@ -113,8 +112,9 @@ def test_interrupted_run_ends_with_exit_7_and_no_child_and_resume_goes_on_to_its
 
     if stop == signal.SIGINT:
         return
-    resumed = run_cli("runs", "resume", folder.name, "--runs", runs)
+    resumed = run_cli("runs", "resume", folder.name, "--runs", runs, "--format", "json")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert json.loads(resumed.stdout)["exit"]["code"] == 0  # the report is all of standard output
     assert (folder / "adapter").exists()
     again = run_cli("runs", "resume", folder.name, "--runs", runs)
     assert again.returncode == 2
@@ -126,11 +126,7 @@ def test_interrupted_run_ends_with_exit_7_and_no_child_and_resume_goes_on_to_its
 
 def test_run_is_stopped_for_good_while_it_runs_and_while_it_does_not(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    process = subprocess.Popen(
-        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--set", "rounds=20", "--runs", str(runs)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = subprocess.Popen([*START, "--set", "rounds=20", "--runs", str(runs)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "joined" not in process.stdout.readline():
         pass
@@ -163,9 +159,7 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 def test_children_end_when_start_is_killed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    process = subprocess.Popen(
-        [*CLI, "start", str(CONFIGS / "smoke.yaml"), "--runs", str(runs)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*START, "--runs", str(runs)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "joined" not in process.stdout.readline():
         pass
@@ -281,11 +275,3 @@ def test_busy_port_is_named(tmp_path: Path) -> None:
     assert lines[0] == f"error: cannot listen on {address}"
     assert lines[1].startswith("hint: is the address one of this machine's")
     assert not [*tmp_path.rglob("*.key"), *tmp_path.rglob("*.sealed")]
-
-
-def test_json_report_is_all_of_standard_output(tmp_path: Path) -> None:
-    result = run_cli(
-        "start", CONFIGS / "smoke.yaml", "--format", "json", "--runs", tmp_path,
-        "--set", "rounds=1", "--set", "data.size=8", "--set", "participants.local=3",
-    )  # fmt: skip
-    assert json.loads(result.stdout)["exit"]["code"] == 0

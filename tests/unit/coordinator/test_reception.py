@@ -3,14 +3,19 @@
 import asyncio
 import datetime
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samples import make_contract
 from simulator import make_context
 
 from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
 from mpctf_secure.coordinator.gate import Answer
-from mpctf_secure.coordinator.journal import Journal
+from mpctf_secure.coordinator.journal import Finished, Journal
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import SecurityError
@@ -19,7 +24,8 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import IdentityKey, ParticipantName
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Progress
+from mpctf_secure.rounds.messages import Fetch, Position, Progress
+from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
 
@@ -276,5 +282,46 @@ def test_site_with_another_roster_is_told_so_and_may_come_back(world: World) -> 
                     await world.reception.exchange(world.peers["bank-b"], hello)
             else:
                 assert world.label(await world.reception.exchange(world.peers["bank-b"], hello)) == "proposal"
+
+    asyncio.run(scenario())
+
+
+def test_state_for_one_who_was_away_goes_on_where_it_broke_off(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        world.reception.finished = [Finished(number, bytes([number]), b"signed", {}) for number in (1, 2, 3)]
+        first = initial_state(make_contract())
+        world.reception.state = replace(first, round=3, adapter=np.zeros((1 << 19) + 5, np.float32))
+
+        async def pieces(held: int) -> list[bytes]:
+            fetch = Fetch(Position(1, bytes(32)), held=held)
+            message = Signed.make("behind", world.ctx, world.keys["bank-b"], fetch.encode()).encode()
+            return [piece async for piece in world.reception.download(world.peers["bank-b"], message)]
+
+        header, *whole = await pieces(0)
+        assert whole[:2] == [b"\2", b"\3"]
+        assert b"".join(whole[2:]) == bytes(4 * ((1 << 19) + 5))
+        assert len(whole) == 5
+        for held in (*range(1, 7), 1 << 62):
+            assert await pieces(held) == [header, *whole[held:]]
+
+    asyncio.run(scenario())
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.sampled_from(["exchange", "upload", "download"]))
+def test_any_bytes_are_refused_or_answered_and_told_a_few_times(world: World, noise: bytes, method: str) -> None:
+    async def scenario() -> None:
+        world.open() if not world.folder.exists() else None
+        peer = world.peers["bank-b"]
+        calls = {
+            "exchange": lambda: world.reception.exchange(peer, noise),
+            "upload": lambda: world.upload("bank-b", [noise]),
+            "download": lambda: anext(world.reception.download(peer, noise)),
+        }
+        with pytest.raises(SecurityError):
+            await calls[method]()
+        assert world.reception.banned == {}
+        assert world.events.count("refused") <= 10
 
     asyncio.run(scenario())

@@ -25,7 +25,10 @@ def test_sum_from_disk_is_exact_and_its_digest_is_over_its_chunks(tmp_path: Path
     lanes, scalars = spool.load_sum(target)
     assert np.array_equal(lanes, attempt.plain()[0])
     assert np.array_equal(scalars, attempt.plain()[1])
-    assert seen == digest(map(sha256, spool.read_sum(target)))
+    chunks = list(spool.read_sum(target, 0))
+    assert seen == digest(map(sha256, chunks))
+    for first in range(len(chunks) + 2):
+        assert list(spool.read_sum(target, first)) == chunks[first:]
     spool.clear()
     assert not (tmp_path / "spool").exists()
 

@@ -48,7 +48,11 @@ class Echo:
         return b"".join([piece async for piece in pieces])
 
     async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
-        for byte in request:
+        """ "5:abcdef" breaks off after five bytes, "" behind the colon is no end: a byte a piece."""
+        left, _, content = request.partition(b":")
+        for number, byte in enumerate(content):
+            if left and number == int(left):
+                raise EnvironmentUnfitError("the line went dead")
             yield bytes([byte])
 
 
@@ -128,13 +132,40 @@ def test_participant_is_known_by_its_tls_key(world: World) -> None:
     channel = world.channel("bank-b")
     assert channel.exchange(b"hello") == b"bank-b:hello"
     assert channel.upload(lambda: iter([b"a", b"b"])) == b"ab"
-    assert channel.download(b"xyz", 3) == [b"x", b"y", b"z"]
+    assert channel.download(lambda _: b":xyz", 3) == [b"x", b"y", b"z"]
     channel.close()
 
 
 def test_download_that_goes_on_is_refused(world: World) -> None:
     with pytest.raises(SecurityError, match="goes on after 3 pieces"):
-        world.channel("bank-b").download(b"x" * 100_000, 3)
+        world.channel("bank-b").download(lambda _: b":" + b"x" * 100_000, 3)
+
+
+DOWNLOADS = {
+    "nothing breaks": (["0 :habcd"], "habcd"),
+    "after the header": (["0 1:habcd", "0 :habcd"], "habcd"),
+    "two breaks": (["0 3:habcd", "2 2:hcd", "3 :hd"], "habcd"),
+    "before the header": (["0 0:habcd", "0 :habcd"], "habcd"),
+    "another answer by then": (["0 3:habcd", "2 :jyz", "0 :jxyz"], "jxyz"),
+    "another answer that breaks too": (["0 3:habcd", "2 :jyz", "0 2:jxyz", "1 :jyz"], "jxyz"),
+}
+
+
+@pytest.mark.parametrize(("served", "expected"), DOWNLOADS.values(), ids=DOWNLOADS.keys())
+def test_download_that_breaks_off_goes_on_where_it_was(world: World, served: list[str], expected: str) -> None:
+    """Each line: how many pieces behind the header are said to be here, and what is served then."""
+    script = iter(served)
+
+    def request(held: int) -> bytes:
+        due, _, answer = next(script).partition(" ")
+        assert held == int(due)
+        return answer.encode()
+
+    channel = world.channel("bank-b")
+    channel.patience = 20
+    assert b"".join(channel.download(request, 5)).decode() == expected
+    assert not list(script)
+    channel.close()
 
 
 def test_refusal_travels_with_its_hint_and_class(world: World) -> None:
