@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -74,6 +76,21 @@ class Home:
         return " ".join(word[:4] for _, word in sorted(pairs.items()))
 
 
+T = TypeVar("T")
+
+
+def each(homes: Iterable[Home], act: Callable[[Home], T]) -> dict[str, T]:
+    """What everybody does by itself, two at a time."""
+    homes = list(homes)
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip([home.name for home in homes], pool.map(act, homes), strict=True))
+
+
+def enter(home: Home) -> None:
+    home.enroll("init", home.name, *(["--coordinator"] if home.name == COORDINATOR else []))
+    home.enroll("request")
+
+
 def exchange(homes: Iterable[Home], pattern: str) -> None:
     homes = list(homes)
     files = [path for home in homes for path in home.folder.glob(pattern)]
@@ -88,12 +105,14 @@ def sign_and_install(
     if proposer:
         for home in homes:
             home.take(proposer.path(f"roster-{version}.json"))
-    for home in signers:
-        home.enroll("sign", f"roster-{version}.json")
+    each(signers, lambda home: home.enroll("sign", f"roster-{version}.json"))
     exchange(homes, f"roster-{version}.*.signature.json")
-    for home in homes:
+
+    def install(home: Home) -> None:
         signatures = sorted(path.name for path in home.folder.glob(f"roster-{version}.*.signature.json"))
         home.enroll("verify", f"roster-{version}.json", *signatures)
+
+    each(homes, install)
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +120,17 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Home]:
     """After the genesis ceremony."""
     root = tmp_path_factory.mktemp("organisations")
     homes = {name: Home(root, name) for name in EVERYBODY}
-    for name, home in homes.items():
-        home.enroll("init", name, *(["--coordinator"] if name == COORDINATOR else []))
-        home.enroll("request")
+    each(homes.values(), enter)
     exchange(homes.values(), "*.request.json")
     requests = [f"{name}.request.json" for name in EVERYBODY]
-    for home in homes.values():
-        home.enroll("compare", *requests)  # everybody sees the words; nobody was heard yet
-    words = {name: home.words("roster-1.json") for name, home in homes.items()}
-    for name, home in homes.items():
-        typed = "".join(words[other] + "\n" for other in EVERYBODY if other != name)
+    each(homes.values(), lambda home: home.enroll("compare", *requests))  # the words are seen; nobody was heard yet
+    words = each(homes.values(), lambda home: home.words("roster-1.json"))
+
+    def hear(home: Home) -> None:
+        typed = "".join(words[other] + "\n" for other in EVERYBODY if other != home.name)
         assert "next: mpctf-secure enroll sign" in home.enroll("compare", *requests, typed=typed)
+
+    each(homes.values(), hear)
     sign_and_install(homes.values(), 1, homes.values())
     return homes
 
@@ -173,9 +192,7 @@ def test_three_begin_rotate_and_take_a_fourth_in(tmp_path: Path) -> None:
     """All by mail in one heap, with everybody's files and a stranger's among them, and globs as in the guide."""
     homes = [Home(tmp_path, name) for name in ("bank-b", "hospital-a", "insurer-d", "registry-x")]
     by_name = {home.name: home for home in homes}
-    for home in homes:
-        home.enroll("init", home.name, *(["--coordinator"] if home.name == COORDINATOR else []))
-        home.enroll("request")
+    each(homes, enter)
     agree(homes, homes, "roster-1.json", "*.request.json")
 
     for home in homes:
@@ -185,8 +202,7 @@ def test_three_begin_rotate_and_take_a_fourth_in(tmp_path: Path) -> None:
     assert by_name["bank-b"].path("roster-2.bank-b.old-keys.signature.json").exists()
 
     fourth = Home(tmp_path, "telecom-c")
-    fourth.enroll("init", "telecom-c")
-    fourth.enroll("request")
+    enter(fourth)
     for home in homes:
         home.clear()
     fourth.take(by_name["bank-b"].path("roster-2.signed.json"))
@@ -222,11 +238,11 @@ def agree(homes: list[Home], new: list[Home], roster: str, *patterns: str) -> No
     def files(home: Home) -> list[str]:
         return sorted(path.name for pattern in patterns for path in home.folder.glob(pattern))
 
-    for home in homes:
-        home.enroll("compare", *files(home))
-    words = {home.name: home.words(roster) for home in homes}
+    each(homes, lambda home: home.enroll("compare", *files(home)))
+    words = each(homes, lambda home: home.words(roster))
     newcomer = {home.name for home in new} if len(new) < len(homes) else set()
-    for home in homes:
+
+    def hear_and_sign(home: Home) -> None:
         heard = [
             n for n in sorted(words) if n != home.name and (not newcomer or n in newcomer or home.name in newcomer)
         ]
@@ -234,11 +250,16 @@ def agree(homes: list[Home], new: list[Home], roster: str, *patterns: str) -> No
             heard = []  # it rotates: the others hear it, it knows the others
         home.enroll("compare", *files(home), typed="".join(words[name] + "\n" for name in heard))
         home.enroll("sign", roster)
+
+    each(homes, hear_and_sign)
     exchange(homes, "*.signature.json")
-    for home in homes:
+
+    def install(home: Home) -> None:
         arguments = sorted(path.name for path in home.folder.glob("*.signature.json"))
         before = [] if home.path("keys/rosters").exists() else [path.name for path in home.folder.glob("*.signed.json")]
         home.enroll("verify", *before, roster, *arguments)
+
+    each(homes, install)
 
 
 @pytest.fixture(scope="module")
@@ -336,13 +357,15 @@ def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running)
 def rotate(name: str, homes: dict[str, Home]) -> None:
     old = set(homes[name].folder.glob("keys/*.sealed"))
     homes[name].enroll("rotate")
-    for home in homes.values():
+
+    def look(home: Home) -> None:
         home.take(homes[name].path(f"{name}.request.json"))
         assert f"new keys: {name}" in home.enroll("compare", f"{name}.request.json")
+
+    each(homes.values(), look)
     read_out = homes[name].words("roster-2.json")
-    for home in homes.values():
-        if home.name != name:
-            home.enroll("compare", f"{name}.request.json", typed=read_out + "\n")
+    others = [home for home in homes.values() if home.name != name]
+    each(others, lambda home: home.enroll("compare", f"{name}.request.json", typed=read_out + "\n"))
     sign_and_install(homes.values(), 2, homes.values())
     new = set(homes[name].folder.glob("keys/*.sealed"))
     assert len(new) == 1

@@ -44,7 +44,7 @@ def test_sum_is_exact_for_any_cohort_and_any_bearable_dropouts(data: st.DataObje
     assert np.array_equal(scalars, attempt.plain()[1])
 
 
-@pytest.mark.parametrize("n", [31, 100])
+@pytest.mark.parametrize("n", [31, pytest.param(100, marks=pytest.mark.slow)])
 def test_sum_is_exact_in_large_cohorts_with_as_many_dropouts_as_they_bear(n: int) -> None:
     bearable = n - floor(n, default_colluders(n))
     drops = {i: STAGES[i % len(STAGES)] for i in range(bearable)}
