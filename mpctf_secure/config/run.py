@@ -119,6 +119,7 @@ class Timeouts(Frozen):
     join: Seconds = 600
     training: Seconds = 24 * 3600
     stage: Seconds = 120
+    """Of masked inputs: without a byte of any; once enough are in, the others have as long again besides."""
     absence: Annotated[float, Field(ge=0)] = 3600
     """How long a run waits while fewer than a quorum are there; then it can be resumed."""
 

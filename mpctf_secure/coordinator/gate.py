@@ -117,9 +117,11 @@ class Gate:
             self.left[member] = reason
             self._changed.set()
 
-    async def collect(self, seconds: float, least: int) -> None:
-        """Close when all have arrived, when fewer than `least` still can, or when the time is up."""
-        await self._until(lambda: not self.awaited or len(self._arrived) + len(self.awaited) < least, seconds, 0)
+    async def collect(self, seconds: float, least: int, done: Callable[[], bool] = lambda: False) -> None:
+        """Close when all have arrived, when fewer than `least` still can, when `done` says so, or the time is up."""
+        await self._until(
+            lambda: not self.awaited or len(self._arrived) + len(self.awaited) < least or done(), seconds, 0
+        )
 
     async def gather(self, done: Callable[[], bool], seconds: float, quorum: int) -> None:
         """Close when all have arrived, when `done` says so, which is asked again and again, or when the time is up.

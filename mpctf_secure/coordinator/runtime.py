@@ -59,6 +59,7 @@ _MOST_REASON = 250  # characters, at most four bytes each
 _RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
+_SLOW = "took more than twice as long as a quorum"
 _MUST_AGREE = {"package": "version of this program", "base_model_hash": "base model", "tensors": "base model"}
 
 
@@ -364,7 +365,7 @@ class Coordinator:
 
         uploads, complaints = stage("upload", keep), stage("complaint", complain)
         shares.answer(deliveries)
-        await self._collect(uploads, "masked input", self._timeouts.stage, context.floor)
+        await self._collect_uploads(uploads, spool, context.floor)
         complaints.answer({}, otherwise=NOTED)
         survivors = Answer("survivors", server.close_uploads())
 
@@ -446,6 +447,24 @@ class Coordinator:
         await gate.collect(seconds, least)
         self._note_stage(gate, stage)
 
+    async def _collect_uploads(self, gate: Gate, spool: Spool, least: int) -> None:
+        """As long as bytes come; once enough are in, the others have as long again, and a stage's time."""
+        loop, stage = asyncio.get_running_loop(), self._timeouts.stage
+        enough_at: float | None = None
+
+        def done() -> bool:
+            nonlocal enough_at
+            if enough_at is None and len(gate.arrived) >= least:
+                enough_at = gate.age
+            still = min(gate.age, loop.time() - spool.moved)
+            late = enough_at is not None and gate.age > 2 * enough_at + stage
+            for member in set(gate.awaited) if late or still > stage else ():
+                gate.drop(member, _SLOW if late else f"nothing came for {stage:g} s")
+            return False
+
+        await gate.collect(self._timeouts.training, least, done)
+        self._note_stage(gate, "masked input")
+
     def _note_stage(self, gate: Gate, stage: str) -> None:
         self._round.add_seconds(stage, gate.seconds)
         for member, reason in sorted(gate.left.items()):
@@ -478,7 +497,7 @@ class Coordinator:
             if there and not late:
                 return False
             for member in missing:
-                gate.drop(member, "took more than twice as long as a quorum" if member in there else "absent")
+                gate.drop(member, _SLOW if member in there else "absent")
             return True
 
         await gate.gather(done, self._timeouts.training, quorum)

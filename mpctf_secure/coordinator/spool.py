@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import io
+import math
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ class Spool:
         self._layout = context.layout
         self._sizes = context.layout.sizes
         self._pending: dict[IdentityKey, Upload] = {}
+        self.moved = -math.inf
+        """When a chunk last came, in the event loop's seconds."""
         folder.mkdir(parents=True, exist_ok=True)
         here = sum(path.stat().st_size for path in folder.iterdir())
         needed = (len(context.cohort) + 1) * self._layout.size - here
@@ -91,6 +94,7 @@ class Spool:
             hashes.append(sha256(chunk))
             if stream.write(chunk) != expected:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.moved = asyncio.get_running_loop().time()
         trailer = await anext(pieces, b"")
         if trailer and await anext(pieces, None) is not None:
             raise SecurityError("upload goes on after its digest")

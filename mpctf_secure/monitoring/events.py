@@ -1,6 +1,7 @@
 """One stream of events: a line of JSON each, on disk before anybody is told."""
 
 import datetime
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -47,7 +48,10 @@ class EventLog:
     """Appends to events.jsonl and tells the listeners; `now` gives the wall clock in UTC."""
 
     def __init__(self, path: Path, now: Callable[[], datetime.datetime]) -> None:
-        self._stream = path.open("a", encoding="utf-8")
+        """Open, or go on; what a power cut left of a last line goes."""
+        self._path = path
+        self._stream = path.open("ab", buffering=0)
+        self._stream.truncate(path.read_bytes().rfind(b"\n") + 1)
         self._now = now
         self.listeners: list[Listener] = []
 
@@ -56,13 +60,19 @@ class EventLog:
         if kind not in KINDS:
             raise ValueError(f"unknown kind of event: {kind}")
         line = {"time": self._now().isoformat(timespec="milliseconds"), "event": kind, **fields}
-        with files.writing(Path(self._stream.name)):
-            self._stream.write(json.dumps(line) + "\n")
-            self._stream.flush()
+        with files.writing(self._path):
+            self._append(json.dumps(line).encode() + b"\n")
             if kind != "progress":
                 os.fsync(self._stream.fileno())
         for listener in self.listeners:
             listener(Event(kind, fields))
+
+    def _append(self, line: bytes) -> None:
+        """The whole line or nothing."""
+        size = os.fstat(self._stream.fileno()).st_size
+        if self._stream.write(line) != len(line):
+            self._stream.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -10,11 +12,13 @@ import grpc
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import certificate
 from mpctf_secure.identity.roster import Member, Roster
+from mpctf_secure.ids import IdentityKey
 from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, TLS_VERSION, UPLOAD, bind, to_status
 from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _CONNECTION_SECONDS = 3600
 _MOST_CALLS = 4  # of one participant: it has one waiting, and for moments others
+_CALLS_A_SECOND, _CALLS_AT_ONCE = 100.0, 400.0
 
 
 class Handler(Protocol):
@@ -66,12 +70,29 @@ async def listen(address: str, roster: Roster, tls: OwnTls, handler: Handler) ->
     return Listener(server, port, methods)
 
 
+class _Budget:
+    """A token bucket: _CALLS_AT_ONCE calls, and _CALLS_A_SECOND more every second."""
+
+    def __init__(self) -> None:
+        self._left, self._at = _CALLS_AT_ONCE, 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether another call is within it; `now` in seconds of a clock that never goes back."""
+        self._left = min(_CALLS_AT_ONCE, self._left + (now - self._at) * _CALLS_A_SECOND)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, roster: Roster, tls: OwnTls, handler: Handler) -> None:
         self._roster = roster
         self._tls = tls
         self._handler = handler
         self._calls: dict[asyncio.Timeout, Member] = {}
+        self._budgets: defaultdict[IdentityKey, _Budget] = defaultdict(_Budget)
         self._methods = {
             EXCHANGE: grpc.unary_unary_rpc_method_handler(self._exchange),
             UPLOAD: grpc.stream_unary_rpc_method_handler(self._upload),
@@ -115,9 +136,11 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Who calls; the call ends when that member leaves the roster, and errors become statuses."""
         try:
             peer = self._peer(context)
+            # Else one participant could take the places, or the time, of all.
             if list(self._calls.values()).count(peer) >= _MOST_CALLS:
-                # Else one participant could take the places of all.
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} calls of yours are open")
+            if not self._budgets[peer.identity].take(time.monotonic()):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"over {_CALLS_A_SECOND:g} calls a second")
             async with asyncio.timeout(None) as limit:
                 self._calls[limit] = peer
                 try:

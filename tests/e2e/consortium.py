@@ -27,6 +27,9 @@ COORDINATOR = ParticipantName("registry-x")
 NEVER = ("mpctf_secure.coordinator.journal:Journal.add", -1, "before")
 PHRASE = b"one passphrase for all of them"
 Death = tuple[str, int, str]
+THREE = ("bank-b", "hospital-a", "telecom-c")
+FOUR = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
+ROUNDS = 3
 
 
 class Consortium:
@@ -36,6 +39,8 @@ class Consortium:
         self.root, self.names = root, tuple(names)
         self.prefix: Callable[[str], list[str]] = lambda _: []
         """What an organisation's commands begin with."""
+        self.environment: dict[str, dict[str, str]] = {}
+        """What its commands have in their environment besides ours."""
         ceremony.hold(
             {ParticipantName(name): root / name / "keys" for name in (*names, COORDINATOR)},
             COORDINATOR, datetime.datetime.now(datetime.UTC), PHRASE,
@@ -88,7 +93,7 @@ class Consortium:
             process = subprocess.Popen(
                 [*self.prefix(name), sys.executable, str(DYING), death[0], str(death[1]), death[2], "--", *command],
                 cwd=home, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment.get(name, {})},
             )  # fmt: skip
         assert process.stdin
         process.stdin.write(PHRASE)
@@ -170,3 +175,13 @@ def consortium(root: Path, names: Sequence[str], **settings: object) -> Iterator
     finally:
         made.clear()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def assert_complete(joint: Consortium) -> None:
+    """Every round of THREE has everybody, and was told once."""
+    rounds = joint.report()["rounds"]
+    assert [record["survivors"] for record in rounds] == [list(THREE)] * ROUNDS
+    assert not [record for record in rounds if record["dropouts"] or record["void"]]
+    kinds = [event["event"] for event in joint.events()]
+    assert kinds.count("round_finished") <= ROUNDS
+    assert kinds[-1] == "run_ended"

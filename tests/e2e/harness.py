@@ -190,8 +190,8 @@ class RealRun:
                     threads.append(threading.Thread(target=agent.join, args=(site, keys, lambda _: None), name=name))
                     threads[-1].start()
             contract, state = await coordinator.run()
-            coordinator.reception.end("the run is over")
         finally:
+            coordinator.reception.end("the run is over")
             for process in self.processes.values():
                 process.kill()
                 process.wait()

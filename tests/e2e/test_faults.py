@@ -4,25 +4,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from e2e.consortium import COORDINATOR, Consortium, Death, consortium
+from e2e.consortium import COORDINATOR, FOUR, ROUNDS, THREE, Death, assert_complete, consortium
 from e2e.machines import ADDRESS, Machines, lacking
 from e2e.proxy import Network
-
-THREE = ("bank-b", "hospital-a", "telecom-c")
-ROUNDS = 3
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The adapter of three rounds in which nothing happens."""
-    with consortium(tmp_path_factory.mktemp("undisturbed"), THREE, rounds=ROUNDS) as joint:
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
-        joint.end_well()
-        assert joint.site_adapters() == {joint.adapter()}
-        return joint.adapter()
-
 
 JOURNAL = "mpctf_secure.coordinator.journal:Journal"
 COORDINATOR_DEATHS: list[Death] = [
@@ -55,16 +39,6 @@ def test_coordinator_killed_at_every_stage_ends_with_the_same_adapter(
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
         assert_complete(joint)
-
-
-def assert_complete(joint: Consortium) -> None:
-    """Every round has everybody, and was told once."""
-    rounds = joint.report()["rounds"]
-    assert [record["survivors"] for record in rounds] == [list(THREE)] * ROUNDS
-    assert not [record for record in rounds if record["dropouts"] or record["void"]]
-    kinds = [event["event"] for event in joint.events()]
-    assert kinds.count("round_finished") <= ROUNDS
-    assert kinds[-1] == "run_ended"
 
 
 STORE, FILE = "mpctf_secure.participant.store:Store", "mpctf_secure.participant.round_file:RoundFile"
@@ -100,9 +74,6 @@ def test_site_killed_at_every_stage_ends_with_the_same_adapter(
         assert_complete(joint)
 
 
-FOUR = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
-
-
 @pytest.mark.slow
 def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path) -> None:
     """Of four one dies before its upload: the others finish that round and another one without it."""
@@ -119,7 +90,7 @@ def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path)
         rounds = joint.report()["rounds"]
         assert [record["survivors"] for record in rounds[:2]] == [list(FOUR[1:])] * 2
         assert rounds[0]["dropouts"] == [
-            {"participant": "bank-b", "stage": "masked input", "reason": "no answer in 5 s"}
+            {"participant": "bank-b", "stage": "masked input", "reason": "nothing came for 5 s"}
         ]
         assert list(FOUR) in [record["survivors"] for record in rounds[2:]]
         assert "catches up from round 0 to" in joint.log(FOUR[0])

@@ -32,7 +32,7 @@ def test_sum_is_exact(attempt: Attempt) -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sum_is_exact_for_any_cohort_and_any_bearable_dropouts(data: st.DataObject) -> None:
     n = data.draw(st.integers(2, 14))
     bearable = n - floor(n, default_colluders(n))

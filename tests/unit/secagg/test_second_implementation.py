@@ -113,7 +113,7 @@ class PlainClient:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_both_take_part_in_one_attempt_under_the_package_s_server(data: st.DataObject) -> None:
     n = data.draw(st.integers(2, 7))
     bearable = {2: 0, 3: 0, 4: 1, 5: 1, 6: 2, 7: 2}[n]

@@ -23,6 +23,7 @@ from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import ParticipantName
+from mpctf_secure.transport import server
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.server import _Methods, listen
 from mpctf_secure.transport.tls import OwnTls
@@ -289,6 +290,25 @@ def test_one_participant_does_not_take_the_places_of_all(tmp_path: Path) -> None
         world.use(replace(world.roster, version=2, members=world.roster.members[1:]))
         for thread in threads:
             thread.join(10)
+
+
+def test_one_participant_does_not_take_the_time_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_CALLS_AT_ONCE", 3.0)
+    monkeypatch.setattr(server, "_CALLS_A_SECOND", 1e-6)
+    with serving(tmp_path) as world:
+        greedy, others = world.channel("bank-b"), world.channel("hospital-a")
+        for _ in range(3):
+            assert greedy.exchange(b"hello") == b"bank-b:hello"
+        with pytest.raises(EnvironmentUnfitError, match="no connection"):
+            greedy.exchange(b"one too many")
+        assert others.exchange(b"hello") == b"hospital-a:hello"
+
+
+def test_budget_of_calls_comes_back_with_time() -> None:
+    budget = server._Budget()
+    first = [budget.take(1000.0) for _ in range(401)]
+    assert first == [True] * 400 + [False]
+    assert [budget.take(1000.5) for _ in range(51)] == [True] * 50 + [False]
 
 
 def _wait_until_closed(channel: Channel) -> None:

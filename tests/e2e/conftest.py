@@ -1,0 +1,14 @@
+import pytest
+from e2e.consortium import ROUNDS, THREE, consortium
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The adapter of three rounds in which nothing happens."""
+    with consortium(tmp_path_factory.mktemp("undisturbed"), THREE, rounds=ROUNDS) as joint:
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.end_well()
+        assert joint.site_adapters() == {joint.adapter()}
+        return joint.adapter()

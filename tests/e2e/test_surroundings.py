@@ -1,0 +1,117 @@
+"""In the middle of a run: a full disk, a clock that jumps, a second machine with one site's keys, Ctrl-C."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.consortium import COORDINATOR, FOUR, ROUNDS, THREE, assert_complete, consortium
+
+pytestmark = pytest.mark.slow
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of 64 MiB at `folder`; gives the file to fill it with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    try:
+        yield folder / "filler"
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(filler: Path) -> None:
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while stream.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.parametrize("who", [COORDINATOR, THREE[0]])
+def test_full_disk_is_named_and_with_room_again_the_run_goes_on(tmp_path: Path, undisturbed: str, who: str) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
+        work = joint.root / who / ("runs" if who == COORDINATOR else "work")
+        with small_disk(work) as filler:
+            joint.coordinator()
+            for name in THREE:
+                joint.site(name, once=True)
+            joint.wait_for_event("round_started", 2)
+            fill(filler)
+            joint.end(who, 3)
+            assert "No space left on device" in joint.log(who) or "disk is full" in joint.log(who)
+            filler.unlink()
+            if who == COORDINATOR:
+                joint.coordinator(resume=True)
+            else:
+                joint.site(who, once=True)
+            joint.end_well()
+            assert joint.adapter() == undisturbed
+            assert joint.site_adapters() == {undisturbed}
+
+
+@pytest.mark.parametrize("jump", ["+2h", "-2h", "+3d", "-3d"])
+@pytest.mark.parametrize("who", [COORDINATOR, THREE[0]])
+def test_clock_that_jumps_and_is_set_right_changes_nothing(
+    tmp_path: Path,
+    undisturbed: str,
+    who: str,
+    jump: str,
+) -> None:
+    if not FAKETIME.exists():
+        pytest.skip("libfaketime is not installed")
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
+        clock = tmp_path / "clock"
+        clock.write_text("+0")
+        joint.environment[who] = {
+            "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }  # fmt: skip
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.wait_for_event("round_started", 1)
+        clock.write_text(jump)
+        joint.wait_for_event("round_started", 2)
+        clock.write_text("+0")
+        joint.end_well()
+        assert joint.adapter() == undisturbed
+        assert_complete(joint)
+
+
+def test_second_machine_with_a_sites_keys_puts_that_site_out_and_the_others_go_on(tmp_path: Path) -> None:
+    with consortium(tmp_path / "joint", FOUR, rounds=2) as joint:
+        twin = "bank-b-twin"
+        shutil.copytree(joint.root / "bank-b", joint.root / twin)
+        joint.coordinator()
+        for name in (*FOUR, twin):
+            joint.site(name, once=True)
+        for name in (COORDINATOR, *FOUR[1:]):
+            joint.end(name, 0)
+        for name in (FOUR[0], twin):
+            joint.end(name, 4)
+            assert "is out of this run" in joint.log(name)
+        assert [record["survivors"] for record in joint.report()["rounds"]][-1] == list(FOUR[1:])
+
+
+def test_ctrl_c_at_either_end_ends_with_7_and_the_run_goes_on(tmp_path: Path, undisturbed: str) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
+        joint.coordinator()
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.wait_for_event("round_started", 1)
+        for who in (THREE[0], COORDINATOR):
+            joint.processes[who].send_signal(signal.SIGINT)
+            joint.end(who, 7)
+            assert "Traceback" not in joint.log(who)
+        joint.coordinator(resume=True)
+        joint.site(THREE[0], once=True)
+        joint.end_well()
+        assert joint.adapter() == undisturbed
+        assert_complete(joint)

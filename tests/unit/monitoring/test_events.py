@@ -1,0 +1,51 @@
+import datetime
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.monitoring.events import Event, EventLog
+
+NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+
+
+def opened(folder: Path) -> EventLog:
+    return EventLog(folder / "events.jsonl", lambda: NOW)
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_event_is_in_the_file_before_anybody_is_told(tmp_path: Path) -> None:
+    log, told = opened(tmp_path), []
+    log.listeners.append(lambda event: told.append((event, len(lines(tmp_path)))))
+    log.record("round_started", round=1)
+    assert told == [(Event("round_started", {"round": 1}), 1)]
+    assert lines(tmp_path) == [{"time": "2030-01-01T00:00:00.000+00:00", "event": "round_started", "round": 1}]
+    with pytest.raises(ValueError, match="unknown kind"):
+        log.record("lunch")
+
+
+def test_what_a_power_cut_left_of_a_line_goes(tmp_path: Path) -> None:
+    opened(tmp_path).record("round_started", round=1)
+    with (tmp_path / "events.jsonl").open("a") as stream:
+        stream.write('{"time": "2030-01-0')
+    opened(tmp_path).record("round_started", round=2)
+    assert [line["round"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_line_that_the_disk_has_no_room_for_is_not_half_there(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    log.record("round_started", round=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "events.jsonl").stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(EnvironmentUnfitError, match=r"events\.jsonl: No space left"):
+            log.record("round_started", round=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.record("round_started", round=3)
+    assert [line["round"] for line in lines(tmp_path)] == [1, 3]
