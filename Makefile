@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-compare test test-slow bench-secagg bench-load lint format clean
+.PHONY: demo demo-compare test test-slow soak bench-secagg bench-load lint format clean
 
 demo: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone
@@ -42,6 +42,9 @@ lint: $(STAMP)
 
 bench-secagg: $(STAMP) .venv-flower/.installed
 	$(BIN)/python benchmarks/secagg.py --peer flower --round
+
+soak: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m e2e.soak
 
 bench-load: $(STAMP)
 	$(BIN)/python benchmarks/load.py

@@ -4,7 +4,7 @@ Rules of this file:
 - Whatever an answer may depend on is logged first: a message before its sender counts, a closing before anything
   follows from it. A restarted coordinator is fed its log: `take` and `close_as` do what `enter` and time did.
 - Nobody says two things: the same message again gets the same answer, another one is refused.
-- A closed gate accepts nothing. Who comes then, again or late, only waits for the answer.
+- A closed gate accepts nothing. Who comes then, late or again with the same, only waits for the answer.
 """
 
 import asyncio
@@ -79,13 +79,17 @@ class Gate:
 
     async def enter(self, sender: IdentityKey, message: bytes) -> Answer:
         """Hand in a message and wait for the answer; raises what `accept` raises."""
-        if self.expects(sender):
-            if self._arrived.get(sender, message) != message:
-                raise SecurityError(f"a second, different {self.key.label} message", culprits=[sender.hex()])
-            if sender not in self._arrived:
-                self._accept(sender, message)
-                self._log(Message(self.key, sender, message))
-                self._count(sender, message)
+        # Before the first round a site may still mend what it is, and say so at a closed gate.
+        if self._arrived.get(sender, message) != message and (self.key.round or not self.closed):
+            raise SecurityError(
+                f"a second, different {self.key.label} message",
+                hint="does another machine use the same keys?",
+                culprits=[sender.hex()],
+            )
+        if self.expects(sender) and sender not in self._arrived:
+            self._accept(sender, message)
+            self._log(Message(self.key, sender, message))
+            self._count(sender, message)
         return await self.wait(sender)
 
     async def wait(self, sender: IdentityKey) -> Answer:

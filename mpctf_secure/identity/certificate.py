@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mpctf_secure.errors import SecurityError, blaming
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError, blaming
 from mpctf_secure.hazmat import signature
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
@@ -92,8 +92,9 @@ def issue(
 
 
 def issuer(certificate: bytes, identities: Mapping[IdentityKey, Role], now: datetime.datetime) -> IdentityKey:
-    """Which of the identities issued this TLS certificate (PEM); SecurityError for none, its life over, another role.
+    """Which of the identities issued this TLS certificate (PEM); SecurityError for none, or for another role.
 
+    EnvironmentUnfitError for one that is good at another time: a clock is wrong, here or there, and may be set right.
     The handshake checked as much, but maybe hours ago: a connection outlives certificates and rosters.
     """
     leaf = _parse(certificate)
@@ -105,10 +106,15 @@ def issuer(certificate: bytes, identities: Mapping[IdentityKey, Role], now: date
         )
     with blaming(identity.hex(), "TLS certificate"):
         signature.verify(identity, leaf.signed, leaf.signature)
-        if not leaf.starts <= now <= leaf.ends or leaf.ends - leaf.starts > LIFE + CLOCK_SKEW:
-            raise SecurityError(f"valid from {leaf.starts:%Y-%m-%d %H:%M} to {leaf.ends:%Y-%m-%d %H:%M} UTC")
+        life = f"valid from {leaf.starts:%Y-%m-%d %H:%M} to {leaf.ends:%Y-%m-%d %H:%M} UTC"
+        if leaf.ends - leaf.starts > LIFE + CLOCK_SKEW:
+            raise SecurityError(f"{life}, longer than a TLS certificate may be")
         if leaf.purposes != [_PURPOSE[identities[identity]]]:
             raise SecurityError("for another role than its owner's")
+    if not leaf.starts <= now <= leaf.ends:
+        raise EnvironmentUnfitError(
+            f"TLS certificate {life}, here it is {now:%Y-%m-%d %H:%M}", hint="set the clock right"
+        )
     return identity
 
 

@@ -21,6 +21,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0
 _LASTED_SECONDS = 60.0
 _DICE = random.SystemRandom()
 _SHORT_SECONDS = 5.0
+_MOST_REASON = 300
 
 
 class NoConnectionError(EnvironmentUnfitError):
@@ -132,11 +133,16 @@ class Channel:
                     give_up, pause = now + self.patience, _FIRST_PAUSE
                 if now > give_up:
                     raise NoConnectionError(
-                        f"no connection to the coordinator at {self._address} for {self.patience:.0f} s",
+                        f"no connection to the coordinator at {self._address} for {self.patience:.0f} s: {_why(error)}",
                         hint="is it running, and is the address in the site file right?",
                     ) from error
                 time.sleep(pause * _DICE.uniform(0.5, 1.5))  # not all sites at the same moment
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _why(error: grpc.RpcError) -> str:
+    failure: Any = error
+    return str(failure.details())[:_MOST_REASON]
 
 
 def _refusal(error: grpc.RpcError) -> MpctfError | None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -47,7 +47,8 @@ class Listener:
         self._methods.use(roster)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Let open calls end within the grace period."""
+        """End the calls that wait, which their senders will repeat; let the others end within the grace period."""
+        self._methods.end()
         await self._server.stop(grace_seconds)
 
 
@@ -92,6 +93,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._tls = tls
         self._handler = handler
         self._calls: dict[asyncio.Timeout, Member] = {}
+        self._ending = False
         self._budgets: defaultdict[IdentityKey, _Budget] = defaultdict(_Budget)
         self._methods = {
             EXCHANGE: grpc.unary_unary_rpc_method_handler(self._exchange),
@@ -112,8 +114,17 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def use(self, roster: Roster) -> None:
         """See `Listener.use`."""
         self._roster = roster
+        self._end(member for member in self._calls.values() if member not in roster.members)
+
+    def end(self) -> None:
+        """Nobody waits any longer."""
+        self._ending = True
+        self._end(self._calls.values())
+
+    def _end(self, members: Iterable[Member]) -> None:
+        gone = set(members)
         for limit, member in self._calls.items():
-            if member not in roster.members:
+            if member in gone:
                 limit.reschedule(asyncio.get_running_loop().time())
 
     async def _exchange(self, request: bytes, context: Any) -> bytes:
@@ -148,6 +159,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
                 finally:
                     del self._calls[limit]
         except TimeoutError:
+            if self._ending:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator has stopped")
             gone = SecurityError(f"{peer.name} is not in roster version {self._roster.version} under this identity")
             await context.abort(*to_status(gone))
         except EnvironmentUnfitError as error:

@@ -37,9 +37,11 @@ class OwnTls:
     def current(self) -> TlsKey:
         """The key in use, a new one when it is due."""
         with self._lock:
-            if self._clock() >= self._current.renew_at:
+            # Before it was issued: the clock was wrong then, and so is the certificate.
+            if not self._issued_at <= self._clock() < self._current.renew_at:
                 self._current = self._issue()
             return self._current
 
     def _issue(self) -> TlsKey:
-        return certificate.issue(self._identity, self._member.name, self._member.role, self._clock(), self._life)
+        self._issued_at = self._clock()
+        return certificate.issue(self._identity, self._member.name, self._member.role, self._issued_at, self._life)

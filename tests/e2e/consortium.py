@@ -123,7 +123,7 @@ class Consortium:
     def wait_for_event(self, kind: str, count: int = 1) -> None:
         def seen() -> bool:
             runs = self.root / COORDINATOR / "runs"
-            return runs.exists() and sum(event["event"] == kind for event in self.events()) >= count
+            return any(runs.glob("*")) and sum(event["event"] == kind for event in self.events()) >= count
 
         self.wait_for(seen)
 

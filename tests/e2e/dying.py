@@ -1,9 +1,11 @@
 """The program, made to kill itself at a chosen instant: dying.py MODULE:CLASS.METHOD N before|after -- ARGUMENTS
 
-It dies by SIGKILL in the N-th call (from 0) of that method; N = -1: never. What a run's result depends on by chance,
-the secret behind the rounding bits, is fixed by the organisation's name, so that two runs can be compared bit by bit.
+It dies by SIGKILL in the N-th call (from 0) of that method; N = -1: never. $CLOCK_FILE, where it is set, names a file
+with the seconds by which its clock is wrong (the program's; TLS has the machine's). What a run's result depends on by
+chance, the secret behind the rounding bits, is fixed by the organisation's name: two runs can be compared bit by bit.
 """
 
+import datetime
 import importlib
 import os
 import signal
@@ -15,6 +17,7 @@ from typing import Any
 from mpctf_secure.cli import app
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
+from mpctf_secure.transport import tls
 
 
 def dying(original: Callable[..., Any], at: int, when: str) -> Callable[..., Any]:
@@ -33,6 +36,19 @@ def dying(original: Callable[..., Any], at: int, when: str) -> Callable[..., Any
     return method
 
 
+class WrongClock:
+    """In the place of the module `datetime` where the program reads the wall clock."""
+
+    UTC = datetime.UTC
+    datetime: Any
+
+    def __init__(self, path: Path) -> None:
+        self.datetime, self._path = self, path
+
+    def now(self, zone: datetime.tzinfo) -> datetime.datetime:
+        return datetime.datetime.now(zone) + datetime.timedelta(seconds=float(self._path.read_text()))
+
+
 def fixed_secret(folder: Path, run_id: str) -> bytes:
     drawn(folder, run_id)
     return sha256(keystore.organisation(folder).name.encode())
@@ -46,6 +62,8 @@ if __name__ == "__main__":
     for part in owners:
         owner = getattr(owner, part)
     setattr(owner, name, dying(getattr(owner, name), int(at), when))
+    if "CLOCK_FILE" in os.environ:
+        tls.datetime = WrongClock(Path(os.environ["CLOCK_FILE"]))  # type: ignore[assignment]
     drawn, keystore.run_secret = keystore.run_secret, fixed_secret
     sys.argv = ["mpctf-secure", *arguments]
     app.main()

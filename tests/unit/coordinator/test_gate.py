@@ -74,7 +74,7 @@ def test_closed_gate_accepts_nothing_and_lets_nobody_fail() -> None:
         gate = Gate(KEY, [A, B], refuse)
         first = asyncio.create_task(gate.enter(A, b"m"))
         await gate.collect(0.01, 1)
-        again, late = (asyncio.create_task(gate.enter(member, b"bad")) for member in (A, B))
+        again, late = (asyncio.create_task(gate.enter(*what)) for what in ((A, b"m"), (B, b"bad")))
         await asyncio.sleep(0)
         assert gate.arrived == [A]
         gate.answer({A: YES})
@@ -129,6 +129,9 @@ def test_two_different_messages_of_one_sender_are_refused_and_the_first_counts()
         gate.answer({}, otherwise=YES)
         assert await first == YES
         assert gate.messages == [b"m"]
+        with pytest.raises(SecurityError, match="a second, different advert message"):
+            await gate.enter(A, b"n")  # another machine with the same keys comes a moment later
+        assert await gate.enter(A, b"m") == YES
 
     asyncio.run(scenario())
 

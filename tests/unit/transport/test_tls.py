@@ -189,6 +189,15 @@ def test_expired_certificate_opens_no_connection(world: World) -> None:
         world.channel("bank-b", late).exchange(b"hello")
 
 
+def test_key_that_was_issued_by_a_wrong_clock_is_replaced_when_the_clock_is_set_right(world: World) -> None:
+    clock = [NOW + datetime.timedelta(days=2)]
+    own = OwnTls(world.keys["bank-b"].identity, world.member("bank-b"), clock=lambda: clock[0])
+    with pytest.raises(EnvironmentUnfitError, match="no connection"):
+        world.channel("bank-b", own).exchange(b"hello")
+    clock[0] = datetime.datetime.now(datetime.UTC)
+    assert world.channel("bank-b", own).exchange(b"hello") == b"bank-b:hello"
+
+
 def test_member_that_writes_another_s_name_stays_itself(world: World) -> None:
     own = OwnTls(world.keys["bank-b"].identity, replace(world.member("bank-b"), name=ParticipantName("hospital-a")))
     assert world.channel("bank-b", own).exchange(b"hello") == b"bank-b:hello"
