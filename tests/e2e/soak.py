@@ -52,6 +52,9 @@ class Soak:
                 since, last = time.monotonic(), done
             if time.monotonic() - since > STALLED_SECONDS:
                 raise StalledError(f"no round after {done} for {STALLED_SECONDS:.0f} s")
+            for name, process in self.joint.processes.items():
+                if process.poll() is not None and len(self.finished()) < self.rounds:
+                    raise StalledError(f"{name} has left with exit code {process.returncode}")
             steady = self.note_memory(done)
             self.disturb(steady=steady)
         return self.finished()
@@ -78,7 +81,7 @@ class Soak:
 
     def note_memory(self, done: int) -> bool:
         """Whether the coordinator is left in peace at this moment."""
-        steady = STEADY[0] <= done / self.rounds <= STEADY[1]
+        steady = STEADY[0] <= done / self.rounds <= STEADY[1] and self.joint.processes[COORDINATOR].poll() is None
         if steady:
             status = Path(f"/proc/{self.joint.processes[COORDINATOR].pid}/status").read_text()
             self.memory.append((done, int(status.split("VmRSS:")[1].split()[0])))
@@ -138,10 +141,8 @@ class Soak:
     def end(self, name: str, number: int) -> None:
         """Send a signal to one that must still be there."""
         process = self.joint.processes[name]
-        if process.poll() == 0 and len(self.finished()) == self.rounds:
-            return
         if process.poll() is not None:
-            raise StalledError(f"{name} has left with exit code {process.returncode}")
+            return  # the last round has ended meanwhile
         process.send_signal(number)
         process.wait(60)
 
