@@ -20,6 +20,7 @@ from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import RoundRecord
 from mpctf_secure.coordinator.news import Outcome
+from mpctf_secure.coordinator.patience import ForQuorum, ForUploads
 from mpctf_secure.coordinator.reception import KEPT_ROUNDS, NOTED, VETO, Reception
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import (
@@ -59,7 +60,6 @@ _MOST_REASON = 250  # characters, at most four bytes each
 _RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
-_SLOW = "took more than twice as long as a quorum"
 _MUST_AGREE = {"package": "version of this program", "base_model_hash": "base model", "tensors": "base model"}
 
 
@@ -365,7 +365,7 @@ class Coordinator:
 
         uploads, complaints = stage("upload", keep), stage("complaint", complain)
         shares.answer(deliveries)
-        await self._collect_uploads(uploads, spool, context.floor)
+        await self._collect_uploads(uploads, spool, context)
         complaints.answer({}, otherwise=NOTED)
         survivors = Answer("survivors", server.close_uploads())
 
@@ -447,22 +447,10 @@ class Coordinator:
         await gate.collect(seconds, least)
         self._note_stage(gate, stage)
 
-    async def _collect_uploads(self, gate: Gate, spool: Spool, least: int) -> None:
-        """As long as bytes come; once enough are in, the others have as long again, and a stage's time."""
-        loop, stage = asyncio.get_running_loop(), self._timeouts.stage
-        enough_at: float | None = None
-
-        def done() -> bool:
-            nonlocal enough_at
-            if enough_at is None and len(gate.arrived) >= least:
-                enough_at = gate.age
-            still = min(gate.age, loop.time() - spool.moved)
-            late = enough_at is not None and gate.age > 2 * enough_at + stage
-            for member in set(gate.awaited) if late or still > stage else ():
-                gate.drop(member, _SLOW if late else f"nothing came for {stage:g} s")
-            return False
-
-        await gate.collect(self._timeouts.training, least, done)
+    async def _collect_uploads(self, gate: Gate, spool: Spool, context: Context) -> None:
+        loop = asyncio.get_running_loop()
+        patience = ForUploads(context.floor, self._timeouts.stage, lambda: loop.time() - spool.moved)
+        await gate.collect(self._timeouts.training, context.floor, lambda: patience.is_over(gate))
         self._note_stage(gate, "masked input")
 
     def _note_stage(self, gate: Gate, stage: str) -> None:
@@ -473,34 +461,10 @@ class Coordinator:
         self._tell("stage_closed", round=self._round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
 
     async def _gather(self, gate: Gate, stage: str, quorum: int) -> None:
-        """Wait for a quorum however long it takes, as long as one is there at all; then for the others not for ever.
-
-        Who is absent is not waited for, nor who takes more than twice as long as the quorum, and a stage's time.
-        """
-        quorum_at: float | None = None
-        seen_at = 0.0
-
-        def done() -> bool:
-            nonlocal quorum_at, seen_at
-            now, missing = gate.age, set(gate.awaited)
-            there = {member for member in missing if self.reception.present(member)}
-            if len(gate.arrived) < quorum:
-                if len(gate.arrived) + len(there) >= quorum:
-                    seen_at = now
-                if now - seen_at <= self._timeouts.absence:
-                    return False
-                for member in missing - there:
-                    gate.drop(member, f"absent for {self._timeouts.absence:g} s")
-                return True
-            quorum_at = now if quorum_at is None else quorum_at
-            late = now > 2 * quorum_at + self._timeouts.stage
-            if there and not late:
-                return False
-            for member in missing:
-                gate.drop(member, _SLOW if member in there else "absent")
-            return True
-
-        await gate.gather(done, self._timeouts.training, quorum)
+        """Wait for a quorum, however long it takes, and for the others not for ever."""
+        times = self._timeouts
+        patience = ForQuorum(quorum, times.stage, times.absence, self.reception.present)
+        await gate.gather(lambda: patience.is_over(gate), times.training, quorum)
         self._note_stage(gate, stage)
 
     async def _collect_everyone(self, gate: Gate, deed: str, seconds: float) -> None:
