@@ -186,12 +186,12 @@ class Participant:
     ) -> None:
         """The stages of one attempt, as far as it goes with this site."""
         attempt = f"attempt {announce.attempt} of round {announce.round}"
+        ctx = self._context(state, announce).digest()
         if announce != attempts.announce and not set(announce.cohort) <= self._members.left():
             self._refuse(attempt)
             return
         try:
             advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
-            ctx = self._context(state, announce).digest()
             adverts = self._link.send("advert", advert, ctx, "adverts")
             delivery = self._link.send("shares", attempts.share(adverts), ctx, "delivery")
             try:

@@ -200,6 +200,8 @@ def test_site_joins_no_attempt_with_a_removed_member_says_why_and_stays_in_the_r
     site._take_part(STATE, None, attempts, FIRST)
     assert link.told == [("veto", "attempt 1 of round 1 with telecom-c, not in roster version 2")]
     assert site._apply(STATE, attempts, cast(Outcome, link.outcome)).voids == 1
+    with pytest.raises(SecurityError, match="not in the contract"):
+        site._take_part(STATE, None, attempts, announce(cohort=tuple(sorted(STRANGERS))))  # that is one
     with pytest.raises(AttributeError):
         site._take_part(STATE, None, attempts, announce(cohort=MEMBERS[:3]))  # joins
 
