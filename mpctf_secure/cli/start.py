@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _ENDING_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
+_GRACE_SECONDS, _DOWNLOAD_SECONDS = 1.0, 60.0
 RESUME = "mpctf-secure runs resume goes on"
 
 
@@ -129,15 +130,15 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         run = _Run(plan, parties, folder, events, journal)
         if ended:
             screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
-            with screen:
-                asyncio.run(run.main())
+            with contextlib.closing(events), screen:
+                _until_interrupted(run)
             return
         accuracies, failure = None, None
         try:
             with screen:
-                asyncio.run(run.main())
+                _until_interrupted(run)
                 accuracies = evaluate(plan, folder, screen)
-        except (MpctfError, KeyboardInterrupt, asyncio.CancelledError) as error:
+        except (MpctfError, KeyboardInterrupt) as error:
             failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint=RESUME)
             failure.culprits = tuple(parties.roster.named(failure.culprits))
         content = report.build(run.coordinator, plan.proposal, folder, accuracies, failure)
@@ -156,6 +157,13 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         screen.summary(content, folder, as_json=as_json)
     if failure:
         raise failure
+
+
+def _until_interrupted(run: "_Run") -> None:
+    try:
+        asyncio.run(run.main())
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        raise InterruptedRunError("interrupted", hint=RESUME) from error
 
 
 def _cohort_rules(config: RunConfig) -> tuple[int, int]:
@@ -193,6 +201,7 @@ class _Run:
     def __init__(self, plan: Plan, parties: _Parties, folder: Path, events: EventLog, journal: Journal) -> None:
         self._plan, self._parties = plan, parties
         self._folder, self._events, self._journal = folder, events, journal
+        self._version = parties.roster.version
         self.coordinator: Coordinator | None = None
 
     async def main(self) -> None:
@@ -205,26 +214,30 @@ class _Run:
         if parties.fleet:
             # A local participant that ended does not come back.
             timeouts = timeouts.model_copy(update={"absence": 0.0})
-        self.coordinator = Coordinator(
+        coordinator = self.coordinator = Coordinator(
             proposal, timeouts, parties.roster, parties.keys.identity, work, self._events.record, self._journal
         )
         tls = OwnTls(parties.keys.identity, parties.roster.coordinator)
-        listener = await listen(config.listen, parties.roster, tls, self.coordinator.reception)
+        grace = _GRACE_SECONDS
+        listener = await listen(config.listen, parties.roster, tls, coordinator.reception)
         try:
             address = f"{config.listen.rpartition(':')[0]}:{listener.port}"
             names = proposal.participants
-            self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
-            with self._local_participants(address, self.coordinator.reception):
-                watch = self._watch(listener, self.coordinator)
-                contract, state = await _first(self.coordinator.run(), watch)
+            if not self._journal.ended:
+                self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
+            with self._local_participants(address, coordinator.reception):
+                coordinator.reception.look = lambda: self._look(listener, coordinator)
+                watch = self._watch(coordinator)
+                contract, state = await _first(coordinator.run(), watch)
                 self._save(contract, state)
-                await self.coordinator.farewell()
+                await coordinator.farewell()
+                grace = _DOWNLOAD_SECONDS
             if parties.fleet:
                 await asyncio.to_thread(parties.fleet.finish, _ENDING_SECONDS)
         finally:
             if parties.fleet:
                 parties.fleet.end()
-            await listener.stop(1.0)
+            await listener.stop(grace)
 
     @contextlib.contextmanager
     def _local_participants(self, address: str, reception: Reception) -> Iterator[None]:
@@ -236,19 +249,20 @@ class _Run:
         with fleet.watched(reception.lose):
             yield
 
-    async def _watch(self, listener: Listener, coordinator: Coordinator) -> Never:
+    async def _watch(self, coordinator: Coordinator) -> Never:
         """Within seconds: put a newer installed roster in force, and end the run if `runs stop` asks for it."""
-        version = self._parties.roster.version
         while True:
-            if (self._folder / STOP).exists():
+            if (self._folder / STOP).exists() and not self._journal.ended:
                 coordinator.stop("stopped by its operator")
                 raise InterruptedRunError("stopped by its operator", hint="mpctf-secure start begins another")
-            if keystore.latest_version(self._parties.home) > version:
-                version = self._use_newest(listener, coordinator)
+            if coordinator.reception.live.is_set():  # a ban has its place in the journal
+                coordinator.reception.look()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _use_newest(self, listener: Listener, coordinator: Coordinator) -> int:
-        """Whoever is not in it any more, under the identity of this run, is out of the run."""
+    def _look(self, listener: Listener, coordinator: Coordinator) -> None:
+        """Whoever is not in the newest roster any more, under the identity of this run, is out of the run."""
+        if keystore.latest_version(self._parties.home) <= self._version:
+            return
         roster = keystore.load_roster(self._parties.home)
         gone = [m for m in self._parties.roster.participants if m not in roster.members]
         names = [member.name for member in gone]
@@ -257,7 +271,7 @@ class _Run:
             if member.name in self._plan.proposal.participants:
                 coordinator.reception.ban(member.identity, f"not in roster version {roster.version}")
         listener.use(roster)
-        return roster.version
+        self._version = roster.version
 
     def _save(self, contract: Contract, state: State) -> None:
         unfinished, target = self._folder / "adapter.part", self._folder / "adapter"

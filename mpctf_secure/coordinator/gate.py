@@ -56,6 +56,7 @@ class Gate:
         self._limits: set[asyncio.Timeout] = set()
         self._arrived: dict[IdentityKey, bytes] = {}
         self._changed = asyncio.Event()
+        self._failure: Exception | None = None
         self._replies: asyncio.Future[Callable[[IdentityKey], Answer]] = asyncio.get_running_loop().create_future()
 
     @property
@@ -121,6 +122,11 @@ class Gate:
             self.left[member] = reason
             self._changed.set()
 
+    def fail(self, error: Exception) -> None:
+        """Whoever collects here gets this error."""
+        self._failure = error
+        self._changed.set()
+
     async def collect(self, seconds: float, least: int, done: Callable[[], bool] = lambda: False) -> None:
         """Close when all have arrived, when fewer than `least` still can, when `done` says so, or the time is up."""
         await self._until(
@@ -162,6 +168,8 @@ class Gate:
             async with asyncio.timeout(seconds):
                 while not done():
                     await self._change()
+                    if self._failure:
+                        raise self._failure
         except TimeoutError:
             late = True
         self.seconds = round(self.age, 3)

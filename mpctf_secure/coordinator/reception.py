@@ -43,6 +43,8 @@ class Reception:
     """The handler behind `transport.server`. What the stages mean is decided in `runtime`."""
 
     def __init__(self, proposal: Proposal, roster: Roster, key: SigningKey, record: Record, journal: Journal) -> None:
+        self.look: Callable[[], None] = lambda: None
+        """Bans whoever a newer roster has removed; asked before anything is decided by who is in."""
         self.active = {m.identity for m in roster.participants if m.name in proposal.participants}
         self.banned: dict[IdentityKey, str] = {}
         """Out of the run for good, and why."""
@@ -75,6 +77,7 @@ class Reception:
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
         self._progress_at: dict[str, float] = {}
         self._ended: str | None = None
+        self._failure: EnvironmentUnfitError | None = None
 
     def open(
         self,
@@ -85,6 +88,8 @@ class Reception:
         accept: Callable[[IdentityKey, bytes], None],
     ) -> Gate:
         """A new gate for messages with this label and context; who is lost is not awaited, and may still come."""
+        if self._failure:
+            raise self._failure
         gate = Gate(GateKey(label, ctx, number), set(expected) - set(self.banned), accept, self._log, self.live)
         for member, reason in self.lost.items():
             gate.drop(member, reason)
@@ -131,11 +136,12 @@ class Reception:
         since = asyncio.get_running_loop().time() - self._heard.setdefault(member, asyncio.get_running_loop().time())
         return member not in self.lost and (self._calls[member] > 0 or since < _PRESENT_SECONDS)
 
-    async def decided(self, number: int, attempt: int) -> None:
-        """Wait until the journal has said who is in an attempt, or has nothing more to say."""
+    async def decided(self, number: int, attempt: int) -> bool:
+        """Wait until the journal has said who is in an attempt, or has nothing more to say; whether it has said."""
         while (number, attempt) not in self._attempts and not self.live.is_set():
             self._row_read.clear()
             await self._row_read.wait()
+        return (number, attempt) in self._attempts
 
     def decide(self, row: Attempt) -> tuple[IdentityKey, ...]:
         """The cohort of an attempt: as the journal has it, else as it is proposed here."""
@@ -165,6 +171,7 @@ class Reception:
         while not any(gate.waited and not gate.closed for gate in self._gates.values()):
             await asyncio.sleep(_TICK_SECONDS)  # what follows from the last row is still computed
         self.live.set()
+        self.look()
         self._row_read.set()
 
     async def _replay(self, row: Row) -> None:
@@ -185,13 +192,22 @@ class Reception:
         return self._gates[key]
 
     def _log(self, row: Row) -> None:
-        if self.live.is_set():
+        if not self.live.is_set():
+            return
+        try:
             self._journal.add(row)
+        except EnvironmentUnfitError as error:
+            # What was accepted and is not in the journal must have no effect: from here on nothing may follow.
+            self._failure = error
+            for gate in self._gates.values():
+                gate.fail(error)
+            raise
 
     def _apply_ban(self, member: IdentityKey, reason: str) -> None:
         self.banned[member] = reason
-        for gate in self._gates.values():
-            gate.expel(member, reason)
+        for key, gate in self._gates.items():
+            # What came to a stage of an attempt has had its effect there, and stays in the sum.
+            (gate.expel if key.label in _POSITIONED else gate.drop)(member, reason)
 
     def _drop(self, member: IdentityKey, reason: str) -> None:
         for gate in self._gates.values():
@@ -293,14 +309,14 @@ class Reception:
             elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
                 pieces = self._state_after(message.ctx, Fetch.decode(message.body))
-                if len(self.finished) == self._proposal.rounds:
-                    self.told.add(peer.identity)
             else:
                 self._check_sender(peer, message, "fetch", message.ctx)
                 pieces = await self._news_of(peer, message.ctx, Fetch.decode(message.body))
             for piece in pieces:
                 self.traffic.bytes_down[peer.name] += len(piece)
                 yield piece
+            if message.label == "behind" and len(self.finished) == self._proposal.rounds:
+                self.told.add(peer.identity)
 
     def _state_after(self, ctx: bytes, fetch: Fetch) -> Iterator[bytes]:
         """The last finished state, if it is later than the one that the site holds, and all outcomes since then."""
@@ -363,17 +379,18 @@ class Reception:
         """What belongs to no gate; and everything, once the run is over."""
         match label:
             case "hello":
-                if signed.ctx != self._roster.hash:
+                # Who has accepted the contract goes on under the run's roster, which it has too.
+                if signed.ctx != self._roster.hash and self.run_context is None:
                     raise SecurityError(
                         f"{peer.name} has another roster than version {self._roster.version} of this run",
                         hint="mpctf-secure enroll show at both ends; install the newest one",
                         culprits=[peer.name],
                     )
-                self._check_sender(peer, signed, label, self._roster.hash)
+                self._check_sender(peer, signed, label, signed.ctx)
                 return Answer("proposal", self._proposal.encode())
             case "veto":
-                self._check_sender(peer, signed, label, self._roster.hash)
-                self._note_veto(peer, signed.body)
+                self._check_sender(peer, signed, label, ctx)
+                self._note_veto(peer, ctx, signed.body)
             case "offset":
                 self._check_sender(peer, signed, label, ctx)
                 spool = self.spools.get(ctx)
@@ -396,13 +413,17 @@ class Reception:
             self._progress_at[peer.name] = now
             self._record("progress", participant=peer.name, **vars(progress))
 
-    def _note_veto(self, peer: Member, reason: bytes) -> None:
-        """Who does not want the run is not waited for; its operator's reason reaches ours."""
+    def _note_veto(self, peer: Member, ctx: bytes, reason: bytes) -> None:
+        """Who wants no part in the run, or in an attempt, is not waited for; its operator's reason reaches ours."""
+        gates = [gate for key, gate in self._gates.items() if ctx in {self._roster.hash, key.ctx}]
+        if not gates:
+            return
         text = reason[:_MOST_REASON].decode(errors="replace")
         self._vetoes[peer.name] += 1
         if self._vetoes[peer.name] <= _MOST_VETOES:
             self._record("veto", participant=peer.name, reason=text)
-        self._drop(peer.identity, f"{VETO}{text}")
+        for gate in gates:
+            gate.drop(peer.identity, f"{VETO}{text}")
 
     def _find(self, label: str, ctx: bytes, number: int | None) -> Gate | None:
         matches = (gate for key, gate in self._gates.items() if key[:2] == (label, ctx) and number in {None, key.round})

@@ -106,6 +106,8 @@ class Coordinator:
         self._journal = journal
         self._facts: dict[IdentityKey, Facts] = {}
         self._round = RoundRecord(0)
+        self._refusing: dict[IdentityKey, str] = {}
+        """Who has refused the attempt that is on, and why."""
 
     async def run(self) -> tuple[Contract, State]:
         """The whole run, or what is left of it: what was agreed and the final state. MpctfError says why there is none.
@@ -261,11 +263,14 @@ class Coordinator:
         self._round.ring_bits = context.ring_bits
         while True:
             self._round.attempts = context.attempt
+            self._refusing.clear()
             server = Server(context)
             try:
                 finished = await self._attempt(contract, state, server, ready)
             except (ParticipationError, SecurityError) as error:
-                await self.reception.decided(number, context.attempt + 1)
+                if not await self.reception.decided(number, context.attempt + 1):
+                    self.reception.look()
+                    self._check_not_refused(context)
                 following = self._next_context(server)
                 self._tell("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
                 self.reception.end_attempt(context.digest())
@@ -277,6 +282,18 @@ class Coordinator:
             else:
                 break
         return await self._close_round(contract, context, finished)
+
+    def _check_not_refused(self, context: Context) -> None:
+        """Too many do not take part in such an attempt, and the next would be no other: it is for people to mend."""
+        willing = set(context.cohort) - self._refusing.keys()
+        changed = set(context.cohort) & (self.reception.banned.keys() | self.reception.lost.keys())
+        if self._refusing and not changed and len(willing) < context.floor:
+            reasons = [f"{self._name(member)} {reason}" for member, reason in sorted(self._refusing.items())]
+            raise AbsentError(
+                f"round {context.round}: {'; '.join(reasons)}",
+                hint="install what they have (enroll verify), then mpctf-secure runs resume",
+                culprits=self._names(self._refusing),
+            )
 
     def _next_context(self, server: Server) -> Context | None:
         """The next attempt's context; None where there may be none: shares were asked for, or too few are left."""
@@ -457,6 +474,8 @@ class Coordinator:
         self._round.add_seconds(stage, gate.seconds)
         for member, reason in sorted(gate.left.items()):
             self._drop(member, stage, reason)
+            if reason.startswith(VETO):
+                self._refusing[member] = reason
         arrived = len(gate.arrived)
         self._tell("stage_closed", round=self._round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
 

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Spool:
         self._sizes = context.layout.sizes
         self._pending: dict[IdentityKey, Upload] = {}
         self.moved = -math.inf
-        """When a chunk last came, in the event loop's seconds."""
+        """When a chunk last came that had not come before, in the event loop's seconds."""
+        self._furthest: Counter[IdentityKey] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
         here = sum(path.stat().st_size for path in folder.iterdir())
         needed = (len(context.cohort) + 1) * self._layout.size - here
@@ -74,7 +76,7 @@ class Spool:
                 hashes = await asyncio.to_thread(self._hash_chunks, stream.fileno(), first)
                 stream.truncate(self._layout.offset(first))
                 stream.seek(0, os.SEEK_END)
-                trailer = await self._write_chunks(stream, pieces, first, hashes)
+                trailer = await self._write_chunks(owner, stream, pieces, first, hashes)
                 await asyncio.to_thread(os.fsync, stream.fileno())
         except SecurityError:
             path.unlink()
@@ -82,7 +84,7 @@ class Spool:
         return Upload(path, digest(hashes), trailer, sum(self._sizes[first:])) if trailer else None
 
     async def _write_chunks(
-        self, stream: io.FileIO, pieces: AsyncIterator[bytes], first: int, hashes: list[bytes]
+        self, owner: IdentityKey, stream: io.FileIO, pieces: AsyncIterator[bytes], first: int, hashes: list[bytes]
     ) -> bytes:
         """The signed digest at the end; nothing where the stream ends before."""
         for expected in self._sizes[first:]:
@@ -94,7 +96,9 @@ class Spool:
             hashes.append(sha256(chunk))
             if stream.write(chunk) != expected:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.moved = asyncio.get_running_loop().time()
+            if len(hashes) > self._furthest[owner]:  # else who sends one chunk again and again would hold up the round
+                self._furthest[owner] = len(hashes)
+                self.moved = asyncio.get_running_loop().time()
         trailer = await anext(pieces, b"")
         if trailer and await anext(pieces, None) is not None:
             raise SecurityError("upload goes on after its digest")

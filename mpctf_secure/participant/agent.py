@@ -85,7 +85,9 @@ class _Agent:
         load_rows(self._site.data)  # a bad row is found before anybody waits for us
         model_hash = hash_model(self._site.model)
         tls = OwnTls(self._keys.identity, self._me)
-        with contextlib.closing(Channel(self._site.coordinator, self._roster, tls, self._patience)) as channel:
+        with contextlib.closing(
+            Channel(self._site.coordinator, self._roster, tls, self._patience, self._report)
+        ) as channel:
             link = Link(channel, self._keys.identity, self._roster.coordinator)
             try:
                 proposal = self._hear_proposal(link, channel)
@@ -105,9 +107,14 @@ class _Agent:
 
     def _take_part(self, link: Link, proposal: Proposal, model_hash: bytes) -> None:
         name, run_id = self._me.name, proposal.run_id
-        with self._vetoing(link, run_id):
-            check_proposal(proposal, self._site.policy, self._roster, name)
-            if keystore.has_run_secret(self._site.keys, run_id) and not self._store.knows(run_id):
+        # A run that this site is in goes on under the roster with which it began.
+        known = self._store.knows(run_id)
+        roster = (
+            keystore.load_roster_of(self._site.keys, bytes.fromhex(proposal.roster_hash)) if known else self._roster
+        )
+        with self._vetoing(link, proposal):
+            check_proposal(proposal, self._site.policy, roster, name)
+            if keystore.has_run_secret(self._site.keys, run_id) and not known:
                 raise SecurityError(
                     f"{self._site.work} has forgotten run {run_id}",
                     hint="restore it: who forgets may join a round twice",
@@ -117,12 +124,12 @@ class _Agent:
         with contextlib.closing(job):
             self._report(f"{name}: {job.rows} rows, {job.truncated} of them truncated; on {job.hardware_text}")
             facts = Facts.of(measure_package(), model_hash, job.schema)
-            contract = Contract.decode(link.ask("facts", self._roster.hash, facts.encode(), "contract"))
-            with self._vetoing(link, run_id):
+            contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
+            with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
             self._store.accept(contract)
             link.ask("accept", contract.run_context, b"", "go")
-            members = Members(self._site.keys, self._roster, contract.participants)
+            members = Members(self._site.keys, roster, contract.participants)
             with _heart(link, contract):
                 participant = Participant(
                     name, link, self._keys.identity, contract, job, members, self._site.keys, self._store, self._report
@@ -146,13 +153,13 @@ class _Agent:
         self._report(f"{self._me.name}: run {contract.run_id} is over; the adapter: {folder}")
 
     @contextlib.contextmanager
-    def _vetoing(self, link: Link, run_id: str) -> Iterator[None]:
+    def _vetoing(self, link: Link, proposal: Proposal) -> Iterator[None]:
         """What breaks this site's policy is said to the coordinator's operator before the run is left."""
         try:
             yield
         except SecurityError as error:
-            link.tell("veto", self._roster.hash, f"{error.message}; {error.hint}".encode())
-            self._refused.add(run_id)
+            link.tell("veto", bytes.fromhex(proposal.roster_hash), f"{error.message}; {error.hint}".encode())
+            self._refused.add(proposal.run_id)
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
 
 

@@ -188,7 +188,7 @@ class Participant:
         attempt = f"attempt {announce.attempt} of round {announce.round}"
         ctx = self._context(state, announce).digest()
         if announce != attempts.announce and not set(announce.cohort) <= self._members.left():
-            self._refuse(attempt)
+            self._refuse(attempt, ctx)
             return
         try:
             advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
@@ -206,7 +206,7 @@ class Participant:
         except Skipped:
             self._report(f"{self._name}: {attempt} goes on without this site")
 
-    def _refuse(self, attempt: str) -> None:
+    def _refuse(self, attempt: str, ctx: bytes) -> None:
         """Put nothing into a sum with a member who was removed; what others had begun with it stays true.
 
         The coordinator may hear of the removal a moment later than this site, so that this convicts nobody.
@@ -214,7 +214,7 @@ class Participant:
         gone, version = ", ".join(self._members.gone()), self._members.newest_roster().version
         reason = f"{attempt} with {gone}, not in roster version {version}"
         self._report(f"{self._name}: refuses {reason}")
-        self._link.tell("veto", bytes.fromhex(self._contract.roster_hash), reason.encode())
+        self._link.tell("veto", ctx, reason.encode())
 
     def _context(self, state: State, announce: Announce) -> Context:
         """An attempt's context, for cohorts that the contract allows."""
@@ -297,7 +297,7 @@ class Participant:
         signers = set()
         for message in map(Signed.decode, decode_sequence(certificate, MAX_COHORT)):
             message.verify("transition", run_context)
-            if message.sender in self._members.left() - set(state.convicted) and message.body == position:
+            if message.sender in self._members.identities - set(state.convicted) and message.body == position:
                 signers.add(message.sender)
         if len(signers) < self._contract.agreement:
             raise SecurityError(

@@ -1,6 +1,6 @@
 """Messages of a run around the secure aggregation: all travel as `secagg.messages.Signed`, these are their bodies.
 
-participant → coordinator    hello, facts, veto (in the context roster hash);
+participant → coordinator    hello, facts, veto (in the context roster hash; veto also in an attempt's);
                              accept, ready, progress, alive, fetch, behind, transition (run context);
                              advert, shares, offset, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);

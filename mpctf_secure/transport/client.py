@@ -1,5 +1,6 @@
 """A participant's channel to the coordinator: dials out, retries while the network blinks, never changes a message."""
 
+import math
 import random
 import threading
 import time
@@ -31,9 +32,17 @@ class NoConnectionError(EnvironmentUnfitError):
 class Channel:
     """One connection; every call may be repeated, since the coordinator answers equal messages equally."""
 
-    def __init__(self, address: str, roster: Roster, tls: OwnTls, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        address: str,
+        roster: Roster,
+        tls: OwnTls,
+        patience: float = PATIENCE_SECONDS,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.patience = patience
         """Seconds of one break after which a call gives up; may be infinite."""
+        self._report = report
         self._roster = roster
         self._tls = tls
         self._address = address
@@ -119,7 +128,7 @@ class Channel:
         self._retired, self._open = [], None
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        give_up: float | None = None
+        give_up, told = -math.inf, False
         pause = _FIRST_PAUSE
         while True:
             started = time.monotonic()
@@ -129,8 +138,11 @@ class Channel:
                 if refused := _refusal(error):
                     raise refused from error
                 now = time.monotonic()
-                if give_up is None or now - started > _LASTED_SECONDS:  # a new break, not the old one going on
-                    give_up, pause = now + self.patience, _FIRST_PAUSE
+                if pause == _FIRST_PAUSE or now - started > _LASTED_SECONDS:  # a new break, not the old one going on
+                    give_up, pause, told = now + self.patience, _FIRST_PAUSE, False
+                if pause == _LONGEST_PAUSE and not told:
+                    self._report(f"no connection to the coordinator: {_why(error)}; trying on")
+                    told = True
                 if now > give_up:
                     raise NoConnectionError(
                         f"no connection to the coordinator at {self._address} for {self.patience:.0f} s: {_why(error)}",

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -18,6 +19,7 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _CONNECTION_SECONDS = 3600
 _MOST_CALLS = 4  # of one participant: it has one waiting, and for moments others
+_MOMENT_SECONDS = 0.5
 _CALLS_A_SECOND, _CALLS_AT_ONCE = 100.0, 400.0
 
 
@@ -47,9 +49,11 @@ class Listener:
         self._methods.use(roster)
 
     async def stop(self, grace_seconds: float) -> None:
-        """End the calls that wait, which their senders will repeat; let the others end within the grace period."""
+        """Let answers that are on their way out end within the grace period; calls that wait are repeated elsewhere."""
+        stopping = asyncio.create_task(self._server.stop(grace_seconds))
+        await asyncio.wait({stopping}, timeout=_MOMENT_SECONDS)
         self._methods.end()
-        await self._server.stop(grace_seconds)
+        await stopping
 
 
 async def listen(address: str, roster: Roster, tls: OwnTls, handler: Handler) -> Listener:
@@ -87,12 +91,21 @@ class _Budget:
         return True
 
 
+@dataclass(eq=False)
+class _Call:
+    """A call of a participant, which ends at `limit`."""
+
+    peer: Member
+    limit: asyncio.Timeout
+    is_answering: bool = False
+
+
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, roster: Roster, tls: OwnTls, handler: Handler) -> None:
         self._roster = roster
         self._tls = tls
         self._handler = handler
-        self._calls: dict[asyncio.Timeout, Member] = {}
+        self._calls: list[_Call] = []
         self._ending = False
         self._budgets: defaultdict[IdentityKey, _Budget] = defaultdict(_Budget)
         self._methods = {
@@ -114,50 +127,50 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     def use(self, roster: Roster) -> None:
         """See `Listener.use`."""
         self._roster = roster
-        self._end(member for member in self._calls.values() if member not in roster.members)
+        self._end(call for call in self._calls if call.peer not in roster.members)
 
     def end(self) -> None:
         """Nobody waits any longer."""
         self._ending = True
-        self._end(self._calls.values())
+        self._end(call for call in self._calls if not call.is_answering)
 
-    def _end(self, members: Iterable[Member]) -> None:
-        gone = set(members)
-        for limit, member in self._calls.items():
-            if member in gone:
-                limit.reschedule(asyncio.get_running_loop().time())
+    def _end(self, calls: Iterable["_Call"]) -> None:
+        for call in calls:
+            call.limit.reschedule(asyncio.get_running_loop().time())
 
     async def _exchange(self, request: bytes, context: Any) -> bytes:
-        async with self._answering(context) as peer:
-            return await self._handler.exchange(peer, request)
+        async with self._answering(context) as call:
+            return await self._handler.exchange(call.peer, request)
         return b""
 
     async def _upload(self, pieces: AsyncIterator[bytes], context: Any) -> bytes:
-        async with self._answering(context) as peer:
-            return await self._handler.upload(peer, pieces)
+        async with self._answering(context) as call:
+            return await self._handler.upload(call.peer, pieces)
         return b""
 
     async def _download(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        async with self._answering(context) as peer:
-            async for piece in self._handler.download(peer, request):
+        async with self._answering(context) as call:
+            async for piece in self._handler.download(call.peer, request):
+                call.is_answering = True
                 yield piece
 
     @contextlib.asynccontextmanager
-    async def _answering(self, context: Any) -> AsyncIterator[Member]:
+    async def _answering(self, context: Any) -> AsyncIterator["_Call"]:
         """Who calls; the call ends when that member leaves the roster, and errors become statuses."""
         try:
             peer = self._peer(context)
             # Else one participant could take the places, or the time, of all.
-            if list(self._calls.values()).count(peer) >= _MOST_CALLS:
+            if [call.peer for call in self._calls].count(peer) >= _MOST_CALLS:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} calls of yours are open")
             if not self._budgets[peer.identity].take(time.monotonic()):
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"over {_CALLS_A_SECOND:g} calls a second")
             async with asyncio.timeout(None) as limit:
-                self._calls[limit] = peer
+                call = _Call(peer, limit)
+                self._calls.append(call)
                 try:
-                    yield peer
+                    yield call
                 finally:
-                    del self._calls[limit]
+                    self._calls.remove(call)
         except TimeoutError:
             if self._ending:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator has stopped")
@@ -183,8 +196,11 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         if session.get("ssl_tls_version") != [TLS_VERSION]:
             raise SecurityError("connection is not TLS 1.3")
         pem, now = next(iter(session.get("x509_pem_cert", [])), b""), utc_now()
-        self._roster.check_unexpired(now)
         identity = certificate.issuer(pem, self._roster.roles, now)
+        try:
+            self._roster.check_unexpired(now)
+        except SecurityError as error:  # or the clock is wrong here: whoever calls sees for itself, and may wait
+            raise EnvironmentUnfitError(error.message) from error
         member = self._roster.by_identity(identity)
         if member.role != "participant":
             raise SecurityError("only participants may call the coordinator", culprits=[member.name])

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from e2e.harness import Outcome, RealRun, Recorder, published
 
+from mpctf_secure.coordinator.reception import Reception
+from mpctf_secure.coordinator.runtime import AbsentError
 from mpctf_secure.hazmat import shamir
 from mpctf_secure.hazmat.encoding import Reader
 from mpctf_secure.identity.roster import Member
@@ -146,29 +148,37 @@ def test_member_that_is_removed_between_training_and_cohort_is_in_no_attempt(
     assert_exact(outcome, 1, ["site-1", "site-3", "site-4"])
 
 
-def test_coordinator_that_has_not_heard_of_a_removal_is_told_and_loses_one_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+REASON = "refuses: attempt 1 of round 1 with site-2, not in roster version 1"
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_coordinator_that_has_not_heard_of_a_removal_is_told_and_no_round_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: bool
 ) -> None:
+    """The sites have a newer roster; the coordinator gets it just after the first attempt, or not at all."""
     run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=60"], monkeypatch, training=False)
     removed = next(m for m in run.roster.members if m.name == "site-2").identity
-    original = Recorder.exchange
+    original = Reception.decided
 
-    async def exchange(recorder: Recorder, peer: Member, request: bytes) -> bytes:
-        rounds = recorder.inner.rounds
-        if rounds and rounds[0].void:
-            recorder.inner.reception.ban(removed, "not in roster version 2")
-        return await original(recorder, peer, request)
+    async def decided(reception: Reception, number: int, attempt: int) -> bool:
+        if heard:
+            reception.look = lambda: reception.ban(removed, "not in roster version 2")
+        return await original(reception, number, attempt)
 
-    monkeypatch.setattr(Recorder, "exchange", exchange)
+    monkeypatch.setattr(Reception, "decided", decided)
     monkeypatch.setattr(Members, "left", lambda members: set(members.identities - {removed}))
     monkeypatch.setattr(Members, "gone", lambda _: ["site-2"])
+    if not heard:
+        with pytest.raises(AbsentError, match=f"site-. {REASON}"):
+            run.run()
+        return
     outcome = run.run()
-    first, second = outcome.coordinator.rounds
-    assert first.void
-    reasons = {event["reason"] for event in outcome.events if event["event"] == "veto"}
-    assert "attempt 1 of round 1 with site-2, not in roster version 1" in reasons
-    assert second.cohort == ["site-1", "site-3", "site-4"]
-    assert_exact(outcome, 2, ["site-1", "site-3", "site-4"])
+    first, _ = outcome.coordinator.rounds
+    assert (first.attempts, first.void) == (2, None)
+    assert f"refuses: {next(e['reason'] for e in outcome.events if e['event'] == 'veto')}" == REASON
+    for number in (1, 2):
+        assert_exact(outcome, number, ["site-1", "site-3", "site-4"])
+    assert outcome.encoded["site-1", 1] == 1
 
 
 def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(

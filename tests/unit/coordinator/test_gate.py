@@ -4,7 +4,7 @@ import pytest
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
 from mpctf_secure.coordinator.journal import Closed, GateKey, Message
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.ids import IdentityKey
 
 A, B, C = (IdentityKey(bytes([i]) * 32) for i in range(3))
@@ -145,6 +145,21 @@ def test_who_was_lost_may_come_back_while_the_gate_is_open() -> None:
         assert (gate.arrived, gate.left) == ([A], {})
         gate.answer({}, otherwise=YES)
         assert await back == YES
+
+    asyncio.run(scenario())
+
+
+def test_error_behind_a_gate_reaches_who_collects() -> None:
+    """What was accepted and could not be logged must not be counted on after all."""
+
+    async def scenario() -> None:
+        gate = Gate(KEY, [A, B], refuse)
+        collecting = asyncio.create_task(gate.collect(60, 1))
+        await asyncio.sleep(0)
+        gate.fail(EnvironmentUnfitError("disk full"))
+        with pytest.raises(EnvironmentUnfitError):
+            await collecting
+        assert not gate.closed
 
     asyncio.run(scenario())
 

@@ -15,10 +15,10 @@ from simulator import make_context
 
 from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
 from mpctf_secure.coordinator.gate import Answer
-from mpctf_secure.coordinator.journal import Finished, Journal
+from mpctf_secure.coordinator.journal import Banned, Finished, Journal
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.spool import Spool
-from mpctf_secure.errors import SecurityError
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import ceremony, keystore
@@ -278,8 +278,11 @@ def test_site_with_another_roster_is_told_so_and_may_come_back(world: World) -> 
         for ctx, why in ((bytes(32), "bank-b has another roster than version 1"), (world.roster.hash, None)):
             hello = enc("hello", ctx, Signed.make("hello", ctx, world.keys["bank-b"], b"").encode())
             if why:
+                world.reception.run_context = None
                 with pytest.raises(SecurityError, match=why):
                     await world.reception.exchange(world.peers["bank-b"], hello)
+                world.reception.run_context = world.ctx  # who is in the run has the run's roster too
+                assert world.label(await world.reception.exchange(world.peers["bank-b"], hello)) == "proposal"
             else:
                 assert world.label(await world.reception.exchange(world.peers["bank-b"], hello)) == "proposal"
 
@@ -323,5 +326,44 @@ def test_any_bytes_are_refused_or_answered_and_told_a_few_times(world: World, no
             await calls[method]()
         assert world.reception.banned == {}
         assert world.events.count("refused") <= 10
+
+    asyncio.run(scenario())
+
+
+def test_message_that_the_journal_has_no_room_for_ends_the_collecting(world: World, monkeypatch) -> None:
+    """Its effect on the state is there, and would not be after a restart."""
+
+    def full(*_: object) -> None:
+        raise EnvironmentUnfitError("run.sqlite: database or disk is full")
+
+    async def scenario() -> None:
+        world.open()
+        collecting = asyncio.create_task(world.gate.collect(60, 1))
+        monkeypatch.setattr(Journal, "add", full)
+        with pytest.raises(EnvironmentUnfitError):
+            await world.upload("bank-b", world.stream("bank-b"))
+        with pytest.raises(EnvironmentUnfitError):
+            await collecting
+        with pytest.raises(EnvironmentUnfitError):
+            world.reception.open("release", world.ctx, 1, world.context.cohort, lambda *_: None)
+
+    asyncio.run(scenario())
+
+
+def test_member_removed_while_the_coordinator_was_down_is_out_before_anything_is_decided(world: World) -> None:
+    """Its journaled message is fed first: the ban takes its place behind it, in the journal too."""
+
+    async def scenario() -> None:
+        world.open()
+        reception, member = world.reception, world.peers["bank-b"].identity
+        reception.live.clear()
+        gate = reception.open("ready", world.ctx, 1, world.context.cohort, lambda *_: None)
+        gate.take(member, b"m")
+        collecting = asyncio.create_task(gate.collect(60, 3))
+        reception.look = lambda: reception.ban(member, "not in roster version 2")
+        await reception.replay()
+        await collecting
+        assert (gate.arrived, gate.left) == ([], {member: "not in roster version 2"})
+        assert Banned(member, "not in roster version 2") in list(reception._journal.rows())
 
     asyncio.run(scenario())
