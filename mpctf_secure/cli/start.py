@@ -286,7 +286,7 @@ async def _first(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, Never]
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work), asyncio.create_task(watch)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        result: T = done.pop().result()
+        result: T = next(task for task in reversed(tasks) if task in done).result()
         return result
     finally:
         for task in tasks:

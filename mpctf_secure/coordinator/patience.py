@@ -38,23 +38,23 @@ class ForQuorum:
 
     def is_over(self, gate: Waiting) -> bool:
         """Whether nobody is waited for any longer; those who are not are dropped."""
-        missing = set(gate.awaited)
+        now, missing = gate.age, set(gate.awaited)
         there = set(filter(self._present, missing))
         if len(gate.arrived) < self._quorum:
-            return self._is_hopeless(gate, missing, there)
-        self._quorum_at = gate.age if self._quorum_at is None else self._quorum_at
-        if there and gate.age <= 2 * self._quorum_at + self._stage:
+            return self._is_hopeless(now, gate, missing - there, len(gate.arrived) + len(there))
+        self._quorum_at = now if self._quorum_at is None else self._quorum_at
+        if there and now <= 2 * self._quorum_at + self._stage:
             return False
         for member in missing:
             gate.drop(member, SLOW if member in there else "absent")
         return True
 
-    def _is_hopeless(self, gate: Waiting, missing: set[IdentityKey], there: set[IdentityKey]) -> bool:
-        if len(gate.arrived) + len(there) >= self._quorum:
-            self._seen_at = gate.age
-        if gate.age - self._seen_at <= self._absence:
+    def _is_hopeless(self, now: float, gate: Waiting, absent: set[IdentityKey], others: int) -> bool:
+        if others >= self._quorum:
+            self._seen_at = now
+        if now - self._seen_at <= self._absence:
             return False
-        for member in missing - there:
+        for member in absent:
             gate.drop(member, f"absent for {self._absence:g} s")
         return True
 
@@ -69,10 +69,11 @@ class ForUploads:
 
     def is_over(self, gate: Waiting) -> bool:
         """Whether nobody is waited for any longer; those who are not are dropped."""
+        now = gate.age
         if self._enough_at is None and len(gate.arrived) >= self._enough:
-            self._enough_at = gate.age
-        late = self._enough_at is not None and gate.age > 2 * self._enough_at + self._stage
-        if not late and min(gate.age, self._still()) <= self._stage:
+            self._enough_at = now
+        late = self._enough_at is not None and now > 2 * self._enough_at + self._stage
+        if not late and min(now, self._still()) <= self._stage:
             return False
         for member in set(gate.awaited):
             gate.drop(member, SLOW if late else f"nothing came for {self._stage:g} s")

@@ -380,13 +380,13 @@ class Reception:
         match label:
             case "hello":
                 # Who has accepted the contract goes on under the run's roster, which it has too.
-                if signed.ctx != self._roster.hash and self.run_context is None:
+                if ctx != self._roster.hash and self.run_context is None:
                     raise SecurityError(
                         f"{peer.name} has another roster than version {self._roster.version} of this run",
                         hint="mpctf-secure enroll show at both ends; install the newest one",
                         culprits=[peer.name],
                     )
-                self._check_sender(peer, signed, label, signed.ctx)
+                self._check_sender(peer, signed, label, ctx)
                 return Answer("proposal", self._proposal.encode())
             case "veto":
                 self._check_sender(peer, signed, label, ctx)

@@ -34,6 +34,7 @@ def test_messages_that_none_may_send_are_refused_at_every_method_and_the_run_goe
     monkeypatch.setattr(Participant, "run", hostile_run)
     outcome = run.run()
     assert answers.pop("a veto for another roster") == "noted"  # and without effect
+    assert answers.pop("a hello with another roster") == "proposal"  # it is in the run, whatever it has by now
     assert [what for what, said in answers.items() if said not in {"refused", "skip", "abort"}] == []
     assert answers["a stage of no attempt: release"] == "skip"
     assert answers["a ready of another run"] == "abort"

@@ -13,13 +13,19 @@ class Gate:
     """A gate of four; a test says who is in, and when it is."""
 
     def __init__(self) -> None:
-        self.age = 0.0
+        self._age = 0.0
         self.arrived: list[IdentityKey] = []
         self.awaited = {A, B, C, D}
         self.left: dict[IdentityKey, str] = {}
 
+    @property
+    def age(self) -> float:
+        """Time goes on while somebody asks."""
+        self._age += 1e-6
+        return self._age
+
     def at(self, age: float, arrived: str) -> "Gate":
-        self.age, self.arrived = age, [NAMES[name] for name in arrived]
+        self._age, self.arrived = age, [NAMES[name] for name in arrived]
         self.awaited = {A, B, C, D} - set(self.arrived) - self.left.keys()
         return self
 
@@ -55,6 +61,14 @@ def test_quorum_is_waited_for(moments, left) -> None:
         there.update(NAMES[name] for name in present)
         assert patience.is_over(gate.at(seconds, arrived)) == over
     assert gate.left == left
+
+
+def test_who_is_there_is_waited_for_although_nobody_who_leaves_comes_back() -> None:
+    """As with local participants: an absence of no seconds."""
+    gate, patience = Gate(), ForQuorum(3, 10.0, 0.0, lambda member: member != D)
+    assert [patience.is_over(gate.at(seconds, "a")) for seconds in (0.0, 1.0, 100.0)] == [False] * 3
+    patience = ForQuorum(3, 10.0, 0.0, lambda member: member == A)
+    assert patience.is_over(gate.at(101.0, ""))
 
 
 # Each moment: seconds, who is in, when the last chunk came, whether waiting is over. Enough are 3, a stage is 10 s.
