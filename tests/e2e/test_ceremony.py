@@ -345,7 +345,13 @@ def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running)
     assert joined["telecom-c"].returncode == 4, output
     # A call that waited, a new call, or a new connection, whichever notices first.
     assert re.search(r"error: coordinator: .*(not in roster version 3|issued by nobody in the roster)", output), output
+    # bank-b has roster 3 by now, and comes back into a run that began under roster 2.
+    joined["bank-b"].kill()
+    joined["bank-b"].wait(30)
+    joined["bank-b"] = homes["bank-b"].popen("join", "site.yaml", "--once")
+    running.append(joined["bank-b"])
     assert "roster version 3 is in force; out of this run: telecom-c" in second.end()
+    assert joined["bank-b"].wait(60) == 0
     assert second.report()["rounds"][-1]["survivors"] == ["bank-b", "hospital-a", "insurer-d"]
 
     third = Run(homes, network, SITES, rounds=1)
