@@ -89,7 +89,7 @@ def test_upload_that_stands_still_is_not_waited_for(tmp_path: Path, monkeypatch:
         return await original(recorder, peer, one_piece() if peer.name == "site-2" else pieces)
 
     monkeypatch.setattr(Recorder, "upload", upload)
-    run = RealRun(tmp_path, ["rounds=1", "timeouts.stage=1"], monkeypatch, training=False)
+    run = RealRun(tmp_path, ["rounds=1", "timeouts.stage=3"], monkeypatch, training=False)
     outcome = run.run()
     record = outcome.coordinator.rounds[0]
     assert [(entry["participant"], entry["stage"]) for entry in record.dropouts] == [("site-2", "masked input")]
