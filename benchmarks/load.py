@@ -2,9 +2,10 @@
 
 Usage: python benchmarks/load.py [--dimension D] [--sites N …]
 
-Every site is a process with its own channel, keys and sealed files; training is replaced by a ready update, so that
-what is left is the coordinator's load. The figures at the end say whether cost grows with the number of sites and not
-faster; they compare runs of this very invocation.
+Every site is a process with its own channel, keys and sealed files; training is replaced by a ready update. The figures
+at the end say whether the coordinator's cost grows with the number of sites and not faster; they compare runs of this
+very invocation, all in the 32-bit ring. A round's seconds are no such figure: each site draws a mask for every other
+one, and here all of them draw on the same cores.
 """
 
 import argparse
@@ -23,6 +24,8 @@ class Load(NamedTuple):
 
     sites: int
     seconds: float
+    cpu: float
+    """The coordinator's seconds on the CPU, a round of the whole run."""
     up: float
     down: float
     memory: float
@@ -40,6 +43,7 @@ def load(dimension: int, sites: int) -> Load:
     return Load(
         sites,
         middle(lambda record: record["seconds"]),
+        found["cpu"] / ROUNDS,
         middle(lambda record: record["bytes_up"]) / 1e6,
         middle(lambda record: record["bytes_down"]) / 1e6,
         found["memory"] / 1e6,
@@ -50,17 +54,17 @@ def main() -> int:
     """Measure and print; 1 if a figure grows faster than the number of sites."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dimension", type=int, default=1 << 20)
-    parser.add_argument("--sites", type=int, nargs="+", default=[10, 20, 30, 40, 50])
+    parser.add_argument("--sites", type=int, nargs="+", default=[20, 30, 40, 50])
     options = parser.parse_args()
-    print("| sites | seconds a round | MB up | MB down | coordinator MB |\n|---|---|---|---|---|")
+    print("| sites | seconds a round | coordinator: CPU s a round | MB up | MB down | MB |\n|---|---|---|---|---|---|")
     loads = []
     for sites in sorted(options.sites):
         loads.append(load(options.dimension, sites))
-        print("| {} | {:.2f} | {:.1f} | {:.1f} | {:.0f} |".format(*loads[-1]), flush=True)
+        print("| {} | {:.2f} | {:.2f} | {:.1f} | {:.1f} | {:.0f} |".format(*loads[-1]), flush=True)
     first, last = loads[0], loads[-1]
     more, missed = last.sites / first.sites, False
     print(f"\n| {last.sites} over {first.sites} sites, per site | seen | must be | |\n|---|---|---|---|")
-    for name in ("seconds", "up", "down", "memory"):
+    for name in ("cpu", "up", "down", "memory"):
         ratio = getattr(last, name) / getattr(first, name) / more
         missed |= ratio > MOST_SLOPE
         print(f"| {name} | {ratio:.2f} | ≤ {MOST_SLOPE} | {'MISSED' if ratio > MOST_SLOPE else 'reached'} |")

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def compare(dimension: int, members: int) -> tuple[float, float]:
 
 
 def measure(mode: str, dimension: int, members: int, rounds: int) -> dict[str, Any]:
-    """One run in a process of its own: `rounds` as in report.json, and the coordinator's peak memory in bytes."""
+    """One run in a process of its own: `rounds` as in report.json, and the coordinator's peak memory in bytes and
+    seconds on the CPU."""
     argv = [sys.executable, __file__, mode, str(dimension), str(members), str(rounds)]
     found: dict[str, Any] = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
@@ -179,7 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clear, sizes = sys.argv[1] == "clear", map(int, sys.argv[2:])
         rounds = asyncio.run(run(Path(folder), *sizes, clear=clear))
-    print(json.dumps({"rounds": rounds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print(json.dumps({"rounds": rounds, "memory": memory, "cpu": time.process_time()}))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import grpc
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError
 from mpctf_secure.hazmat.encoding import decode_sequence, enc_sequence
 from mpctf_secure.identity import certificate
+from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.documents import MOST_BYTES
 from mpctf_secure.identity.roster import Member
-from mpctf_secure.transport.service import bind, from_status, to_status
+from mpctf_secure.transport.service import bind, credentials, from_status, to_status
 from mpctf_secure.transport.tls import OwnTls
 
 MOST_FILES = 300
@@ -76,11 +77,10 @@ async def serve(address: str, tls: OwnTls, store: Store) -> Any:
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
     server.add_generic_rpc_handlers((_Methods(store),))
 
-    def configuration() -> Any:
-        own = tls.current()
+    def configure(own: TlsKey) -> Any:
         return grpc.ssl_server_certificate_configuration([(own.private, own.certificate)])
 
-    port = bind(server, address, grpc.dynamic_ssl_server_credentials(configuration(), configuration))
+    port = bind(server, address, credentials(tls.current, configure, of_clients=False))
     await server.start()
     return server, port
 

@@ -12,9 +12,19 @@ import grpc
 
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import certificate
+from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, TLS_VERSION, UPLOAD, bind, to_status
+from mpctf_secure.transport.service import (
+    DOWNLOAD,
+    EXCHANGE,
+    KEEPALIVE,
+    TLS_VERSION,
+    UPLOAD,
+    bind,
+    credentials,
+    to_status,
+)
 from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _CONNECTION_SECONDS = 3600
@@ -119,10 +129,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._methods.get(handler_call_details.method)
 
     def credentials(self) -> Any:
-        """What handshakes use: gRPC asks again for each."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._configuration, require_client_authentication=True
-        )
+        """What handshakes use: this end's key, and whom it trusts, of that moment."""
+        return credentials(lambda: (self._tls.current(), self._roster), _configure, of_clients=True)
 
     def use(self, roster: Roster) -> None:
         """See `Listener.use`."""
@@ -182,11 +190,6 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         except MpctfError as error:
             await context.abort(*to_status(error))
 
-    def _configuration(self) -> Any:
-        own = self._tls.current()
-        anchors = b"".join(certificate.trust_anchor(member.identity) for member in self._roster.participants)
-        return grpc.ssl_server_certificate_configuration([(own.private, own.certificate)], root_certificates=anchors)
-
     def _peer(self, context: Any) -> Member:
         """Who calls, at this call and not only at the handshake: the identity that issued the TLS key.
 
@@ -205,3 +208,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         if member.role != "participant":
             raise SecurityError("only participants may call the coordinator", culprits=[member.name])
         return member
+
+
+def _configure(state: tuple[TlsKey, Roster]) -> Any:
+    own, roster = state
+    anchors = b"".join(certificate.trust_anchor(member.identity) for member in roster.participants)
+    return grpc.ssl_server_certificate_configuration([(own.private, own.certificate)], root_certificates=anchors)

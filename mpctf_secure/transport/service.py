@@ -1,6 +1,8 @@
 """What both ends of the channel know: method names, options, and errors as statuses."""
 
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import grpc
 
@@ -12,6 +14,7 @@ from mpctf_secure.errors import (
     UsageError,
 )
 
+T = TypeVar("T")
 SERVICE = "mpctf_secure.v1.Coordinator"
 EXCHANGE, UPLOAD, DOWNLOAD = (f"/{SERVICE}/{name}" for name in ("Exchange", "Upload", "Download"))
 TLS_VERSION = b"TLSv1.3"
@@ -41,6 +44,25 @@ def bind(server: Any, address: str, credentials: Any) -> int:
             f"cannot listen on {address}", hint="is the address one of this machine's, and is the port free?"
         ) from error
     return port
+
+
+def credentials(state: Callable[[], T], configure: Callable[[T], Any], *, of_clients: bool) -> Any:
+    """Server credentials that follow `state`, which gRPC asks for before each handshake, from threads of its own.
+
+    It is given a configuration only where the state is another: a new one while it shakes hands in another thread can
+    crash it (github.com/grpc/grpc/issues/36693), and did with fifty sites that came at once.
+    """
+    lock, last = threading.Lock(), list[T]()
+
+    def changed() -> Any:
+        now = state()
+        with lock:
+            if last == [now]:
+                return None
+            last[:] = [now]
+        return configure(now)
+
+    return grpc.dynamic_ssl_server_credentials(changed(), changed, require_client_authentication=of_clients)
 
 
 def to_status(error: MpctfError) -> tuple[grpc.StatusCode, str]:

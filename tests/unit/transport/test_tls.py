@@ -23,7 +23,7 @@ from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.transport import server
+from mpctf_secure.transport import server, service
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.server import _Methods, listen
 from mpctf_secure.transport.tls import OwnTls
@@ -372,6 +372,17 @@ def test_every_call_is_checked_again(world: World, name: str, version: bytes, wh
         return
     with pytest.raises(SecurityError, match=why):
         methods._peer(Call())
+
+
+def test_configuration_is_given_again_only_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one given while another handshake goes on is a chance for gRPC to crash."""
+    given: list[Callable[[], object]] = []
+    monkeypatch.setattr(service.grpc, "dynamic_ssl_server_credentials", lambda _, fetch, **__: given.append(fetch))
+    state = ["first"]
+    service.credentials(lambda: state[0], str.upper, of_clients=True)
+    assert [given[0](), given[0]()] == [None, None]
+    state[0] = "second"
+    assert [given[0](), given[0]()] == ["SECOND", None]
 
 
 def test_expired_roster_serves_nobody_at_either_end(tmp_path: Path) -> None:
