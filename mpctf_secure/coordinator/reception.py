@@ -131,6 +131,11 @@ class Reception:
             self._log(Banned(member, reason))
             self._apply_ban(member, reason)
 
+    @property
+    def gone(self) -> set[IdentityKey]:
+        """Who is banned or lost."""
+        return {*self.banned, *self.lost}
+
     def present(self, member: IdentityKey) -> bool:
         """Whether it has a call open, or was heard a short while ago; after a start everybody was."""
         since = asyncio.get_running_loop().time() - self._heard.setdefault(member, asyncio.get_running_loop().time())

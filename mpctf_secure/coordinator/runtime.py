@@ -286,8 +286,7 @@ class Coordinator:
     def _check_not_refused(self, context: Context) -> None:
         """Too many do not take part in such an attempt, and the next would be no other: it is for people to mend."""
         willing = set(context.cohort) - self._refusing.keys()
-        changed = set(context.cohort) & (self.reception.banned.keys() | self.reception.lost.keys())
-        if self._refusing and not changed and len(willing) < context.floor:
+        if self._refusing and self.reception.gone.isdisjoint(context.cohort) and len(willing) < context.floor:
             reasons = [f"{self._name(member)} {reason}" for member, reason in sorted(self._refusing.items())]
             raise AbsentError(
                 f"round {context.round}: {'; '.join(reasons)}",
@@ -297,7 +296,7 @@ class Coordinator:
 
     def _next_context(self, server: Server) -> Context | None:
         """The next attempt's context; None where there may be none: shares were asked for, or too few are left."""
-        context, gone = server.context, self.reception.banned.keys() | self.reception.lost.keys()
+        context, gone = server.context, self.reception.gone
         left = tuple(member for member in context.cohort if member not in gone)
         opened = server.state in {ServerState.RELEASES, ServerState.OPENED}
         if opened or len(left) < context.floor or context.attempt == MAX_ATTEMPTS:

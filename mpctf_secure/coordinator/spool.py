@@ -146,7 +146,7 @@ class Spool:
     def read_sum(self, path: Path, first: int) -> Iterator[bytes]:
         """The chunks of a written sum from number `first` on."""
         with path.open("rb") as stream:
-            stream.seek(sum(self._sizes[:first]))
+            stream.seek(self._layout.offset(first))
             for size in self._sizes[first:]:
                 yield stream.read(size)
 

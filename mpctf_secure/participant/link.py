@@ -110,7 +110,7 @@ class Link:
         def asking(held: int) -> bytes:
             return Signed.make(label, ctx, self._key, replace(request, held=held).encode()).encode()
 
-        return self._channel.download(asking, most) or [b""]
+        return self._channel.download(asking, most)
 
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
         match label := Signed.decode(header).label:

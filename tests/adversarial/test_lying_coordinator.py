@@ -34,7 +34,7 @@ class Scripted:
         return self.answers[0]
 
     def download(self, request: Callable[[int], bytes], most: int) -> list[bytes]:
-        return list(self.answers)
+        return list(self.answers) or [b""]
 
     def try_exchange(self, request: bytes) -> bytes | None:
         return self.answers[0] if self.answers else None

@@ -87,6 +87,12 @@ class Consortium:
         """`join`."""
         return self._spawn(name, death, ["join", "site.yaml", *(["--once"] if once else []), "--passphrase-fd", "0"])
 
+    def begin(self) -> None:
+        """The coordinator, and every site until the run is over."""
+        self.coordinator()
+        for name in self.names:
+            self.site(name, once=True)
+
     def _spawn(self, name: str, death: Death, command: list[str]) -> subprocess.Popen[bytes]:
         home = self.root / name
         with (home / "log").open("ab") as log:
@@ -185,3 +191,16 @@ def assert_complete(joint: Consortium) -> None:
     kinds = [event["event"] for event in joint.events()]
     assert kinds.count("round_finished") <= ROUNDS
     assert kinds[-1] == "run_ended"
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines, of any process, that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line and int(path.parent.name) != os.getpid():
+            found.append(line)
+    return found

@@ -6,7 +6,6 @@ and nothing may be left running. Rounds STEADY are without faults of the coordin
 """
 
 import argparse
-import os
 import random
 import signal
 import sys
@@ -16,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from e2e.consortium import COORDINATOR, Consortium, consortium
+from e2e.consortium import COORDINATOR, Consortium, consortium, processes_of
 from e2e.proxy import Network
 
 from mpctf_secure.coordinator.journal import Finished, Journal
@@ -43,8 +42,7 @@ class Soak:
 
     def run(self) -> list[Finished]:
         """All rounds; StalledError where the run does not go on."""
-        self.joint.coordinator()
-        self.start(SITES)
+        self.joint.begin()
         since, last = time.monotonic(), 0
         while (done := len(self.finished())) < self.rounds:
             time.sleep(self.dice.uniform(1.0, 12.0))
@@ -147,19 +145,6 @@ class Soak:
         process.wait(60)
 
 
-def orphans(root: Path) -> list[str]:
-    """Processes that name the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(root) in line and int(path.parent.name) != os.getpid():
-            found.append(line)
-    return found
-
-
 def summary(soak: Soak, finished: list[Finished], seconds: float) -> tuple[list[str], list[str]]:
     """What happened, and what must not have."""
     joint, records = soak.joint, [row.record for row in finished]
@@ -182,7 +167,7 @@ def summary(soak: Soak, finished: list[Finished], seconds: float) -> tuple[list[
         lines.append(f"  coordinator: {before >> 10} MiB after round {begin}, {after >> 10} MiB after round {end}")
         if after > MOST_GROWTH * before:
             failures.append("the coordinator's memory grows")
-    failures += [f"left running: {line}" for line in orphans(joint.root)]
+    failures += [f"left running: {line}" for line in processes_of(joint.root)]
     return lines, failures
 
 

@@ -100,9 +100,7 @@ def test_site_that_missed_rounds_catches_up_and_takes_part_again(tmp_path: Path)
 def test_network_that_is_cut_and_heals_changes_nothing(tmp_path: Path, undisturbed: str) -> None:
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint, Network(joint.address) as network:
         joint.write_site(THREE[0], network.address)
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
+        joint.begin()
         for count in range(1, ROUNDS):
             joint.wait_for_event("round_started", count)
             with network.down():
@@ -116,9 +114,7 @@ def test_site_that_refuses_the_run_says_why_and_nobody_waits(tmp_path: Path) -> 
     with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
         path = tmp_path / "joint" / THREE[0] / "site.yaml"
         path.write_text(path.read_text().replace("smallest_sum: 2", "smallest_sum: 4"))
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
+        joint.begin()
         joint.end(COORDINATOR, 5)
         joint.end(THREE[0], 4)
         reason = "bank-b (refuses: proposal: a sum of 3 could be opened, this site's policy.smallest_sum is 4"
@@ -135,9 +131,7 @@ def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undistur
         Network(joint.address, bytes_a_second=4e5, delay=0.15, cut_every=40_000, seed=1) as network,
     ):
         joint.write_site(THREE[0], network.address)
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
+        joint.begin()
         joint.end_well()
         assert network.cuts > ROUNDS
         assert joint.adapter() == undisturbed
@@ -174,9 +168,7 @@ def test_run_over_machines_one_of_which_is_rebooted_ends_with_the_same_adapter(
         consortium(tmp_path / "joint", THREE, rounds=ROUNDS, listen=f"{ADDRESS}:8443") as joint,
     ):
         joint.prefix = machines.prefix
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
+        joint.begin()
         joint.wait_for_event("round_started", 2)
         machines.reboot(THREE[1])
         joint.end(THREE[1], -9)

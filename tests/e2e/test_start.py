@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from e2e.consortium import processes_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLI = [sys.executable, "-m", "mpctf_secure"]
@@ -21,19 +22,6 @@ def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
     return subprocess.run(
         [*CLI, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
     )
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines, of any process, that name the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line and int(path.parent.name) != os.getpid():
-            found.append(line)
-    return found
 
 
 @pytest.fixture(scope="module")

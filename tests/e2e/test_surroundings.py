@@ -40,9 +40,7 @@ def test_full_disk_is_named_and_with_room_again_the_run_goes_on(tmp_path: Path, 
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
         work = joint.root / who / ("runs" if who == COORDINATOR else "work")
         with small_disk(work) as filler:
-            joint.coordinator()
-            for name in THREE:
-                joint.site(name, once=True)
+            joint.begin()
             joint.wait_for_event("round_started", 2)
             fill(filler)
             joint.end(who, 3)
@@ -69,9 +67,7 @@ def test_clock_that_jumps_and_is_set_right_changes_nothing(
         clock = tmp_path / "clock"
         clock.write_text("0")
         joint.environment[who] = {"CLOCK_FILE": str(clock)}
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
+        joint.begin()
         joint.wait_for_event("round_started", 1)
         clock.write_text(str(jump))
         until = time.monotonic() + 10  # a coordinator in the past refuses everybody until its clock is set right
@@ -101,9 +97,7 @@ def test_second_machine_with_a_sites_keys_puts_that_site_out_and_the_others_go_o
 
 def test_ctrl_c_at_either_end_ends_with_7_and_the_run_goes_on(tmp_path: Path, undisturbed: str) -> None:
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
-        joint.coordinator()
-        for name in THREE:
-            joint.site(name, once=True)
+        joint.begin()
         joint.wait_for_event("round_started", 1)
         for who in (THREE[0], COORDINATOR):
             joint.processes[who].send_signal(signal.SIGINT)
