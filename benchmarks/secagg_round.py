@@ -23,6 +23,7 @@ import numpy as np
 from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Timeouts, Training
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.coordinator import runtime
+from mpctf_secure.coordinator.attempt import Stages
 from mpctf_secure.coordinator.gate import Gate
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
@@ -95,15 +96,12 @@ class ClearServer(Server):
         return self.context.cohort
 
 
-async def aggregate_in_the_clear(
-    coordinator: Coordinator, server: Server, spool: Any, ready: Gate
-) -> tuple[Gate, tuple[()]]:
+async def aggregate_in_the_clear(stages: Stages, ready: Gate) -> tuple[Gate, tuple[()]]:
     """One stage: the uploads."""
-    context = server.context
-    keep = lambda sender, _: spool.keep(sender)  # noqa: E731
-    uploads = coordinator.reception.open("upload", context.digest(), context.round, context.cohort, keep)
-    coordinator._announce(context, ready)
-    await coordinator._collect(uploads, "masked input", 600, len(context.cohort))
+    uploads = stages._stage("upload", lambda sender, _: stages._spool.keep(sender))
+    stages._announce(ready)
+    await uploads.collect(600, len(stages._context.cohort))
+    stages._ledger.note_stage(uploads, "masked input")
     return uploads, ()
 
 
@@ -136,7 +134,7 @@ async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear:
     )
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
-        Coordinator._aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]
+        Stages.aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]
     listener = await listen("127.0.0.1:0", roster, OwnTls(keys.identity, roster.coordinator), coordinator.reception)
     children = []
     for name in names:

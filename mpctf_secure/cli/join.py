@@ -11,7 +11,25 @@ from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.identity import keystore
+from mpctf_secure.monitoring.events import Event
 from mpctf_secure.participant.agent import join, serve
+
+_TEXTS = {
+    "no_connection": "no connection to the coordinator: {reason}; trying on",
+    "run_joined": "joins run {run}",
+    "run_refused": "refuses run {run}: {reason}; {hint}",
+    "run_left": "{reason}",
+    "job_started": "{rows} rows, {truncated} of them truncated; on {hardware}",
+    "round_trained": "round {round}: {rows} rows, {tokens} tokens, loss {loss:.3f}, {seconds:.1f} s",
+    "round_sat_out": "sits out round {round}: {reason}",
+    "attempt_refused": "refuses {reason}",
+    "attempt_missed": "attempt {attempt} of round {round} goes on without this site",
+    "box_refused": "left attempt {attempt} of round {round}: {reason}: {dealer:.16}…",
+    "dealer_convicted": "the shares of {dealer:.16}… convict it; it is out of the run",
+    "round_void": "round {round} is void: {reason}",
+    "caught_up": "catches up from round {held} to {round}",
+    "run_done": "run {run} is over; the adapter: {adapter}",
+}
 
 
 def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
@@ -19,7 +37,7 @@ def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
     site = load_site(site_file)
     signal.signal(signal.SIGTERM, _interrupt)
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
-    (join if once else serve)(site, keys, lambda line: typer.echo(one_line(line)))
+    (join if once else serve)(site, keys, _show)
 
 
 def load_site(site_file: Path) -> SiteConfig:
@@ -27,6 +45,11 @@ def load_site(site_file: Path) -> SiteConfig:
     site = load.load(site_file, SiteConfig)
     beside = site_file.resolve().parent
     return site.model_copy(update={name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")})
+
+
+def _show(event: Event) -> None:
+    if text := _TEXTS.get(event.kind):
+        typer.echo(one_line(text.format(**event.fields)))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """`mpctf-secure runs`: what became of the coordinator's runs, and going on with or ending one."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,11 @@ from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.plan import PLAN, STOP, Plan
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.coordinator.journal import Ended, Journal
+from mpctf_secure.coordinator.ledger import end_run
 from mpctf_secure.database import is_in_use
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, UsageError
+from mpctf_secure.monitoring.events import COORDINATOR_KINDS, EventLog
+from mpctf_secure.transport.tls import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's runs: list, show, resume, stop.")
 
@@ -84,7 +88,8 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
         return
     if journal.ended:
         raise UsageError(f"{run} has ended: {journal.ended.reason}", hint="runs show")
-    journal.end(Ended(InterruptedRunError.exit_code, "stopped by its operator"))
+    with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
+        end_run(journal, events.record, Ended(InterruptedRunError.exit_code, "stopped by its operator"))
     typer.echo(f"{run} is stopped")
 
 

@@ -75,6 +75,7 @@ _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
     "veto": "{participant} refuses: {reason}",
+    "banned": "{participant} is out of the run: {reason}",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
     "roster_changed": "roster version {version} is in force; out of this run: {gone}",

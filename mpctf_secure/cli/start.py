@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Never, TypeVar
+from typing import Any, NamedTuple, Never
 
 from mpctf_secure.cli import local_sites, passphrase, report
 from mpctf_secure.cli.compare import evaluate
@@ -18,13 +18,14 @@ from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.coordinator.journal import Ended, Journal
+from mpctf_secure.coordinator.ledger import end_run
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
-from mpctf_secure.monitoring.events import EventLog
+from mpctf_secure.monitoring.events import COORDINATOR_KINDS, EventLog
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
@@ -32,8 +33,6 @@ from mpctf_secure.secagg.parameters import check_terms
 from mpctf_secure.training.adapters import save_adapter_folder
 from mpctf_secure.transport.server import Listener, listen
 from mpctf_secure.transport.tls import OwnTls, utc_now
-
-T = TypeVar("T")
 
 _ENDING_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
@@ -125,7 +124,7 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
     with contextlib.closing(Journal(folder)) as journal:
         if (ended := journal.ended) and (ended.code or parties.fleet):
             raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")
-        events = EventLog(folder / "events.jsonl", utc_now)
+        events = EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)
         events.listeners.append(screen.show)
         run = _Run(plan, parties, folder, events, journal)
         if ended:
@@ -146,13 +145,13 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         if run.coordinator and run.coordinator.contract:
             report.write_contract(folder, run.coordinator.contract)
         if failure is None:
-            journal.end(Ended(0, "done"))
-        elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:
-            journal.end(Ended(failure.exit_code, failure.message))  # nobody has joined: there is nothing to go on with
-        if journal.ended and parties.fleet:
+            end_run(journal, events.record, Ended(0, "done"))
+        elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:  # there is nothing to go on with
+            end_run(journal, events.record, Ended(failure.exit_code, failure.message))
+        if failure and journal.ended is None:
+            events.record("run_interrupted", exit_code=failure.exit_code, reason=failure.message)
+        elif parties.fleet:
             destroy_keys(plan.config, folder)
-        kind = "run_ended" if journal.ended else "run_interrupted"
-        events.record(kind, exit_code=failure.exit_code if failure else 0)
         events.close()
         screen.summary(content, folder, as_json=as_json)
     if failure:
@@ -227,10 +226,7 @@ class _Run:
                 self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
             with self._local_participants(address, coordinator.reception):
                 coordinator.reception.look = lambda: self._look(listener, coordinator)
-                watch = self._watch(coordinator)
-                contract, state = await _first(coordinator.run(), watch)
-                self._save(contract, state)
-                await coordinator.farewell()
+                await _first(self._work(coordinator), self._watch(coordinator))
                 grace = _DOWNLOAD_SECONDS
             if parties.fleet:
                 await asyncio.to_thread(parties.fleet.finish, _ENDING_SECONDS)
@@ -239,10 +235,17 @@ class _Run:
                 parties.fleet.end()
             await listener.stop(grace)
 
+    async def _work(self, coordinator: Coordinator) -> None:
+        contract, state = await coordinator.run()
+        self._save(contract, state)
+        stop = self._folder / STOP
+        await coordinator.farewell(stop.exists)
+        stop.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def _local_participants(self, address: str, reception: Reception) -> Iterator[None]:
         fleet, material = self._parties.fleet, self._plan.material
-        if fleet is None or material is None or len(reception.finished) == self._plan.proposal.rounds:
+        if fleet is None or material is None or len(reception.archive.finished) == self._plan.proposal.rounds:
             yield
             return
         fleet.start(material, address)
@@ -252,7 +255,7 @@ class _Run:
     async def _watch(self, coordinator: Coordinator) -> Never:
         """Within seconds: put a newer installed roster in force, and end the run if `runs stop` asks for it."""
         while True:
-            if (self._folder / STOP).exists() and not self._journal.ended:
+            if (self._folder / STOP).exists() and not coordinator.is_done:
                 coordinator.stop("stopped by its operator")
                 raise InterruptedRunError("stopped by its operator", hint="mpctf-secure start begins another")
             if coordinator.reception.live.is_set():  # a ban has its place in the journal
@@ -281,13 +284,12 @@ class _Run:
         unfinished.rename(target)
 
 
-async def _first(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, Never]) -> T:
-    """The result of `work`, unless `watch` fails before."""
+async def _first(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, Never]) -> None:
+    """To the end of `work`, unless `watch` fails before."""
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work), asyncio.create_task(watch)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        result: T = next(task for task in reversed(tasks) if task in done).result()
-        return result
+        next(task for task in reversed(tasks) if task in done).result()
     finally:
         for task in tasks:
             task.cancel()

@@ -1,10 +1,27 @@
-"""What a round leaves for report.json."""
+"""What the rounds leave behind: a record of each for report.json, and events."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpctf_secure.rounds.state import RoundSummary
+from mpctf_secure.coordinator.gate import Gate
+from mpctf_secure.coordinator.journal import Ended, Journal
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.monitoring.events import Record
+from mpctf_secure.rounds.state import RoundSummary, Sum, summarise
+from mpctf_secure.secagg.parameters import Context
+
+VETO = "refuses: "
+"""How the reason begins of one who wants no part in something."""
+
+
+def end_run(journal: Journal, record: Record, ended: Ended) -> None:
+    """A run is over, for good; only the first end counts."""
+    if journal.ended is None:
+        record("run_ended", exit_code=ended.code, reason=ended.reason)
+        journal.end(ended)
 
 
 @dataclass
@@ -46,3 +63,74 @@ class RoundRecord:
             "bytes_up": dict(self.bytes_up),
             "bytes_down": dict(self.bytes_down),
         }
+
+
+class Ledger:
+    """The rounds of this process; `tell` gets the events. Both have names, never keys."""
+
+    def __init__(self, roster: Roster, tell: Record) -> None:
+        self.rounds: list[RoundRecord] = []
+        self.refusing: dict[IdentityKey, str] = {}
+        """Who has refused the attempt that is on, and why."""
+        self.tell = tell
+        self._roster = roster
+
+    @property
+    def round(self) -> RoundRecord:
+        """The one that is on, or the last."""
+        return self.rounds[-1]
+
+    def name(self, member: IdentityKey) -> str:
+        """Its name in the roster."""
+        return str(self._roster.by_identity(member).name)
+
+    def names(self, members: Iterable[IdentityKey]) -> list[str]:
+        """Their names, sorted."""
+        return sorted(map(self.name, members))
+
+    def begin_round(self, number: int) -> RoundRecord:
+        """A new record."""
+        self.rounds.append(RoundRecord(number))
+        self.tell("round_started", round=number)
+        return self.round
+
+    def begin_attempt(self, context: Context) -> None:
+        """Another attempt of the round, maybe its first."""
+        record = self.round
+        record.cohort, record.ring_bits = self.names(context.first_cohort), context.ring_bits
+        record.attempts = context.attempt
+        self.refusing.clear()
+
+    def note_stage(self, gate: Gate, stage: str) -> None:
+        """A gate is closed: who is missing is a dropout of this stage."""
+        self.round.add_seconds(stage, gate.seconds)
+        for member, reason in sorted(gate.left.items()):
+            self._drop(member, stage, reason)
+            if reason.startswith(VETO):
+                self.refusing[member] = reason
+        arrived = len(gate.arrived)
+        self.tell("stage_closed", round=self.round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
+
+    def note_sum(self, survivors: Iterable[IdentityKey], total: Sum, digest: bytes) -> None:
+        """A sum is on disk."""
+        record, summary = self.round, summarise(total)
+        record.survivors, record.summary = self.names(survivors), summary
+        training = record.seconds["training"]
+        self.tell(
+            "sum_opened",
+            round=record.round,
+            survivors=record.survivors,
+            rows=summary.rows,
+            mean_loss=summary.mean_loss,
+            clipped=summary.norm_clipped,
+            digest=digest.hex(),
+            training_seconds=training,
+            aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
+        )
+
+    def _drop(self, member: IdentityKey, stage: str, reason: str) -> None:
+        entry = {"participant": self.name(member), "stage": stage, "reason": reason}
+        if entry["participant"] in {known["participant"] for known in self.round.dropouts}:
+            return  # what counts is where it was lost first
+        self.round.dropouts.append(entry)
+        self.tell("dropout", round=self.round.round, **entry)

@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Banned, Closed, Finished, GateKey, Journal, Message, Row
-from mpctf_secure.coordinator.ledger import RoundRecord
-from mpctf_secure.coordinator.news import News, Outcome
+from mpctf_secure.coordinator.ledger import VETO, RoundRecord
+from mpctf_secure.coordinator.news import Archive
+from mpctf_secure.coordinator.results import KEPT_ROUNDS
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.encoding import Reader, enc
@@ -19,19 +19,17 @@ from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Announce, Caught, Fetch, Position, Progress
-from mpctf_secure.rounds.state import State, adapter_chunks
+from mpctf_secure.rounds.messages import Fetch, Position, Progress
+from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.messages import Signed
 
 NOTED = Answer("noted", b"")
 AGAIN = Answer("again", b"")
-VETO = "refuses: "
-KEPT_ROUNDS = 2
 _PRESENT_SECONDS = 60.0
 _REPLAY_SECONDS = 600.0
 _TICK_SECONDS = 0.01
 _MOST_VETOES = 3
-_MOST_REFUSALS = 10  # of one participant that are told
+_MOST_REFUSALS = 10  # of one sender that are told
 _PROGRESS_SECONDS = 0.2
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
@@ -50,13 +48,11 @@ class Reception:
         """Out of the run for good, and why."""
         self.lost: dict[IdentityKey, str] = {}
         """Known to have left, and why; whoever calls again is back."""
-        self.finished = journal.finished()
+        self.archive = Archive(journal.finished(), self.sign)
         self.run_context: bytes | None = None
         """Of the contract, once there is one."""
         self.told: set[IdentityKey] = set()
         """Who has the certificate of the last round, or its state."""
-        self.state: State | None = None
-        """After the last finished round: for those who were away."""
         self.live = asyncio.Event()
         """Set once the journal is replayed."""
         self.spools: dict[bytes, Spool] = {}
@@ -73,7 +69,6 @@ class Reception:
         self._heard: dict[IdentityKey, float] = {}
         self._gates: dict[GateKey, Gate] = {}
         self._gate_opened, self._row_read = asyncio.Event(), asyncio.Event()
-        self._news: dict[int, News] = {}
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
         self._progress_at: dict[str, float] = {}
         self._ended: str | None = None
@@ -98,15 +93,10 @@ class Reception:
         return gate
 
     def open_round(self, number: int) -> None:
-        """Let the round's outcome be asked for; forget rounds long past, about which the answer is `behind`."""
-        self._news[number] = News()
+        """Let the round's outcome be asked for, and forget rounds long past."""
+        self.archive.open_round(number)
         for old in [key for key in self._gates if 0 < key.round <= number - KEPT_ROUNDS]:
             del self._gates[old]
-        self._news.pop(number - KEPT_ROUNDS, None)
-
-    def tell(self, number: int, news: Announce | Outcome) -> None:
-        """Hand the news of a round to whoever asks for it."""
-        self._news[number].tell(news)
 
     def end_attempt(self, ctx: bytes) -> None:
         """Nothing more is taken for this attempt; whoever waits in it is sent to ask for news."""
@@ -128,6 +118,7 @@ class Reception:
     def ban(self, member: IdentityKey, reason: str) -> None:
         """A participant is out of the run for good."""
         if member not in self.banned:
+            self._record("banned", participant=self._roster.by_identity(member).name, reason=reason)
             self._log(Banned(member, reason))
             self._apply_ban(member, reason)
 
@@ -158,8 +149,8 @@ class Reception:
     def finish(self, row: Finished, state: State) -> None:
         """A round is over; asked about it from now on, the answer is `behind`, or the certificate."""
         self._journal.finish(row)
-        self.finished.append(row)
-        self.state = state
+        self.archive.finished.append(row)
+        self.archive.state = state
 
     async def replay(self) -> None:
         """Feed the journal's rows to the gates, in their order; from then on calls are taken.
@@ -223,8 +214,7 @@ class Reception:
         self._ended = reason
         for gate in self._gates.values():
             gate.answer({}, otherwise=self._abort)
-        for news in self._news.values():
-            news.tell(self._abort)
+        self.archive.end(self._abort)
 
     def sign(self, label: str, ctx: bytes, body: bytes) -> bytes:
         """A message of the coordinator."""
@@ -281,13 +271,20 @@ class Reception:
         try:
             yield
         except SecurityError as error:
-            self._refusals[peer.name] += 1
-            if self._refusals[peer.name] <= _MOST_REFUSALS:
-                self._record("refused", participant=peer.name, reason=error.message)
+            self._note_refusal(peer.name, error.message)
             raise
         finally:
             self._calls[member] -= 1
             self._heard[member] = asyncio.get_running_loop().time()
+
+    def turned_away(self, caller: str, reason: str) -> None:
+        """See `transport.server.Handler`. Only members get through the handshake, so that addresses are few."""
+        self._note_refusal(caller, reason)
+
+    def _note_refusal(self, sender: str, reason: str) -> None:
+        self._refusals[sender] += 1
+        if self._refusals[sender] <= _MOST_REFUSALS:
+            self._record("refused", participant=sender, reason=reason)
 
     @contextlib.contextmanager
     def _newest_stream(self, peer: Member) -> Iterator[None]:
@@ -313,40 +310,15 @@ class Reception:
                 pieces: Iterable[bytes] = [self._reply(message.ctx, Answer("abort", b"another run is on"))]
             elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
-                pieces = self._state_after(message.ctx, Fetch.decode(message.body))
+                pieces = self.archive.state_after(message.ctx, Fetch.decode(message.body))
             else:
                 self._check_sender(peer, message, "fetch", message.ctx)
-                pieces = await self._news_of(peer, message.ctx, Fetch.decode(message.body))
+                pieces = await self.archive.news_of(peer, message.ctx, Fetch.decode(message.body))
             for piece in pieces:
                 self.traffic.bytes_down[peer.name] += len(piece)
                 yield piece
-            if message.label == "behind" and len(self.finished) == self._proposal.rounds:
+            if message.label == "behind" and len(self.archive.finished) == self._proposal.rounds:
                 self.told.add(peer.identity)
-
-    def _state_after(self, ctx: bytes, fetch: Fetch) -> Iterator[bytes]:
-        """The last finished state, if it is later than the one that the site holds, and all outcomes since then."""
-        number = fetch.position.round
-        if self.state is None or self.state.round <= number:
-            yield self.sign("current", ctx, b"")
-            return
-        missed = [row.outcome for row in self.finished if row.round > number]
-        caught = Caught(self.state.header, len(missed), self.finished[-1].certificate)
-        yield self.sign("state", ctx, caught.encode())
-        yield from missed[fetch.held :]
-        yield from adapter_chunks(self.state.adapter, max(fetch.held - len(missed), 0))
-
-    async def _news_of(self, peer: Member, ctx: bytes, fetch: Fetch) -> Iterable[bytes]:
-        number = fetch.position.round
-        if number <= len(self.finished) and number not in self._news:
-            return [self.sign("behind", ctx, b"")]
-        if number not in self._news:
-            raise SecurityError(f"there is no round {number}", culprits=[peer.name])
-        news = await self._news[number].after(fetch.attempt, peer.identity)
-        if isinstance(news, Announce):
-            return [self.sign("announce", ctx, news.encode())]
-        if isinstance(news, Answer):
-            return [self._reply(ctx, news)]
-        return itertools.chain([news.header], news.chunks(fetch.held))
 
     def _reply(self, ctx: bytes, answer: Answer) -> bytes:
         return self.sign(answer.label, ctx, answer.body)
@@ -373,10 +345,10 @@ class Reception:
 
     def _answer_late(self, peer: Member, label: str, number: int | None) -> Answer:
         """To a message whose gate is forgotten, or was never open."""
-        row = next((row for row in self.finished if row.round == number), None)
-        if row and label == "transition":
-            return Answer("next", row.certificate)
-        if row or label in _OF_AN_ATTEMPT:
+        certificate = self.archive.certificate(number)
+        if certificate and label == "transition":
+            return Answer("next", certificate)
+        if certificate or label in _OF_AN_ATTEMPT:
             return SKIP
         raise SecurityError(f"a {label} message is not due", culprits=[peer.name])
 

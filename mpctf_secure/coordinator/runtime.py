@@ -7,21 +7,21 @@ the last finished round, its gates fed from the journal (RECOVERY.md section 1).
 
 import asyncio
 import contextlib
-import re
-import shutil
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mpctf_secure import files
 from mpctf_secure.config.run import Timeouts
+from mpctf_secure.coordinator.agreement import close_contract
+from mpctf_secure.coordinator.attempt import Stages, announcement
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
-from mpctf_secure.coordinator.ledger import RoundRecord
+from mpctf_secure.coordinator.ledger import VETO, Ledger, end_run
 from mpctf_secure.coordinator.news import Outcome
-from mpctf_secure.coordinator.patience import ForQuorum, ForUploads
-from mpctf_secure.coordinator.reception import KEPT_ROUNDS, NOTED, VETO, Reception
+from mpctf_secure.coordinator.patience import ForQuorum
+from mpctf_secure.coordinator.reception import Reception
+from mpctf_secure.coordinator.results import Results
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import (
     EnvironmentUnfitError,
@@ -29,26 +29,23 @@ from mpctf_secure.errors import (
     MpctfError,
     ParticipationError,
     SecurityError,
-    UsageError,
 )
-from mpctf_secure.hazmat.encoding import Reader, enc_sequence
+from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Announce, Facts, Position, Publication, Void
+from mpctf_secure.rounds.messages import Facts, Position, Publication, Void
 from mpctf_secure.rounds.state import (
     State,
     Sum,
     initial_state,
     next_state,
     round_context,
-    summarise,
     void_state,
 )
-from mpctf_secure.secagg import masks
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
 from mpctf_secure.secagg.proof import BadDealerError
@@ -60,7 +57,6 @@ _MOST_REASON = 250  # characters, at most four bytes each
 _RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
-_MUST_AGREE = {"package": "version of this program", "base_model_hash": "base model", "tensors": "base model"}
 
 
 class AbsentError(ParticipationError):
@@ -74,11 +70,6 @@ class Ending(NamedTuple):
     body: bytes
     outcome: Outcome
     release: Gate | None = None
-
-
-def announcement(context: Context) -> Announce:
-    """What participants are told of an attempt."""
-    return Announce(context.round, context.attempt, context.cohort, context.first_cohort)
 
 
 class Coordinator:
@@ -95,19 +86,15 @@ class Coordinator:
         journal: Journal,
     ) -> None:
         self.reception = Reception(proposal, roster, key, self._tell, journal)
-        self.rounds: list[RoundRecord] = []
-        """Those of this process."""
+        self.ledger = Ledger(roster, self._tell)
         self.contract: Contract | None = None
         self._proposal = proposal
         self._timeouts = timeouts
         self._roster = roster
-        self._folder = folder
+        self._results = Results(folder)
         self._listener = record
         self._journal = journal
         self._facts: dict[IdentityKey, Facts] = {}
-        self._round = RoundRecord(0)
-        self._refusing: dict[IdentityKey, str] = {}
-        """Who has refused the attempt that is on, and why."""
 
     async def run(self) -> tuple[Contract, State]:
         """The whole run, or what is left of it: what was agreed and the final state. MpctfError says why there is none.
@@ -127,10 +114,15 @@ class Coordinator:
         self._end(InterruptedRunError.exit_code, reason)
 
     @property
+    def is_done(self) -> bool:
+        """Whether all rounds are."""
+        return len(self.reception.archive.finished) == self._proposal.rounds
+
+    @property
     def reports(self) -> list[dict[str, Any]]:
         """Every round as report.json has it, also those of earlier processes."""
-        done = [row.record for row in self.reception.finished]
-        return done if self._round.round <= len(done) else [*done, self._round.to_dict()]
+        done = [row.record for row in self.reception.archive.finished]
+        return done + [record.to_dict() for record in self.ledger.rounds if record.round > len(done)]
 
     async def _replayed(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which the journal is fed to."""
@@ -149,54 +141,28 @@ class Coordinator:
             replay.cancel()
 
     def _end(self, code: int, reason: str) -> None:
-        if self._journal.ended is None:
-            self._journal.end(Ended(code, reason))
+        end_run(self._journal, self._listener, Ended(code, reason))
         self.reception.end(reason)
 
-    async def farewell(self) -> None:
+    async def farewell(self, stopped: Callable[[], bool]) -> None:
         """All rounds are done: wait until those who are there know the end, a stage's time at the most.
 
-        Where that was so before this start: until everybody knows, however long it takes.
+        Where that was so before this start: until everybody knows, however long it takes. Unless the operator stops it.
         """
         reception, again = self.reception, self._journal.ended is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if again else self._timeouts.stage):
                 while left := reception.active - reception.told - reception.banned.keys():
-                    if not again and not any(map(reception.present, left)):
+                    if stopped() or (not again and not any(map(reception.present, left))):
                         return
                     await asyncio.sleep(_LOOK_SECONDS)
 
     async def _run(self) -> tuple[Contract, State]:
         contract, state = await self._agree()
-        self._tidy(state.round)
+        self._results.tidy(state.round)
         while state.round < contract.rounds:
             state = await self._run_round(contract, state)
         return contract, state
-
-    def _last_state(self, contract: Contract) -> State:
-        done = len(self.reception.finished)
-        if done == 0:
-            return initial_state(contract)
-        path = self._state_path(done)
-        try:
-            return State.from_bytes(path.read_bytes())
-        except (OSError, SecurityError) as error:
-            raise EnvironmentUnfitError(
-                f"{path}: no state of round {done}: {error}", hint="restore the file"
-            ) from error
-
-    def _tidy(self, done: int) -> None:
-        """What an earlier process left of finished rounds."""
-        for path in self._folder.glob("round-*"):
-            number = int(re.split(r"[-.]", path.name)[1])
-            if number <= done and path != self._state_path(done):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _sum_path(self, number: int) -> Path:
-        return self._folder / f"round-{number}.sum"
-
-    def _state_path(self, number: int) -> Path:
-        return self._folder / f"round-{number}.state"
 
     def _tell(self, kind: str, **fields: Any) -> None:
         """Events that are replayed were told before."""
@@ -207,32 +173,20 @@ class Coordinator:
         everyone = self.reception.active
         facts = self.reception.open("facts", self._roster.hash, 0, everyone, self._accept_facts)
         await self._collect_everyone(facts, "joined", self._timeouts.join)
-        contract = self._close_contract()
+        facts_by_name = {self.ledger.name(member): found for member, found in self._facts.items()}
+        contract = self.contract = close_contract(self._proposal, facts_by_name)
+        self.reception.run_context = contract.run_context
         accept = self.reception.open("accept", contract.run_context, 0, everyone, lambda *_: None)
         facts.answer({}, otherwise=Answer("contract", contract.encode()))
         await self._collect_everyone(accept, "accepted the contract", self._timeouts.stage)
         self._tell("contract_closed", contract_hash=contract.hash.hex(), base_model_hash=contract.base_model_hash)
-        state = self._last_state(contract)
-        self.reception.state = state if state.round else None
+        done = len(self.reception.archive.finished)
+        state = self._results.load(done) if done else initial_state(contract)
+        self.reception.archive.state = state if done else None
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
         accept.answer({}, otherwise=GO)
         return contract, state
-
-    def _close_contract(self) -> Contract:
-        """The proposal and the facts that all sites agree on."""
-        members, facts = list(self._facts), list(self._facts.values())
-        for member, found in zip(members[1:], facts[1:], strict=True):
-            for component, what in _MUST_AGREE.items():
-                if getattr(found, component) != getattr(facts[0], component):
-                    pair = [self._name(members[0]), self._name(member)]
-                    raise UsageError(
-                        f"{pair[0]} and {pair[1]} differ in {component}", hint=f"every site needs the same {what}"
-                    )
-        agreed = {"package": facts[0].package.hex(), "base_model_hash": facts[0].base_model_hash.hex()}
-        self.contract = Contract(**self._proposal.model_dump(), **agreed, tensors=facts[0].tensors)
-        self.reception.run_context = self.contract.run_context
-        return self.contract
 
     def _open_round(self, contract: Contract, state: State) -> Gate:
         number = state.round + 1
@@ -252,18 +206,13 @@ class Coordinator:
     async def _run_round(self, contract: Contract, state: State) -> State:
         """One round: attempts until a sum is opened or none can be; either way all agree on the next state."""
         number, ready = state.round + 1, self._ready
-        self._round = self.reception.traffic = RoundRecord(number)
-        self.rounds.append(self._round)
-        self._tell("round_started", round=number)
+        self.reception.traffic = self.ledger.begin_round(number)
         await self._gather(ready, "training", self._proposal.quorum)
         cohort = tuple(sorted(ready.arrived))
         self._check_cohort(cohort)
-        self._round.cohort = self._names(cohort)
         context = round_context(contract, state, cohort)
-        self._round.ring_bits = context.ring_bits
         while True:
-            self._round.attempts = context.attempt
-            self._refusing.clear()
+            self.ledger.begin_attempt(context)
             server = Server(context)
             try:
                 finished = await self._attempt(contract, state, server, ready)
@@ -285,13 +234,14 @@ class Coordinator:
 
     def _check_not_refused(self, context: Context) -> None:
         """Too many do not take part in such an attempt, and the next would be no other: it is for people to mend."""
-        willing = set(context.cohort) - self._refusing.keys()
-        if self._refusing and self.reception.gone.isdisjoint(context.cohort) and len(willing) < context.floor:
-            reasons = [f"{self._name(member)} {reason}" for member, reason in sorted(self._refusing.items())]
+        refusing = self.ledger.refusing
+        willing = set(context.cohort) - refusing.keys()
+        if refusing and self.reception.gone.isdisjoint(context.cohort) and len(willing) < context.floor:
+            reasons = [f"{self.ledger.name(member)} {reason}" for member, reason in sorted(refusing.items())]
             raise AbsentError(
                 f"round {context.round}: {'; '.join(reasons)}",
                 hint="install what they have (enroll verify), then mpctf-secure runs resume",
-                culprits=self._names(self._refusing),
+                culprits=self.ledger.names(refusing),
             )
 
     def _next_context(self, server: Server) -> Context | None:
@@ -314,7 +264,7 @@ class Coordinator:
             following = void_state(contract, state, convicted)
         except ParticipationError as last:
             raise ParticipationError(f"{last.message}: {error.message}", culprits=error.culprits) from error
-        self._round.void = error.message
+        self.ledger.round.void = error.message
         void = Void(announcement(context), error.message[:_MOST_REASON], proof).encode()
         self._tell("round_void", round=following.round, reason=error.message, convicted=bool(proof))
         header = self.reception.sign("void", contract.run_context, void)
@@ -323,16 +273,17 @@ class Coordinator:
     async def _attempt(self, contract: Contract, state: State, server: Server, ready: Gate) -> Ending:
         """One attempt and its sum, which is on disk before anybody gets it."""
         context = server.context
-        spool = Spool(self._folder / f"round-{context.round}-{context.attempt}", context)
+        spool = Spool(self._results.uploads(context.round, context.attempt), context)
         self.reception.spools[context.digest()] = spool
-        release, left = await self._aggregate(server, spool, ready)
-        path = self._sum_path(context.round)
+        stages = Stages(server, spool, self.reception, self.ledger, self._timeouts)
+        release, left = await stages.aggregate(ready)
+        path = self._results.sum(context.round)
         began = asyncio.get_running_loop().time()
         digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
         total = Sum(*spool.load_sum(path), context.first_cohort, server.survivors)
         following = await asyncio.to_thread(self._next_state, contract, state, total)
-        self._round.add_seconds("open the sum", asyncio.get_running_loop().time() - began)
-        self._note_sum(context, server.survivors, total, digest)
+        self.ledger.round.add_seconds("open the sum", asyncio.get_running_loop().time() - began)
+        self.ledger.note_sum(server.survivors, total, digest)
         publication = Publication(announcement(context), server.survivors, digest).encode()
         header = self.reception.sign("publication", contract.run_context, publication)
         return Ending(
@@ -348,96 +299,25 @@ class Coordinator:
                 f"{error.message}; a participant put in what none may, and masks hide which"
             ) from error
 
-    async def _aggregate(self, server: Server, spool: Spool, ready: Gate) -> tuple[Gate, tuple[masks.Mask, ...]]:
-        """The stages of an attempt, up to the masks that are left on the sum; the last gate stays shut."""
-        context, ctx, number = server.context, server.context.digest(), server.context.round
-
-        def keep(sender: IdentityKey, message: bytes) -> None:
-            with Reader(message) as reader:
-                trailer, digest = reader.bytes(), reader.bytes()
-            server.accept_upload(trailer, digest)
-            spool.keep(sender)
-
-        def complain(sender: IdentityKey, message: bytes) -> None:
-            dealer, proved = server.accept_complaint(message)
-            names = {"participant": self._name(sender), "dealer": self._name(dealer)}
-            self._tell("box_refused", round=number, attempt=context.attempt, **names)
-            uploads.drop(sender, f"refused the box of {names['dealer']}")
-            if proved:
-                self.reception.ban(dealer, "more participants than may collude refused its boxes")
-
-        def stage(label: str, accept: Callable[[IdentityKey, bytes], None]) -> Gate:
-            return self.reception.open(label, ctx, number, server.expected, accept)
-
-        advert = stage("advert", lambda _, message: server.accept_advert(message))
-        self._announce(context, ready)
-        await self._collect(advert, "advertise keys", self._timeouts.stage, context.floor)
-        adverts = Answer("adverts", server.close_adverts())
-
-        shares = stage("shares", lambda _, message: server.accept_shares(message))
-        advert.answer(dict.fromkeys(server.expected, adverts))
-        await self._collect(shares, "share keys", self._timeouts.stage, context.floor)
-        deliveries = {member: Answer("delivery", body) for member, body in server.close_shares().items()}
-
-        uploads, complaints = stage("upload", keep), stage("complaint", complain)
-        shares.answer(deliveries)
-        await self._collect_uploads(uploads, spool, context)
-        complaints.answer({}, otherwise=NOTED)
-        survivors = Answer("survivors", server.close_uploads())
-
-        consistency = stage("consistency", lambda _, message: server.accept_consistency(message))
-        uploads.answer(dict.fromkeys(server.survivors, survivors))
-        await self._collect(consistency, "consistency check", self._timeouts.stage, context.threshold)
-        signatures = Answer("signatures", server.close_consistency())
-
-        release = stage("release", lambda _, message: server.accept_release(message))
-        consistency.answer(dict.fromkeys(server.survivors, signatures))
-        await self._collect(release, "unmask", self._timeouts.stage, context.threshold)
-        return release, server.close_releases()
-
-    def _announce(self, context: Context, ready: Gate) -> None:
-        """Attempt 1 is the answer to `ready`; later ones are news of the round."""
-        announce = announcement(context)
-        if context.attempt == 1:
-            ready.answer(dict.fromkeys(context.cohort, Answer("announce", announce.encode())))
-        else:
-            self.reception.tell(context.round, announce)
-
-    def _note_sum(self, context: Context, survivors: tuple[IdentityKey, ...], total: Sum, digest: bytes) -> None:
-        record, summary = self._round, summarise(total)
-        record.survivors, record.summary = self._names(survivors), summary
-        training = record.seconds["training"]
-        self._tell(
-            "sum_opened",
-            round=context.round,
-            survivors=record.survivors,
-            rows=summary.rows,
-            mean_loss=summary.mean_loss,
-            clipped=summary.norm_clipped,
-            digest=digest.hex(),
-            training_seconds=training,
-            aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
-        )
-
     async def _close_round(self, contract: Contract, context: Context, finished: Ending) -> State:
         """Tell the outcome, wait until the participants hold the same state, and open the next round."""
         state = finished.state
         transition = self._open_positioned("transition", contract, state.round, state)
-        self.reception.tell(state.round, finished.outcome)
+        self.reception.archive.tell(state.round, finished.outcome)
         if finished.release:
             finished.release.answer({}, otherwise=ACK)
         await self._gather(transition, "transition", contract.agreement)
         if len(transition.arrived) < contract.agreement:
-            void = f"; it is void: {self._round.void}" if self._round.void else ""
+            reason = self.ledger.round.void
+            void = f"; it is void: {reason}" if reason else ""
             raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=_RESUME)
-        await asyncio.to_thread(lambda: files.replace(self._state_path(state.round), state.to_bytes()))
+        await asyncio.to_thread(self._results.save, state)
         certificate = enc_sequence(transition.messages)
-        self.reception.finish(Finished(state.round, finished.body, certificate, self._round.to_dict()), state)
+        self.reception.finish(Finished(state.round, finished.body, certificate, self.ledger.round.to_dict()), state)
         self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
         self.reception.end_attempt(context.digest())
         self.reception.clear_attempt(context.digest())
-        self._state_path(state.round - 1).unlink(missing_ok=True)
-        self._sum_path(state.round - KEPT_ROUNDS).unlink(missing_ok=True)
+        self._results.forget_before(state.round)
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
         transition.answer({}, otherwise=Answer("next", certificate))
@@ -449,69 +329,39 @@ class Coordinator:
             check_cohort(len(cohort), members, colluders=proposal.colluders, quorum=proposal.quorum)
         except ParticipationError as error:
             lost = sorted(
-                {*self._names(self.reception.banned), *(entry["participant"] for entry in self._round.dropouts)}
+                {
+                    *self.ledger.names(self.reception.banned),
+                    *(entry["participant"] for entry in self.ledger.round.dropouts),
+                }
             )
             raise AbsentError(
-                f"round {self._round.round}: {members - len(lost)} of {members} participants "
+                f"round {self.ledger.round.round}: {members - len(lost)} of {members} participants "
                 f"are left, the contract asks for {proposal.quorum}; lost: {', '.join(lost)}",
                 hint=_RESUME,
                 culprits=lost,
             ) from error
-
-    async def _collect(self, gate: Gate, stage: str, seconds: float, least: int) -> None:
-        """Wait at a gate; whoever is missing afterwards is a dropout of this stage."""
-        await gate.collect(seconds, least)
-        self._note_stage(gate, stage)
-
-    async def _collect_uploads(self, gate: Gate, spool: Spool, context: Context) -> None:
-        loop = asyncio.get_running_loop()
-        patience = ForUploads(context.floor, self._timeouts.stage, lambda: loop.time() - spool.moved)
-        await gate.collect(self._timeouts.training, context.floor, lambda: patience.is_over(gate))
-        self._note_stage(gate, "masked input")
-
-    def _note_stage(self, gate: Gate, stage: str) -> None:
-        self._round.add_seconds(stage, gate.seconds)
-        for member, reason in sorted(gate.left.items()):
-            self._drop(member, stage, reason)
-            if reason.startswith(VETO):
-                self._refusing[member] = reason
-        arrived = len(gate.arrived)
-        self._tell("stage_closed", round=self._round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
 
     async def _gather(self, gate: Gate, stage: str, quorum: int) -> None:
         """Wait for a quorum, however long it takes, and for the others not for ever."""
         times = self._timeouts
         patience = ForQuorum(quorum, times.stage, times.absence, self.reception.present)
         await gate.gather(lambda: patience.is_over(gate), times.training, quorum)
-        self._note_stage(gate, stage)
+        self.ledger.note_stage(gate, stage)
 
     async def _collect_everyone(self, gate: Gate, deed: str, seconds: float) -> None:
         everyone = len(self.reception.active)
         await gate.gather(lambda: len(gate.arrived) + len(gate.awaited) < everyone, seconds, everyone)
         if gate.left:
-            reasons = [f"{self._name(member)} ({reason})" for member, reason in sorted(gate.left.items())]
+            reasons = [f"{self.ledger.name(member)} ({reason})" for member, reason in sorted(gate.left.items())]
             vetoed = any(reason.startswith(VETO) for reason in gate.left.values())
             raise (ParticipationError if vetoed else AbsentError)(
                 f"not everyone {deed}: {', '.join(reasons)}",
                 hint="mend it there, and start another run" if vetoed else _RESUME,
-                culprits=self._names(gate.left),
+                culprits=self.ledger.names(gate.left),
             )
-
-    def _drop(self, member: IdentityKey, stage: str, reason: str) -> None:
-        entry = {"participant": self._name(member), "stage": stage, "reason": reason}
-        if entry["participant"] in {known["participant"] for known in self._round.dropouts}:
-            return  # what counts is where it was lost first
-        self._round.dropouts.append(entry)
-        self._tell("dropout", round=self._round.round, **entry)
 
     def _accept_facts(self, sender: IdentityKey, message: bytes) -> None:
         facts = Facts.decode(Signed.decode(message).body)
         if sender not in self._facts:
-            self._tell("participant_joined", participant=self._name(sender))
+            self._tell("participant_joined", participant=self.ledger.name(sender))
         self._facts[sender] = facts
-
-    def _name(self, member: IdentityKey) -> str:
-        return str(self._roster.by_identity(member).name)
-
-    def _names(self, members: Iterable[IdentityKey]) -> list[str]:
-        return sorted(map(self._name, members))

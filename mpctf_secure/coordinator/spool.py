@@ -42,8 +42,7 @@ class Spool:
         self._layout = context.layout
         self._sizes = context.layout.sizes
         self._pending: dict[IdentityKey, Upload] = {}
-        self.moved = -math.inf
-        """When a chunk last came that had not come before, in the event loop's seconds."""
+        self._moved = -math.inf
         self._furthest: Counter[IdentityKey] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
         here = sum(path.stat().st_size for path in folder.iterdir())
@@ -54,6 +53,10 @@ class Spool:
                 f"{folder}: the round's uploads need {needed >> 20} MiB, {free >> 20} MiB are free",
                 hint="free some space, or put the run folder on another disk with --runs",
             )
+
+    def still(self) -> float:
+        """Seconds since a chunk came that had not come before."""
+        return asyncio.get_running_loop().time() - self._moved
 
     def held(self, owner: IdentityKey) -> int:
         """How many whole chunks of an upload are here that broke off."""
@@ -98,7 +101,7 @@ class Spool:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if len(hashes) > self._furthest[owner]:  # else who sends one chunk again and again would hold up the round
                 self._furthest[owner] = len(hashes)
-                self.moved = asyncio.get_running_loop().time()
+                self._moved = asyncio.get_running_loop().time()
         trailer = await anext(pieces, b"")
         if trailer and await anext(pieces, None) is not None:
             raise SecurityError("upload goes on after its digest")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mpctf_secure import files
 
-KINDS = frozenset(
+COORDINATOR_KINDS = frozenset(
     {
         "run_started",
         "participant_joined",
@@ -22,6 +22,7 @@ KINDS = frozenset(
         "dropout",
         "refused",
         "veto",
+        "banned",
         "box_refused",
         "sum_opened",
         "attempt_failed",
@@ -31,10 +32,31 @@ KINDS = frozenset(
         "run_ended",
     }
 )
+SITE_KINDS = frozenset(
+    {
+        "no_connection",
+        "run_joined",
+        "run_refused",
+        "run_left",
+        "job_started",
+        "contract_accepted",
+        "round_trained",
+        "round_sat_out",
+        "attempt_refused",
+        "attempt_missed",
+        "box_refused",
+        "shares_released",
+        "dealer_convicted",
+        "round_void",
+        "round_finished",
+        "caught_up",
+        "run_done",
+    }
+)
 
 
 class Event(NamedTuple):
-    """One of `KINDS`, and its fields."""
+    """What happened, and its fields."""
 
     kind: str
     fields: dict[str, Any]
@@ -47,9 +69,10 @@ Record = Callable[..., None]
 class EventLog:
     """Appends to events.jsonl and tells the listeners; `now` gives the wall clock in UTC."""
 
-    def __init__(self, path: Path, now: Callable[[], datetime.datetime]) -> None:
+    def __init__(self, path: Path, kinds: frozenset[str], now: Callable[[], datetime.datetime]) -> None:
         """Open, or go on; what a power cut left of a last line goes."""
         self._path = path
+        self._kinds = kinds
         self._stream = path.open("ab", buffering=0)
         self._stream.truncate(path.read_bytes().rfind(b"\n") + 1)
         self._now = now
@@ -57,7 +80,7 @@ class EventLog:
 
     def record(self, kind: str, **fields: Any) -> None:
         """Write one event; it is on disk when this returns, except for progress, which may be lost."""
-        if kind not in KINDS:
+        if kind not in self._kinds:
             raise ValueError(f"unknown kind of event: {kind}")
         line = {"time": self._now().isoformat(timespec="milliseconds"), "event": kind, **fields}
         with files.writing(self._path):

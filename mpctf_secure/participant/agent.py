@@ -12,10 +12,11 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
+from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.policy import check_contract, check_proposal
-from mpctf_secure.participant.rounds import Participant, Report
+from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.store import Store
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
@@ -32,30 +33,40 @@ _BEAT_SECONDS = 15.0
 DONE = "done"
 
 
-def join(site: SiteConfig, keys: Keys, report: Report) -> None:
+def join(site: SiteConfig, keys: Keys, listener: Listener) -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
-    with contextlib.closing(Store(site.work)) as store:
-        _Agent(site, keys, store, report, site.patience, set()).run_once()
+    with _opened(site, listener) as (store, record):
+        _Agent(site, keys, store, record, site.patience, set()).run_once()
 
 
-def serve(site: SiteConfig, keys: Keys, report: Report) -> Never:
+def serve(site: SiteConfig, keys: Keys, listener: Listener) -> Never:
     """Take part in one run after the other, until a signal or an error that time cannot mend."""
     refused: set[str] = set()
     patience = site.patience
-    with contextlib.closing(Store(site.work)) as store:
+    with _opened(site, listener) as (store, record):
         while True:
-            agent = _Agent(site, keys, store, report, patience, refused)
+            agent = _Agent(site, keys, store, record, patience, refused)
             try:
                 agent.run_once()
             except InterruptedRunError as error:
-                report(error.message)
-            except VetoError as error:
-                report(f"{error.message}; {error.hint}")
+                record("run_left", reason=error.message)
+            except VetoError:
+                pass  # it is recorded, and the coordinator's operator was told
             except SecurityError:
                 if not agent.roster_is_old:
                     raise
             patience = math.inf  # whoever has answered once is waited for without end
             time.sleep(_BETWEEN_RUNS_SECONDS)
+
+
+@contextlib.contextmanager
+def _opened(site: SiteConfig, listener: Listener) -> Iterator[tuple[Store, Record]]:
+    """What this site keeps on disk; the store's lock is held before the events are touched."""
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(Store(site.work)))
+        events = stack.enter_context(contextlib.closing(EventLog(site.work / "events.jsonl", SITE_KINDS, utc_now)))
+        events.listeners.append(listener)
+        yield store, events.record
 
 
 class VetoError(SecurityError):
@@ -66,9 +77,9 @@ class _Agent:
     """One site, from its first call to the end of one run."""
 
     def __init__(
-        self, site: SiteConfig, keys: Keys, store: Store, report: Report, patience: float, refused: set[str]
+        self, site: SiteConfig, keys: Keys, store: Store, record: Record, patience: float, refused: set[str]
     ) -> None:
-        self._site, self._keys, self._store, self._report = site, keys, store, report
+        self._site, self._keys, self._store, self._record = site, keys, store, record
         self._patience, self._refused = patience, refused
         self._roster = keystore.load_roster(site.keys)
         self._roster.check_unexpired(utc_now())
@@ -86,7 +97,7 @@ class _Agent:
         model_hash = hash_model(self._site.model)
         tls = OwnTls(self._keys.identity, self._me)
         with contextlib.closing(
-            Channel(self._site.coordinator, self._roster, tls, self._patience, self._report)
+            Channel(self._site.coordinator, self._roster, tls, self._patience, self._note_break)
         ) as channel:
             link = Link(channel, self._keys.identity, self._roster.coordinator)
             try:
@@ -95,6 +106,9 @@ class _Agent:
             except MpctfError as error:
                 error.culprits = tuple(self._roster.named(error.culprits))
                 raise
+
+    def _note_break(self, reason: str) -> None:
+        self._record("no_connection", reason=reason)
 
     def _hear_proposal(self, link: Link, channel: Channel) -> Proposal:
         """What is on; waits for it. A coordinator that has answered once is waited for without end."""
@@ -119,20 +133,21 @@ class _Agent:
                     f"{self._site.work} has forgotten run {run_id}",
                     hint="restore it: who forgets may join a round twice",
                 )
-        self._report(f"{name}: joins run {run_id}")
+        self._record("run_joined", run=run_id)
         job = Job(JobSpec.of(self._site.model, self._site.data, proposal.lora, proposal.training), self._site.work)
         with contextlib.closing(job):
-            self._report(f"{name}: {job.rows} rows, {job.truncated} of them truncated; on {job.hardware_text}")
+            self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
             facts = Facts.of(measure_package(), model_hash, job.schema)
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
             self._store.accept(contract)
+            self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             link.ask("accept", contract.run_context, b"", "go")
             members = Members(self._site.keys, roster, contract.participants)
             with _heart(link, contract):
                 participant = Participant(
-                    name, link, self._keys.identity, contract, job, members, self._site.keys, self._store, self._report
+                    name, link, self._keys.identity, contract, job, members, self._site.keys, self._store, self._record
                 )
                 state = participant.run()
         self._finish(contract, state)
@@ -149,8 +164,8 @@ class _Agent:
         folder = self._store.folder(contract.run_id) / "adapter"
         save_adapter_folder(folder, state.adapter, contract.tensors, contract.lora, contract.base_model)
         keystore.destroy_run_secret(self._site.keys, contract.run_id)
+        self._record("run_done", run=contract.run_id, adapter=str(folder))
         self._store.end(contract.run_id, DONE)
-        self._report(f"{self._me.name}: run {contract.run_id} is over; the adapter: {folder}")
 
     @contextlib.contextmanager
     def _vetoing(self, link: Link, proposal: Proposal) -> Iterator[None]:
@@ -158,6 +173,7 @@ class _Agent:
         try:
             yield
         except SecurityError as error:
+            self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
             link.tell("veto", bytes.fromhex(proposal.roster_hash), f"{error.message}; {error.hint}".encode())
             self._refused.add(proposal.run_id)
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error

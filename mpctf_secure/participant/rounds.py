@@ -13,6 +13,7 @@ from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
+from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.participant.attempts import Attempts, Input
 from mpctf_secure.participant.link import BehindError, Link, Outcome, Published, Skipped
@@ -43,8 +44,6 @@ from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, ch
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch import Job
 
-Report = Callable[[str], None]
-"""Gets one line for the site's terminal or log."""
 _PROGRESS_SECONDS = 0.5
 
 
@@ -71,7 +70,7 @@ class Participant:
         members: Members,
         keys: Path,
         store: Store,
-        report: Report,
+        record: Record,
     ) -> None:
         self._name = name
         self._link = link
@@ -81,7 +80,7 @@ class Participant:
         self._members = members
         self._keys = keys
         self._store = store
-        self._report = report
+        self._record = record
         self._run_secret = keystore.run_secret(keys, contract.run_id)
 
     def run(self) -> State:
@@ -111,7 +110,7 @@ class Participant:
         try:
             attempts = self._attempts(state)
         except LostRoundError as error:
-            self._report(f"{self._name}: sits out round {state.round + 1}: {error.message}")
+            self._record("round_sat_out", round=state.round + 1, reason=error.message)
             attempts = None
         try:
             outcome = self._take_part_until_outcome(state, attempts)
@@ -147,9 +146,13 @@ class Participant:
         count = fixed_size(self._contract.data.size, self._job.rows)
         rows = round_slice(state.round + 1, count, self._job.rows, self._contract.seed, self._name)
         trained = self._job.train(state.adapter, rows, self._progress(state.round + 1))
-        self._report(
-            f"{self._name}: round {state.round + 1}: {trained.rows} rows, {trained.tokens} tokens, "
-            f"loss {trained.loss:.3f}, {trained.seconds:.1f} s"
+        self._record(
+            "round_trained",
+            round=state.round + 1,
+            rows=trained.rows,
+            tokens=trained.tokens,
+            loss=trained.loss,
+            seconds=trained.seconds,
         )
         # Whatever is wrong with an update shows before this site is counted in a cohort.
         if not math.isfinite(trained.loss):
@@ -185,10 +188,10 @@ class Participant:
         self, state: State, contribution: Contribution | None, attempts: Attempts, announce: Announce
     ) -> None:
         """The stages of one attempt, as far as it goes with this site."""
-        attempt = f"attempt {announce.attempt} of round {announce.round}"
+        which = {"round": announce.round, "attempt": announce.attempt}
         ctx = self._context(state, announce).digest()
         if announce != attempts.announce and not set(announce.cohort) <= self._members.left():
-            self._refuse(attempt, ctx)
+            self._refuse(announce, ctx)
             return
         try:
             advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
@@ -197,23 +200,25 @@ class Participant:
             try:
                 masked = attempts.mask(delivery)
             except BadBoxError as error:
-                self._report(f"{self._name}: left {attempt}: {error.message}: {error.dealer.hex()[:16]}…")
+                self._record("box_refused", **which, dealer=error.dealer.hex(), reason=error.message)
                 self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
                 return
             claim = self._link.upload(_uploader(attempts, ctx, masked), ctx, "survivors")
             signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
-            self._link.send("release", attempts.release(signatures), ctx, "ack")
+            release = attempts.release(signatures)
+            self._record("shares_released", **which, context=ctx.hex())
+            self._link.send("release", release, ctx, "ack")
         except Skipped:
-            self._report(f"{self._name}: {attempt} goes on without this site")
+            self._record("attempt_missed", **which)
 
-    def _refuse(self, attempt: str, ctx: bytes) -> None:
+    def _refuse(self, announce: Announce, ctx: bytes) -> None:
         """Put nothing into a sum with a member who was removed; what others had begun with it stays true.
 
         The coordinator may hear of the removal a moment later than this site, so that this convicts nobody.
         """
         gone, version = ", ".join(self._members.gone()), self._members.newest_roster().version
-        reason = f"{attempt} with {gone}, not in roster version {version}"
-        self._report(f"{self._name}: refuses {reason}")
+        reason = f"attempt {announce.attempt} of round {announce.round} with {gone}, not in roster version {version}"
+        self._record("attempt_refused", round=announce.round, attempt=announce.attempt, reason=reason)
         self._link.tell("veto", ctx, reason.encode())
 
     def _context(self, state: State, announce: Announce) -> Context:
@@ -261,12 +266,12 @@ class Participant:
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)
-        self._report(f"{self._name}: round {state.round + 1} is void: {void.reason}")
+        self._record("round_void", round=state.round + 1, reason=void.reason)
         convicted = None
         if void.proof:
             with blaming(COORDINATOR, "proof against a dealer"):
                 convicted = DealerProof.decode(void.proof).convict(context)
-            self._report(f"{self._name}: the shares of {convicted.hex()[:16]}… convict it; it is out of the run")
+            self._record("dealer_convicted", round=state.round + 1, dealer=convicted.hex())
         return void_state(self._contract, state, convicted).after(void.encode())
 
     def _verified_sum(self, state: State, attempts: Attempts | None, outcome: Published) -> Sum:
@@ -290,6 +295,7 @@ class Participant:
         run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
         certificate = self._link.ask("transition", run_context, position, "next")
         self._check_certificate(state, certificate)
+        self._record("round_finished", round=state.round, state_hash=state.hash(self._contract).hex())
         self._store.certify(self._contract.run_id, state, certificate)
 
     def _check_certificate(self, state: State, certificate: bytes) -> None:
@@ -324,7 +330,7 @@ class Participant:
                 raise SecurityError("it is not of this contract's model")
             self._check_certificate(following, certificate)
             own = self._own_part(state, outcomes[0])
-        self._report(f"{self._name}: catches up from round {state.round} to {following.round}")
+        self._record("caught_up", held=state.round, round=following.round)
         self._store.keep(self._contract.run_id, following)
         self._store.certify(self._contract.run_id, following, certificate)
         if own:

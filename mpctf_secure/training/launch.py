@@ -123,6 +123,7 @@ def _torchrun(path: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nnodes=1", "--nproc-per-node=1", "--max-restarts=0"),
+        *("--log-dir", str(path.parent)),  # its own would stay in /tmp for ever
         *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
         *("-m", "mpctf_secure.training.worker", str(path)),
     ]

@@ -38,11 +38,11 @@ class Channel:
         roster: Roster,
         tls: OwnTls,
         patience: float = PATIENCE_SECONDS,
-        report: Callable[[str], None] = lambda _: None,
+        no_connection: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.patience = patience
-        """Seconds of one break after which a call gives up; may be infinite."""
-        self._report = report
+        """Seconds of one break after which a call gives up; may be infinite. `no_connection` is told why it goes on."""
+        self._no_connection = no_connection
         self._roster = roster
         self._tls = tls
         self._address = address
@@ -141,7 +141,7 @@ class Channel:
                 if pause == _FIRST_PAUSE or now - started > _LASTED_SECONDS:  # a new break, not the old one going on
                     give_up, pause, told = now + self.patience, _FIRST_PAUSE, False
                 if pause == _LONGEST_PAUSE and not told:
-                    self._report(f"no connection to the coordinator: {_why(error)}; trying on")
+                    self._no_connection(_why(error))
                     told = True
                 if now > give_up:
                     raise NoConnectionError(

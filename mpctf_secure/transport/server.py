@@ -45,6 +45,9 @@ class Handler(Protocol):
     def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
         """A published sum in chunks."""
 
+    def turned_away(self, caller: str, reason: str) -> None:
+        """Somebody at this network address was not let in, as one who was removed, or while a clock is wrong here."""
+
 
 class Listener:
     """A running gRPC server; `port` is the one it got."""
@@ -166,7 +169,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _answering(self, context: Any) -> AsyncIterator["_Call"]:
         """Who calls; the call ends when that member leaves the roster, and errors become statuses."""
         try:
-            peer = self._peer(context)
+            peer = self._admitted(context)
             # Else one participant could take the places, or the time, of all.
             if [call.peer for call in self._calls].count(peer) >= _MOST_CALLS:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} calls of yours are open")
@@ -189,6 +192,14 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
         except MpctfError as error:
             await context.abort(*to_status(error))
+
+    def _admitted(self, context: Any) -> Member:
+        try:
+            return self._peer(context)
+        except MpctfError as error:
+            host, _, _ = str(context.peer()).rpartition(":")
+            self._handler.turned_away(host, error.message)
+            raise
 
     def _peer(self, context: Any) -> Member:
         """Who calls, at this call and not only at the handshake: the identity that issued the TLS key.

@@ -111,7 +111,7 @@ def participant(
     store.accept(CONTRACT)
     lonely: Any = link or Coordinator()
     members: Any = roster or Roster()
-    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), members, keys, store, lambda _: None)
+    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), members, keys, store, lambda *_, **__: None)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:

@@ -63,7 +63,7 @@ class Recorder:
 
     async def upload(self, peer: Member, pieces: AsyncIterator[bytes]) -> bytes:
         self.on_upload(peer)
-        chunks = self.uploads.setdefault((str(peer.name), self.inner.rounds[-1].round), [])
+        chunks = self.uploads.setdefault((str(peer.name), self.inner.ledger.round.round), [])
 
         async def tapped() -> AsyncIterator[bytes]:
             async for piece in pieces:
@@ -76,6 +76,9 @@ class Recorder:
     def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
         self.received.append(request)
         return self.inner.reception.download(peer, request)
+
+    def turned_away(self, caller: str, reason: str) -> None:
+        self.inner.reception.turned_away(caller, reason)
 
 
 @dataclass

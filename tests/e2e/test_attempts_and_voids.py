@@ -21,7 +21,7 @@ SETTINGS = ["rounds=2", "timeouts.training=60"]
 
 
 def assert_exact(outcome: Outcome, number: int, names: list[str]) -> None:
-    record = outcome.coordinator.rounds[number - 1]
+    record = outcome.coordinator.ledger.rounds[number - 1]
     assert record.survivors == names
     lanes, scalars = published(outcome, number, record.ring_bits)
     given = [outcome.inputs[name, number] for name in names]
@@ -47,7 +47,7 @@ def test_attempt_below_the_floor_is_followed_by_one_with_the_same_inputs(
     monkeypatch.setattr(Recorder, "exchange", exchange)
     run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=5"], monkeypatch, training=False)
     outcome = run.run()
-    first, second = outcome.coordinator.rounds
+    first, second = outcome.coordinator.ledger.rounds
     assert (first.attempts, first.void, second.attempts) == (2, None, 1)
     failed = [event for event in outcome.events if event["event"] == "attempt_failed"]
     assert [(event["round"], event["attempt"]) for event in failed] == [(1, 1)]
@@ -73,8 +73,8 @@ def test_upload_that_takes_longer_than_a_stage_is_waited_for_while_it_moves(
     monkeypatch.setattr(Recorder, "upload", upload)
     run = RealRun(tmp_path, ["rounds=1", "timeouts.stage=3"], monkeypatch, training=False)
     outcome = run.run()
-    assert outcome.coordinator.rounds[0].seconds["masked input"] > 4
-    assert outcome.coordinator.rounds[0].dropouts == []
+    assert outcome.coordinator.ledger.rounds[0].seconds["masked input"] > 4
+    assert outcome.coordinator.ledger.rounds[0].dropouts == []
     assert_exact(outcome, 1, ["site-1", "site-2", "site-3", "site-4"])
 
 
@@ -91,7 +91,7 @@ def test_upload_that_stands_still_is_not_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Recorder, "upload", upload)
     run = RealRun(tmp_path, ["rounds=1", "timeouts.stage=3"], monkeypatch, training=False)
     outcome = run.run()
-    record = outcome.coordinator.rounds[0]
+    record = outcome.coordinator.ledger.rounds[0]
     assert [(entry["participant"], entry["stage"]) for entry in record.dropouts] == [("site-2", "masked input")]
     assert_exact(outcome, 1, ["site-1", "site-3", "site-4"])
 
@@ -113,7 +113,7 @@ def test_dealer_of_boxes_that_do_not_open_is_named_and_the_next_attempt_does_wit
     refused = [event for event in outcome.events if event["event"] == "box_refused"]
     assert sorted(event["participant"] for event in refused) == ["site-1", "site-3"]
     assert {event["dealer"] for event in refused} == {"site-2"}
-    record = outcome.coordinator.rounds[0]
+    record = outcome.coordinator.ledger.rounds[0]
     assert (record.attempts, record.void) == (2, None)
     assert_exact(outcome, 1, ["site-1", "site-3", "site-4"])
     reasons = {entry["participant"]: entry["reason"] for entry in record.dropouts}
@@ -143,7 +143,7 @@ def test_member_that_is_removed_between_training_and_cohort_is_in_no_attempt(
     monkeypatch.setattr(Recorder, "exchange", exchange)
     monkeypatch.setattr(Members, "left", lambda members: set(members.identities - {removed}))
     outcome = run.run()
-    record = outcome.coordinator.rounds[0]
+    record = outcome.coordinator.ledger.rounds[0]
     assert (record.attempts, record.void, record.cohort) == (1, None, ["site-1", "site-3", "site-4"])
     assert_exact(outcome, 1, ["site-1", "site-3", "site-4"])
 
@@ -173,7 +173,7 @@ def test_coordinator_that_has_not_heard_of_a_removal_is_told_and_no_round_is_los
             run.run()
         return
     outcome = run.run()
-    first, _ = outcome.coordinator.rounds
+    first, _ = outcome.coordinator.ledger.rounds
     assert (first.attempts, first.void) == (2, None)
     assert f"refuses: {next(e['reason'] for e in outcome.events if e['event'] == 'veto')}" == REASON
     for number in (1, 2):
@@ -198,7 +198,7 @@ def test_bad_dealer_is_convicted_the_round_is_void_and_the_others_go_on(
     monkeypatch.setattr(Client, "_deal", deal)
     monkeypatch.setattr(shamir, "split", lambda secret, *rest: honest(bytes(32) if secret in spoilt else secret, *rest))
     outcome = run.run()
-    first, second = outcome.coordinator.rounds
+    first, second = outcome.coordinator.ledger.rounds
     assert "self-mask shares give another secret" in first.void
     assert outcome.state.voids == 1
     assert outcome.state.convicted == (liar,)
@@ -219,7 +219,7 @@ def test_round_whose_sum_no_honest_sites_can_make_is_void(tmp_path: Path, monkey
 
     run.change = spoil
     outcome = run.run()
-    first = outcome.coordinator.rounds[0]
+    first = outcome.coordinator.ledger.rounds[0]
     assert spoilt == ["site-2"]
     assert "rows" in first.void
     assert "masks hide which" in first.void

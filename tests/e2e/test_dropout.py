@@ -24,7 +24,7 @@ def kill_victim(run: RealRun, peer: Member) -> None:
 def test_round_finishes_with_the_exact_sum_of_the_other_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RealRun(tmp_path, ["rounds=2", "timeouts.stage=8", "timeouts.training=20"], monkeypatch)
     outcome = run.run(killable=VICTIM, interfere=kill_victim)
-    first, second = outcome.coordinator.rounds
+    first, second = outcome.coordinator.ledger.rounds
     others = ["site-1", "site-2", "site-4"]
     assert len(first.cohort) == 4
     assert first.survivors == others

@@ -196,6 +196,13 @@ def test_site_that_was_away_at_the_end_gets_the_last_state_later(tmp_path: Path,
         assert joint.site_adapters() == {undisturbed}
         joint.processes[COORDINATOR].send_signal(signal.SIGINT)  # the two others need not ask again
         joint.end(COORDINATOR, 7)
+        joint.serve_the_end()
+        joint.processes[COORDINATOR].send_signal(signal.SIGTERM)
+        joint.end(COORDINATOR, 7)
+        joint.serve_the_end()
+        joint.command(COORDINATOR, "runs", "stop", joint.run_folder.name)
+        joint.end(COORDINATOR, 0)
+        joint.serve_the_end()  # what stopped one does not stop the next
         assert joint.report() == before
 
 

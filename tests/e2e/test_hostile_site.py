@@ -42,7 +42,7 @@ def test_messages_that_none_may_send_are_refused_at_every_method_and_the_run_goe
     told = [event for event in outcome.events if event["event"] == "refused"]
     assert {event["participant"] for event in told} == {"site-4"}
     assert 1 < len(told) <= 10
-    assert outcome.coordinator.rounds[0].dropouts[0]["participant"] == "site-4"
+    assert outcome.coordinator.ledger.rounds[0].dropouts[0]["participant"] == "site-4"
     assert_exact(outcome, 1, ["site-1", "site-2", "site-3"])
 
 

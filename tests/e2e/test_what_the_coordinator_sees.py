@@ -16,7 +16,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def bits_of(outcome: Outcome, round_number: int) -> int:
-    return outcome.coordinator.rounds[round_number - 1].ring_bits
+    return outcome.coordinator.ledger.rounds[round_number - 1].ring_bits
 
 
 def bfloat16(update: np.ndarray) -> np.ndarray:
@@ -93,5 +93,5 @@ def test_mean_that_is_applied_is_the_weighted_mean_of_the_updates(outcome: Outco
 
 def test_four_participants_of_four_are_reported(outcome: Outcome) -> None:
     names = [f"site-{i}" for i in range(1, 5)]
-    assert all(record.survivors == names and not record.dropouts for record in outcome.coordinator.rounds)
+    assert all(record.survivors == names and not record.dropouts for record in outcome.coordinator.ledger.rounds)
     assert Path(outcome.folder / "spool").exists()

@@ -145,6 +145,28 @@ def test_upload_that_a_power_cut_spoilt_begins_again_and_nobody_is_blamed(world:
     asyncio.run(scenario())
 
 
+def test_chunk_that_comes_again_does_not_hold_up_the_round(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        seen = []
+        for cut in (2, 2, 2, 3):
+            await world.upload("bank-b", world.stream("bank-b")[:cut])
+            seen.append(world.spool._moved)
+        assert seen[0] == seen[1] == seen[2] < seen[3]
+
+    asyncio.run(scenario())
+
+
+def test_sender_that_is_turned_away_again_and_again_is_told_a_few_times(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        for _ in range(100):
+            world.reception.turned_away("ipv4:192.0.2.7", "nobody in the roster")
+        assert world.events == ["refused"] * 10
+
+    asyncio.run(scenario())
+
+
 def test_upload_that_begins_after_what_is_held_is_refused(world: World) -> None:
     async def scenario() -> None:
         world.open()
@@ -292,9 +314,9 @@ def test_site_with_another_roster_is_told_so_and_may_come_back(world: World) -> 
 def test_state_for_one_who_was_away_goes_on_where_it_broke_off(world: World) -> None:
     async def scenario() -> None:
         world.open()
-        world.reception.finished = [Finished(number, bytes([number]), b"signed", {}) for number in (1, 2, 3)]
+        world.reception.archive.finished = [Finished(number, bytes([number]), b"signed", {}) for number in (1, 2, 3)]
         first = initial_state(make_contract())
-        world.reception.state = replace(first, round=3, adapter=np.zeros((1 << 19) + 5, np.float32))
+        world.reception.archive.state = replace(first, round=3, adapter=np.zeros((1 << 19) + 5, np.float32))
 
         async def pieces(held: int) -> list[bytes]:
             fetch = Fetch(Position(1, bytes(32)), held=held)

@@ -1,18 +1,22 @@
 import datetime
 import json
+import re
 import resource
 from pathlib import Path
 
 import pytest
 
+from mpctf_secure.cli import join, screen
 from mpctf_secure.errors import EnvironmentUnfitError
-from mpctf_secure.monitoring.events import Event, EventLog
+from mpctf_secure.monitoring import events
+from mpctf_secure.monitoring.events import COORDINATOR_KINDS, SITE_KINDS, Event, EventLog
 
+PACKAGE = Path(events.__file__).parents[1]
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
 
 def opened(folder: Path) -> EventLog:
-    return EventLog(folder / "events.jsonl", lambda: NOW)
+    return EventLog(folder / "events.jsonl", COORDINATOR_KINDS, lambda: NOW)
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -27,6 +31,15 @@ def test_event_is_in_the_file_before_anybody_is_told(tmp_path: Path) -> None:
     assert lines(tmp_path) == [{"time": "2030-01-01T00:00:00.000+00:00", "event": "round_started", "round": 1}]
     with pytest.raises(ValueError, match="unknown kind"):
         log.record("lunch")
+
+
+def test_every_kind_is_recorded_somewhere_and_has_a_line_or_none() -> None:
+    for kinds, room in ((COORDINATOR_KINDS, "coordinator"), (SITE_KINDS, "participant")):
+        sources = [*(PACKAGE / room).glob("*.py"), PACKAGE / "cli" / "start.py"]
+        recorded = set(re.findall(r'(?:tell|record|_record)\(\s*"(\w+)"', "".join(p.read_text() for p in sources)))
+        assert kinds <= recorded | {"run_ended", "run_interrupted"}
+    assert join._TEXTS.keys() <= SITE_KINDS
+    assert screen._TEXTS.keys() | screen._QUIET | {"progress"} == COORDINATOR_KINDS
 
 
 def test_what_a_power_cut_left_of_a_line_goes(tmp_path: Path) -> None:

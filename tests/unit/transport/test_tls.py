@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,9 @@ class Echo:
 
     waiting = threading.Semaphore(0)
 
+    def __init__(self) -> None:
+        self.turned: list[tuple[str, str]] = []
+
     async def exchange(self, peer: Member, request: bytes) -> bytes:
         if request == b"refuse":
             raise UsageError("row 3 is wrong", hint="mend it")
@@ -56,6 +59,9 @@ class Echo:
                 raise EnvironmentUnfitError("the line went dead")
             yield bytes([byte])
 
+    def turned_away(self, caller: str, reason: str) -> None:
+        self.turned.append((caller, reason))
+
 
 @dataclass
 class World:
@@ -63,6 +69,7 @@ class World:
     roster: Roster
     keys: dict[str, Keys]
     use: Callable[[Roster], None] = lambda _: None
+    handler: Echo = field(default_factory=Echo)
 
     def member(self, name: str) -> Member:
         return next(member for member in self.roster.members if member.name == name)
@@ -85,10 +92,10 @@ class Shows:
 
 
 def serve(
-    roster: Roster, tls: OwnTls, ready: Callable[[str, Callable[[Roster], None]], None], stop: threading.Event
+    world: World, tls: OwnTls, ready: Callable[[str, Callable[[Roster], None]], None], stop: threading.Event
 ) -> None:
     async def main() -> None:
-        listener = await listen("127.0.0.1:0", roster, tls, Echo())
+        listener = await listen("127.0.0.1:0", world.roster, tls, world.handler)
         loop = asyncio.get_running_loop()
 
         def use(other: Roster) -> None:
@@ -103,17 +110,21 @@ def serve(
     asyncio.run(main())
 
 
+def enrolled(home: Path) -> World:
+    roster = ceremony.hold({ParticipantName(n): home / n for n in NAMES}, ParticipantName("coordinator"), NOW, b"x")
+    return World("", roster, {name: keystore.unseal(home / name, b"x") for name in NAMES})
+
+
 @contextlib.contextmanager
 def serving(home: Path, server: str = "coordinator", life: datetime.timedelta = certificate.LIFE) -> Iterator[World]:
-    roster = ceremony.hold({ParticipantName(n): home / n for n in NAMES}, ParticipantName("coordinator"), NOW, b"x")
-    world = World("", roster, {name: keystore.unseal(home / name, b"x") for name in NAMES})
+    world = enrolled(home)
     started, stop = threading.Event(), threading.Event()
 
     def ready(address: str, use: Callable[[Roster], None]) -> None:
         world.address, world.use = address, use
         started.set()
 
-    thread = threading.Thread(target=serve, args=(roster, world.tls(server, life), ready, stop))
+    thread = threading.Thread(target=serve, args=(world, world.tls(server, life), ready, stop))
     thread.start()
     try:
         assert started.wait(10)
@@ -278,11 +289,46 @@ def test_revoked_member_is_out_of_a_call_that_waits(tmp_path: Path) -> None:
         world.use(replace(world.roster, version=2, members=rest))
         thread.join(10)
         assert errors == ["coordinator: bank-b is not in roster version 2 under this identity"]
-        with pytest.raises(MpctfError):
+        assert world.handler.turned == []
+        with pytest.raises(SecurityError, match="nobody in the roster"):
             channel.exchange(b"hello")
+        assert world.handler.turned == [("ipv4:127.0.0.1", "TLS certificate was issued by nobody in the roster")]
         with pytest.raises(EnvironmentUnfitError):
             world.channel("bank-b").exchange(b"hello")
         assert world.channel("hospital-a").exchange(b"hello") == b"hospital-a:hello"
+
+
+def test_stop_lets_an_answer_on_its_way_arrive_and_waits_for_no_other_call(tmp_path: Path) -> None:
+    class Slow(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sent, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
+            yield b"header"
+            self.sent.set()
+            await self.may_go_on.wait()
+            yield b"a"
+            yield b"b"
+
+    async def scenario() -> None:
+        world, handler = enrolled(tmp_path), Slow()
+        listener = await listen("127.0.0.1:0", world.roster, world.tls("coordinator"), handler)
+        world.address = f"127.0.0.1:{listener.port}"
+        downloading = asyncio.create_task(asyncio.to_thread(world.channel("bank-b").download, lambda _: b"", 3))
+        waiting = asyncio.create_task(asyncio.to_thread(world.channel("hospital-a").exchange, b"wait"))
+        await handler.sent.wait()
+        assert await asyncio.to_thread(Echo.waiting.acquire, timeout=10)
+        stopping = asyncio.create_task(listener.stop(60))
+        with pytest.raises(EnvironmentUnfitError, match="no connection"):
+            await waiting
+        assert not downloading.done()
+        assert not stopping.done()
+        handler.may_go_on.set()
+        assert await downloading == [b"header", b"a", b"b"]
+        await stopping
+
+    asyncio.run(scenario())
 
 
 def test_one_participant_does_not_take_the_places_of_all(tmp_path: Path) -> None:
@@ -396,6 +442,8 @@ def test_expired_roster_serves_nobody_at_either_end(tmp_path: Path) -> None:
         # To whose clock it has not: one of the two clocks is wrong, and may be set right.
         with pytest.raises(EnvironmentUnfitError, match=r"no connection .*: roster version 1 expired"):
             channel.exchange(b"hello")
+        assert all("roster version 1 expired" in reason for _, reason in world.handler.turned)
+        assert world.handler.turned
 
 
 def test_wrong_address_ends_with_a_clear_error(world: World) -> None:
