@@ -58,6 +58,8 @@ class Database:
 
 def is_in_use(folder: Path) -> bool:
     """Whether a process has the database in this folder."""
+    if not (folder / _LOCK).exists():
+        return False
     with (folder / _LOCK).open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

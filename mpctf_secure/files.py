@@ -26,13 +26,13 @@ def create(path: Path, content: bytes) -> None:
         os.link(unfinished, path)
     finally:
         unfinished.unlink()
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def replace(path: Path, content: bytes) -> None:
     """Put `content`, mode 0600, in the place of what was there, on disk when this returns."""
     _write_beside(path, content).rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
@@ -53,12 +53,12 @@ def _write_beside(path: Path, content: bytes) -> Path:
 def make_folder(path: Path) -> None:
     """A folder of mode 0700 whose name is on disk when this returns; one that is there already stays."""
     path.mkdir(mode=0o700, exist_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names that were added to or removed from a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content last, or the names that were added to or removed from a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,7 +13,7 @@ from mpctf_secure.cli.text import one_line
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
 from mpctf_secure.database import is_in_use
-from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, UsageError
+from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 from mpctf_secure.monitoring.events import COORDINATOR_KINDS, EventLog
 from mpctf_secure.transport.tls import utc_now
 
@@ -26,11 +26,11 @@ Output = Annotated[Format, typer.Option("--format", help="json: for programs.")]
 
 @app.command("list")
 def list_runs(runs: RunsFolder = Path("runs"), output: Output = Format.TEXT) -> None:
-    """List all runs: running, interrupted, done, failed or stopped, and how far they are.
+    """List all runs: running, interrupted, done, failed, stopped or damaged, and how far they are.
 
     Example: mpctf-secure runs list
     """
-    found = [_describe(path.parent) for path in sorted(runs.glob(f"*/{PLAN}"))]
+    found = [_describe_any(path.parent) for path in sorted(runs.glob(f"*/{PLAN}"))]
     if output is Format.JSON:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -88,6 +88,8 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
         return
     if journal.ended:
         raise UsageError(f"{run} has ended: {journal.ended.reason}", hint="runs show")
+    if len(journal.finished()) == Plan.load(folder).proposal.rounds:
+        raise UsageError(f"all rounds of {run} are done", hint="runs resume writes its adapter")
     with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
         end_run(journal, events.record, Ended(InterruptedRunError.exit_code, "stopped by its operator"))
     typer.echo(f"{run} is stopped")
@@ -118,5 +120,14 @@ def _describe(folder: Path) -> dict[str, Any]:
     }
 
 
+def _describe_any(folder: Path) -> dict[str, Any]:
+    """One that is damaged must not hide the others."""
+    try:
+        return _describe(folder)
+    except MpctfError as error:
+        told = {"run": folder.name, "state": "damaged", "reason": error.message}
+        return {**told, "participants": [], "of": 0, "rounds": []}
+
+
 def _why(run: dict[str, Any]) -> str:
-    return f": {run['reason']}" if run["reason"] and run["state"] in {"failed", "stopped"} else ""
+    return f": {run['reason']}" if run["reason"] and run["state"] in {"failed", "stopped", "damaged"} else ""

@@ -226,7 +226,13 @@ class _Run:
                 self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
             with self._local_participants(address, coordinator.reception):
                 coordinator.reception.look = lambda: self._look(listener, coordinator)
-                await _first(self._work(coordinator), self._watch(coordinator))
+                try:
+                    await _first(self._work(coordinator), self._watch(coordinator))
+                except MpctfError:
+                    if self._journal.ended:
+                        with contextlib.suppress(asyncio.CancelledError):  # what ended the run stays the reason
+                            await coordinator.dismiss()
+                    raise
                 grace = _DOWNLOAD_SECONDS
             if parties.fleet:
                 await asyncio.to_thread(parties.fleet.finish, _ENDING_SECONDS)
@@ -237,7 +243,8 @@ class _Run:
 
     async def _work(self, coordinator: Coordinator) -> None:
         contract, state = await coordinator.run()
-        self._save(contract, state)
+        if self._journal.ended is None:
+            await asyncio.to_thread(self._save, contract, state)
         stop = self._folder / STOP
         await coordinator.farewell(stop.exists)
         stop.unlink(missing_ok=True)
@@ -277,11 +284,8 @@ class _Run:
         self._version = roster.version
 
     def _save(self, contract: Contract, state: State) -> None:
-        unfinished, target = self._folder / "adapter.part", self._folder / "adapter"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        save_adapter_folder(unfinished, state.adapter, contract.tensors, contract.lora, contract.base_model)
-        shutil.rmtree(target, ignore_errors=True)  # of a start that was interrupted after this
-        unfinished.rename(target)
+        target = self._folder / "adapter"
+        save_adapter_folder(target, state.adapter, contract.tensors, contract.lora, contract.base_model)
 
 
 async def _first(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, Never]) -> None:

@@ -80,14 +80,15 @@ class Gate:
 
     async def enter(self, sender: IdentityKey, message: bytes) -> Answer:
         """Hand in a message and wait for the answer; raises what `accept` raises."""
-        # Before the first round a site may still mend what it is, and say so at a closed gate.
-        if self._arrived.get(sender, message) != message and (self.key.round or not self.closed):
+        # Before the first round a site may still mend what it is; behind a closed gate nothing of it counts.
+        differs = self._arrived.get(sender, message) != message
+        if differs and self.key.round:
             raise SecurityError(
                 f"a second, different {self.key.label} message",
                 hint="does another machine use the same keys?",
                 culprits=[sender.hex()],
             )
-        if self.expects(sender) and sender not in self._arrived:
+        if self.expects(sender) and (differs or sender not in self._arrived):
             self._accept(sender, message)
             self._log(Message(self.key, sender, message))
             self._count(sender, message)

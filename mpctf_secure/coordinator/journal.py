@@ -92,6 +92,8 @@ class Journal:
     @staticmethod
     def peek(folder: Path) -> tuple[list[Finished], Ended | None]:
         """The rounds that are over, and how the run ended, of a run that another process may have."""
+        if not (folder / _FILE).exists():
+            return [], None  # killed before it began
         with reading(folder / _FILE) as db:
             return _finished(db), _ended(db)
 
@@ -100,10 +102,11 @@ class Journal:
         self._db.close()
 
     def add(self, row: Row) -> None:
-        """Append; sqlite3.IntegrityError for a second message of one sender, or a second closing, at one gate."""
+        """Append; sqlite3.IntegrityError for a gate's second closing and, in a round, a sender's second message."""
         match row:
             case Message(gate, sender, body):
-                self._insert("message", gate, sender, body)
+                # Before the first round a site may still mend what it is.
+                self._insert("message", gate, sender, body, replaces=gate.round == 0)
             case Closed(gate, left, seconds):
                 reasons = {member.hex(): reason for member, reason in left.items()}
                 self._insert("closed", gate, b"", json.dumps([reasons, seconds]).encode())
@@ -154,8 +157,9 @@ class Journal:
         """How the run ended, None while it has not."""
         return _ended(self._db)
 
-    def _insert(self, kind: str, gate: GateKey, member: bytes, body: bytes) -> None:
-        self._db.execute("INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?)", (kind, *gate, member, body))
+    def _insert(self, kind: str, gate: GateKey, member: bytes, body: bytes, *, replaces: bool = False) -> None:
+        verb = "REPLACE" if replaces else "INSERT"
+        self._db.execute(f"{verb} INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?)", (kind, *gate, member, body))
 
 
 def _finished(db: Database | sqlite3.Connection) -> list[Finished]:

@@ -1,7 +1,7 @@
 """What the rounds leave behind: a record of each for report.json, and events."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,9 +88,10 @@ class Ledger:
         """Their names, sorted."""
         return sorted(map(self.name, members))
 
-    def begin_round(self, number: int) -> RoundRecord:
-        """A new record."""
-        self.rounds.append(RoundRecord(number))
+    def begin_round(self, number: int, banned: Mapping[IdentityKey, str]) -> RoundRecord:
+        """A new record, of a round for which these are out already."""
+        out = [{"participant": self.name(m), "stage": "cohort", "reason": why} for m, why in sorted(banned.items())]
+        self.rounds.append(RoundRecord(number, dropouts=out))
         self.tell("round_started", round=number)
         return self.round
 

@@ -90,7 +90,7 @@ class Archive:
         yield from missed[fetch.held :]
         yield from adapter_chunks(self.state.adapter, max(fetch.held - len(missed), 0))
 
-    async def news_of(self, peer: Member, ctx: bytes, fetch: Fetch) -> Iterable[bytes]:
+    async def news_of(self, peer: Member, ctx: bytes, fetch: Fetch) -> Answer | Iterable[bytes]:
         """What became of a round, as soon as there is something that this member has not heard."""
         number = fetch.position.round
         if number <= len(self.finished) and number not in self._news:
@@ -101,5 +101,5 @@ class Archive:
         if isinstance(news, Announce):
             return [self._sign("announce", ctx, news.encode())]
         if isinstance(news, Answer):
-            return [self._sign(news.label, ctx, news.body)]
+            return news
         return itertools.chain([news.header], news.chunks(fetch.held))

@@ -26,15 +26,15 @@ from mpctf_secure.secagg.messages import Signed
 NOTED = Answer("noted", b"")
 AGAIN = Answer("again", b"")
 _PRESENT_SECONDS = 60.0
-_REPLAY_SECONDS = 600.0
 _TICK_SECONDS = 0.01
 _MOST_VETOES = 3
 _MOST_REFUSALS = 10  # of one sender that are told
 _PROGRESS_SECONDS = 0.2
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
-_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress"}
+_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "done"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
+_UNTIL_CLOSED = {"facts", "accept", *_POSITIONED}  # what came counts once the stage is closed
 
 
 class Reception:
@@ -52,9 +52,11 @@ class Reception:
         self.run_context: bytes | None = None
         """Of the contract, once there is one."""
         self.told: set[IdentityKey] = set()
-        """Who has the certificate of the last round, or its state."""
+        """Who has said that it holds the last state, signed by a quorum."""
         self.live = asyncio.Event()
-        """Set once the journal is replayed."""
+        """Set once the journal is replayed, and what follows from it is done: from then on calls are taken."""
+        self.fed = asyncio.Event()
+        """Set before, once its last row is read: from then on what happens is new."""
         self.spools: dict[bytes, Spool] = {}
         self.traffic = RoundRecord(0)
         self._proposal = proposal
@@ -68,10 +70,12 @@ class Reception:
         self._refusals: Counter[str] = Counter()
         self._heard: dict[IdentityKey, float] = {}
         self._gates: dict[GateKey, Gate] = {}
-        self._gate_opened, self._row_read = asyncio.Event(), asyncio.Event()
+        self._row_read = asyncio.Event()
+        self._undecided: set[tuple[int, int]] = set()
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
         self._progress_at: dict[str, float] = {}
         self._ended: str | None = None
+        self._dismissed: set[IdentityKey] = set()
         self._failure: EnvironmentUnfitError | None = None
 
     def open(
@@ -89,7 +93,6 @@ class Reception:
         for member, reason in self.lost.items():
             gate.drop(member, reason)
         self._gates[gate.key] = gate
-        self._gate_opened.set()
         return gate
 
     def open_round(self, number: int) -> None:
@@ -132,11 +135,18 @@ class Reception:
         since = asyncio.get_running_loop().time() - self._heard.setdefault(member, asyncio.get_running_loop().time())
         return member not in self.lost and (self._calls[member] > 0 or since < _PRESENT_SECONDS)
 
+    def listening(self) -> set[IdentityKey]:
+        """Who is there, and was not told yet that the run is over."""
+        heard = self._heard.keys() | self._calls.keys()
+        return set(filter(self.present, self.active & heard - self._dismissed - self.banned.keys()))
+
     async def decided(self, number: int, attempt: int) -> bool:
         """Wait until the journal has said who is in an attempt, or has nothing more to say; whether it has said."""
+        self._undecided.add((number, attempt))
         while (number, attempt) not in self._attempts and not self.live.is_set():
             self._row_read.clear()
             await self._row_read.wait()
+        self._undecided.clear()
         return (number, attempt) in self._attempts
 
     def decide(self, row: Attempt) -> tuple[IdentityKey, ...]:
@@ -152,43 +162,49 @@ class Reception:
         self.archive.finished.append(row)
         self.archive.state = state
 
-    async def replay(self) -> None:
+    async def replay(self, is_over: Callable[[], bool]) -> None:
         """Feed the journal's rows to the gates, in their order; from then on calls are taken.
 
         A row that does not fit was not written by this program about this run: the journal is damaged.
         """
+
+        def is_idle() -> bool:  # nothing is computed: without a row, or a call, nothing more will happen
+            stuck = any(gate.waited and not gate.closed for gate in self._gates.values())
+            return is_over() or stuck or not self._undecided <= self._attempts.keys()
+
         try:
-            async with asyncio.timeout(_REPLAY_SECONDS):
-                for row in self._journal.rows():
-                    await self._replay(row)
-                    self._row_read.set()
-        except (SecurityError, TimeoutError) as error:
-            raise EnvironmentUnfitError("the run's journal does not fit together", hint=str(error)) from error
-        while not any(gate.waited and not gate.closed for gate in self._gates.values()):
-            await asyncio.sleep(_TICK_SECONDS)  # what follows from the last row is still computed
+            for row in self._journal.rows():
+                await self._replay(row, is_idle)
+                self._row_read.set()
+        except SecurityError as error:
+            raise EnvironmentUnfitError("the run's journal does not fit together", hint=error.message) from error
+        self.fed.set()
+        while not is_idle():
+            await asyncio.sleep(_TICK_SECONDS)
         self.live.set()
         self.look()
         self._row_read.set()
 
-    async def _replay(self, row: Row) -> None:
+    async def _replay(self, row: Row, is_idle: Callable[[], bool]) -> None:
         match row:
             case Message(key, sender, body):
-                (await self._gate(key)).take(sender, body)
+                (await self._gate(key, is_idle)).take(sender, body)
             case Closed(key, left, seconds):
-                (await self._gate(key)).close_as(left, seconds)
+                (await self._gate(key, is_idle)).close_as(left, seconds)
             case Banned(member, reason):
                 self._apply_ban(member, reason)
             case Attempt(number, attempt, cohort):
                 self._attempts[number, attempt] = cohort
 
-    async def _gate(self, key: GateKey) -> Gate:
+    async def _gate(self, key: GateKey, is_idle: Callable[[], bool]) -> Gate:
         while key not in self._gates:
-            self._gate_opened.clear()
-            await self._gate_opened.wait()
+            if is_idle():
+                raise SecurityError(f"{key.label} of round {key.round} comes before its stage")
+            await asyncio.sleep(_TICK_SECONDS)
         return self._gates[key]
 
     def _log(self, row: Row) -> None:
-        if not self.live.is_set():
+        if not self.fed.is_set():
             return
         try:
             self._journal.add(row)
@@ -203,7 +219,7 @@ class Reception:
         self.banned[member] = reason
         for key, gate in self._gates.items():
             # What came to a stage of an attempt has had its effect there, and stays in the sum.
-            (gate.expel if key.label in _POSITIONED else gate.drop)(member, reason)
+            (gate.expel if key.label in _UNTIL_CLOSED else gate.drop)(member, reason)
 
     def _drop(self, member: IdentityKey, reason: str) -> None:
         for gate in self._gates.values():
@@ -212,6 +228,7 @@ class Reception:
     def end(self, reason: str) -> None:
         """The run is over: whoever still waits, or comes later, is told so."""
         self._ended = reason
+        self.live.set()
         for gate in self._gates.values():
             gate.answer({}, otherwise=self._abort)
         self.archive.end(self._abort)
@@ -228,7 +245,7 @@ class Reception:
             with Reader(request) as reader:
                 label, ctx, message = reader.text(), reader.bytes(32), reader.bytes()
             answer = await self._answer(peer, label, ctx, message)
-        reply = self._reply(ctx, answer)
+        reply = self._reply(peer, ctx, answer)
         self.traffic.bytes_down[peer.name] += len(reply)
         return reply
 
@@ -238,13 +255,13 @@ class Reception:
         with self._call_of(peer):
             with Reader(await anext(pieces, b"")) as opening:
                 ctx, size, first = opening.bytes(32), opening.integer(), opening.integer()
-            return self._reply(ctx, await self._receive(peer, ctx, size, first, pieces))
+            return self._reply(peer, ctx, await self._receive(peer, ctx, size, first, pieces))
 
     async def _receive(self, peer: Member, ctx: bytes, size: int, first: int, pieces: AsyncIterator[bytes]) -> Answer:
         gate, spool = self._find("upload", ctx, None), self.spools.get(ctx)
         if gate is None or spool is None:
             return SKIP
-        if not gate.expects(peer.identity):
+        if not gate.expects(peer.identity) or peer.identity in gate.arrived:
             return await gate.wait(peer.identity)
         with self._newest_stream(peer):
             try:
@@ -284,7 +301,8 @@ class Reception:
     def _note_refusal(self, sender: str, reason: str) -> None:
         self._refusals[sender] += 1
         if self._refusals[sender] <= _MOST_REFUSALS:
-            self._record("refused", participant=sender, reason=reason)
+            last = "" if self._refusals[sender] < _MOST_REFUSALS else "; its next ones are not told"
+            self._record("refused", participant=sender, reason=f"{reason}{last}")
 
     @contextlib.contextmanager
     def _newest_stream(self, peer: Member) -> Iterator[None]:
@@ -307,20 +325,21 @@ class Reception:
             message = Signed.decode(request)
             if message.ctx != self.run_context:
                 self._check_sender(peer, message, message.label, message.ctx)
-                pieces: Iterable[bytes] = [self._reply(message.ctx, Answer("abort", b"another run is on"))]
+                pieces: Iterable[bytes] = [self._reply(peer, message.ctx, Answer("abort", b"another run is on"))]
             elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
                 pieces = self.archive.state_after(message.ctx, Fetch.decode(message.body))
             else:
                 self._check_sender(peer, message, "fetch", message.ctx)
-                pieces = await self.archive.news_of(peer, message.ctx, Fetch.decode(message.body))
+                news = await self.archive.news_of(peer, message.ctx, Fetch.decode(message.body))
+                pieces = [self._reply(peer, message.ctx, news)] if isinstance(news, Answer) else news
             for piece in pieces:
                 self.traffic.bytes_down[peer.name] += len(piece)
                 yield piece
-            if message.label == "behind" and len(self.archive.finished) == self._proposal.rounds:
-                self.told.add(peer.identity)
 
-    def _reply(self, ctx: bytes, answer: Answer) -> bytes:
+    def _reply(self, peer: Member, ctx: bytes, answer: Answer) -> bytes:
+        if self._ended is not None and answer == self._abort:
+            self._dismissed.add(peer.identity)
         return self.sign(answer.label, ctx, answer.body)
 
     @property
@@ -335,13 +354,9 @@ class Reception:
         number = Position.decode(signed.body).round if label in _POSITIONED else None
         gate = self._find(label, ctx, number)
         if gate:
-            answer = await self._enter(gate, peer, label, ctx, message, signed)
-        else:
-            self._check_sender(peer, signed, label, signed.ctx)
-            answer = self._answer_late(peer, label, number)
-        if answer.label == "next" and number == self._proposal.rounds:
-            self.told.add(peer.identity)
-        return answer
+            return await self._enter(gate, peer, label, ctx, message, signed)
+        self._check_sender(peer, signed, label, signed.ctx)
+        return self._answer_late(peer, label, number)
 
     def _answer_late(self, peer: Member, label: str, number: int | None) -> Answer:
         """To a message whose gate is forgotten, or was never open."""
@@ -368,6 +383,8 @@ class Reception:
             case "veto":
                 self._check_sender(peer, signed, label, ctx)
                 self._note_veto(peer, ctx, signed.body)
+                if ctx == self._roster.hash:
+                    self._dismissed.add(peer.identity)  # from the whole run, by itself
             case "offset":
                 self._check_sender(peer, signed, label, ctx)
                 spool = self.spools.get(ctx)
@@ -375,10 +392,12 @@ class Reception:
             case _ if label in _OF_THE_RUN and ctx != self.run_context:
                 self._check_sender(peer, signed, label, ctx)
                 return Answer("abort", b"another run is on")
-            case "alive" | "progress" if self._ended is None:
+            case "alive" | "progress" | "done" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
                 if label == "progress":
                     self._note_progress(peer, Progress.decode(signed.body))
+                elif label == "done":
+                    self.told.add(peer.identity)
             case _:
                 return None if self._ended is None else self._abort
         return NOTED

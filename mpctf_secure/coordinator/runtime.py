@@ -57,6 +57,7 @@ _MOST_REASON = 250  # characters, at most four bytes each
 _RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
+_DISMISSING_SECONDS = 20.0  # a site that trains says every 15 that it is there
 
 
 class AbsentError(ParticipationError):
@@ -126,11 +127,12 @@ class Coordinator:
 
     async def _replayed(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which the journal is fed to."""
-        running, replay = asyncio.create_task(work), asyncio.create_task(self.reception.replay())
+        running = asyncio.create_task(work)
+        replay = asyncio.create_task(self.reception.replay(running.done))
         replay.add_done_callback(lambda task: running.cancel() if task.cancelled() or task.exception() else None)
         try:
             result = await running
-            self.reception.live.set()
+            await replay
             return result
         except asyncio.CancelledError:
             if replay.done() and not replay.cancelled() and (error := replay.exception()):
@@ -143,6 +145,13 @@ class Coordinator:
     def _end(self, code: int, reason: str) -> None:
         end_run(self._journal, self._listener, Ended(code, reason))
         self.reception.end(reason)
+
+    async def dismiss(self) -> None:
+        """The run has ended before its time: wait until those who are there know, for a heartbeat at the most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISMISSING_SECONDS):
+                while self.reception.listening():
+                    await asyncio.sleep(_LOOK_SECONDS)
 
     async def farewell(self, stopped: Callable[[], bool]) -> None:
         """All rounds are done: wait until those who are there know the end, a stage's time at the most.
@@ -165,8 +174,8 @@ class Coordinator:
         return contract, state
 
     def _tell(self, kind: str, **fields: Any) -> None:
-        """Events that are replayed were told before."""
-        if self.reception.live.is_set():
+        """Events that are replayed were told before, but for those behind the last row, which maybe were not."""
+        if self.reception.fed.is_set():
             self._listener(kind, **fields)
 
     async def _agree(self) -> tuple[Contract, State]:
@@ -206,7 +215,7 @@ class Coordinator:
     async def _run_round(self, contract: Contract, state: State) -> State:
         """One round: attempts until a sum is opened or none can be; either way all agree on the next state."""
         number, ready = state.round + 1, self._ready
-        self.reception.traffic = self.ledger.begin_round(number)
+        self.reception.traffic = self.ledger.begin_round(number, self.reception.banned)
         await self._gather(ready, "training", self._proposal.quorum)
         cohort = tuple(sorted(ready.arrived))
         self._check_cohort(cohort)
@@ -280,7 +289,7 @@ class Coordinator:
         path = self._results.sum(context.round)
         began = asyncio.get_running_loop().time()
         digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
-        total = Sum(*spool.load_sum(path), context.first_cohort, server.survivors)
+        total = Sum(*await asyncio.to_thread(spool.load_sum, path), context.first_cohort, server.survivors)
         following = await asyncio.to_thread(self._next_state, contract, state, total)
         self.ledger.round.add_seconds("open the sum", asyncio.get_running_loop().time() - began)
         self.ledger.note_sum(server.survivors, total, digest)
@@ -302,6 +311,7 @@ class Coordinator:
     async def _close_round(self, contract: Contract, context: Context, finished: Ending) -> State:
         """Tell the outcome, wait until the participants hold the same state, and open the next round."""
         state = finished.state
+        await asyncio.to_thread(state.hash, contract)  # of gigabytes once, and not while everybody waits for an answer
         transition = self._open_positioned("transition", contract, state.round, state)
         self.reception.archive.tell(state.round, finished.outcome)
         if finished.release:
@@ -313,8 +323,8 @@ class Coordinator:
             raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=_RESUME)
         await asyncio.to_thread(self._results.save, state)
         certificate = enc_sequence(transition.messages)
-        self.reception.finish(Finished(state.round, finished.body, certificate, self.ledger.round.to_dict()), state)
         self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
+        self.reception.finish(Finished(state.round, finished.body, certificate, self.ledger.round.to_dict()), state)
         self.reception.end_attempt(context.digest())
         self.reception.clear_attempt(context.digest())
         self._results.forget_before(state.round)
@@ -351,13 +361,14 @@ class Coordinator:
     async def _collect_everyone(self, gate: Gate, deed: str, seconds: float) -> None:
         everyone = len(self.reception.active)
         await gate.gather(lambda: len(gate.arrived) + len(gate.awaited) < everyone, seconds, everyone)
-        if gate.left:
-            reasons = [f"{self.ledger.name(member)} ({reason})" for member, reason in sorted(gate.left.items())]
-            vetoed = any(reason.startswith(VETO) for reason in gate.left.values())
-            raise (ParticipationError if vetoed else AbsentError)(
+        if len(gate.arrived) < everyone:
+            missing = {**self.reception.banned, **gate.left}
+            reasons = [f"{self.ledger.name(member)} ({reason})" for member, reason in sorted(missing.items())]
+            final = bool(self.reception.banned) or any(reason.startswith(VETO) for reason in missing.values())
+            raise (ParticipationError if final else AbsentError)(
                 f"not everyone {deed}: {', '.join(reasons)}",
-                hint="mend it there, and start another run" if vetoed else _RESUME,
-                culprits=self.ledger.names(gate.left),
+                hint="mend it there, and start another run" if final else _RESUME,
+                culprits=self.ledger.names(missing),
             )
 
     def _accept_facts(self, sender: IdentityKey, message: bytes) -> None:

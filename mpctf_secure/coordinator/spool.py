@@ -59,8 +59,8 @@ class Spool:
         return asyncio.get_running_loop().time() - self._moved
 
     def held(self, owner: IdentityKey) -> int:
-        """How many whole chunks of an upload are here that broke off."""
-        path = self._unfinished(owner)
+        """How many whole chunks of an upload are here, of one that broke off or came to its end."""
+        path = self._of(owner) if self._of(owner).exists() else self._unfinished(owner)
         size = path.stat().st_size if path.exists() else 0
         return sum(self._layout.offset(number + 1) <= size for number in range(self._layout.vector_chunks))
 
@@ -73,6 +73,8 @@ class Spool:
         if size != self._layout.size or first > self.held(owner):
             raise SecurityError(f"upload announces {size} bytes instead of {self._layout.size}, or begins at {first}")
         path = self._unfinished(owner)
+        if first and not path.exists():  # it is here as a whole, but a crash came before its message was journaled
+            self._of(owner).replace(path)
         try:
             # Unbuffered: of an older stream that was cancelled nothing is written later than this.
             with files.writing(path), path.open("r+b" if first else "wb", buffering=0) as stream:
@@ -126,7 +128,7 @@ class Spool:
         """The upload that is held for its owner was verified, and is on disk under its name; after a restart it is."""
         if upload := self._pending.pop(owner, None):
             upload.path.replace(self._of(owner))
-            files.sync_folder(self._folder)
+            files.sync(self._folder)
 
     def open_sum(self, survivors: Iterable[IdentityKey], left: Sequence[masks.Mask], target: Path) -> bytes:
         """Write the sum of the survivors' uploads without the masks that are left; returns its digest."""

@@ -68,7 +68,7 @@ def create(folder: Path, owner: Organisation, phrase: bytes, cost: Cost) -> Keys
             raise UsageError(
                 f"{folder}: exists already", hint="keys are never overwritten; name another folder with --keys"
             ) from error
-    files.sync_folder(folder.parent)
+    files.sync(folder.parent)
     return keys
 
 

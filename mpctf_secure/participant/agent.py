@@ -36,12 +36,12 @@ DONE = "done"
 def join(site: SiteConfig, keys: Keys, listener: Listener) -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
     with _opened(site, listener) as (store, record):
-        _Agent(site, keys, store, record, site.patience, set()).run_once()
+        _Agent(site, keys, store, record, site.patience, {}).run_once()
 
 
 def serve(site: SiteConfig, keys: Keys, listener: Listener) -> Never:
     """Take part in one run after the other, until a signal or an error that time cannot mend."""
-    refused: set[str] = set()
+    refused = dict[str, bytes]()
     patience = site.patience
     with _opened(site, listener) as (store, record):
         while True:
@@ -77,7 +77,7 @@ class _Agent:
     """One site, from its first call to the end of one run."""
 
     def __init__(
-        self, site: SiteConfig, keys: Keys, store: Store, record: Record, patience: float, refused: set[str]
+        self, site: SiteConfig, keys: Keys, store: Store, record: Record, patience: float, refused: dict[str, bytes]
     ) -> None:
         self._site, self._keys, self._store, self._record = site, keys, store, record
         self._patience, self._refused = patience, refused
@@ -115,7 +115,9 @@ class _Agent:
         while True:
             proposal = Proposal.decode(link.ask("hello", self._roster.hash, b"", "proposal"))
             channel.patience = math.inf
-            if proposal.run_id not in self._refused and self._store.ended(proposal.run_id) is None:
+            if proposal.run_id in self._refused:  # a coordinator that was started again may not know it any more
+                link.tell("veto", bytes.fromhex(proposal.roster_hash), self._refused[proposal.run_id])
+            elif self._store.ended(proposal.run_id) is None:
                 return proposal
             time.sleep(_BETWEEN_RUNS_SECONDS)
 
@@ -174,8 +176,9 @@ class _Agent:
             yield
         except SecurityError as error:
             self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
-            link.tell("veto", bytes.fromhex(proposal.roster_hash), f"{error.message}; {error.hint}".encode())
-            self._refused.add(proposal.run_id)
+            self._refused[proposal.run_id] = f"{error.message}; {error.hint}".encode()
+            with contextlib.suppress(InterruptedRunError):
+                link.ask("veto", bytes.fromhex(proposal.roster_hash), self._refused[proposal.run_id], "noted")
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mpctf_secure.errors import COORDINATOR, InterruptedRunError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import Reader, enc
@@ -13,9 +13,10 @@ from mpctf_secure.rounds.messages import Announce, Caught, Fetch, Position, Publ
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.transport.client import Channel
+from mpctf_secure.transport.client import Channel, NoConnectionError
 
 SKIP = "skip"
+T = TypeVar("T")
 
 
 class Published(NamedTuple):
@@ -51,30 +52,45 @@ class Link:
         self._channel = channel
         self._key = key
         self._coordinator = coordinator
+        self._ended: str | None = None
 
     def ask(self, label: str, ctx: bytes, body: bytes, expect: str, *, skippable: bool = False) -> bytes:
         """Sign and send; the body of the answer, which must carry the label `expect`."""
         message = Signed.make(label, ctx, self._key, body).encode()
-        return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect, skippable=skippable)
+        answer = self._call(lambda channel: channel.exchange(enc(label, ctx, message)))
+        return self._check(answer, ctx, expect, skippable=skippable)
 
     def tell(self, label: str, ctx: bytes, body: bytes) -> None:
         """Sign and send what may get lost; only the end of the run is heeded."""
         message = Signed.make(label, ctx, self._key, body).encode()
-        answer = self._channel.try_exchange(enc(label, ctx, message))
+        answer = self._call(lambda channel: channel.try_exchange(enc(label, ctx, message)))
         if answer is not None:
             self._check(answer, ctx, "noted", skippable=False)
 
     def send(self, label: str, message: bytes, ctx: bytes, expect: str) -> bytes:
         """Send a message of an attempt, signed already; label and ctx only say which stage it is for."""
-        return self._check(self._channel.exchange(enc(label, ctx, message)), ctx, expect, skippable=True)
+        answer = self._call(lambda channel: channel.exchange(enc(label, ctx, message)))
+        return self._check(answer, ctx, expect, skippable=True)
 
     def upload(self, pieces: Callable[[int], Iterable[bytes]], ctx: bytes, expect: str) -> bytes:
         """Stream a masked input from the chunk where it broke off before: `pieces` gets its number."""
-        answer = self._channel.upload(lambda: pieces(self._held(ctx)))
+        answer = self._call(lambda channel: channel.upload(lambda: pieces(self._held(ctx))))
         if Signed.decode(answer).label == "again":
             self._check(answer, ctx, "again", skippable=False)
-            answer = self._channel.upload(lambda: pieces(0))
+            answer = self._call(lambda channel: channel.upload(lambda: pieces(0)))
         return self._check(answer, ctx, expect, skippable=True)
+
+    def _call(self, call: Callable[[Channel], T]) -> T:
+        self._check_going_on()
+        try:
+            return call(self._channel)
+        except NoConnectionError:
+            self._check_going_on()
+            raise
+
+    def _check_going_on(self) -> None:
+        if self._ended is not None:
+            raise InterruptedRunError(self._ended)
 
     def _held(self, ctx: bytes) -> int:
         with blaming(COORDINATOR, "answer"), Reader(self.ask("offset", ctx, b"", "held")) as reader:
@@ -110,7 +126,7 @@ class Link:
         def asking(held: int) -> bytes:
             return Signed.make(label, ctx, self._key, replace(request, held=held).encode()).encode()
 
-        return self._channel.download(asking, most)
+        return self._call(lambda channel: channel.download(asking, most))
 
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
         match label := Signed.decode(header).label:
@@ -133,7 +149,9 @@ class Link:
             raise SecurityError("not signed by the coordinator")
         if reply.label == "abort":
             reply.verify("abort", ctx)
-            raise InterruptedRunError(f"the coordinator ended the run: {reply.body.decode(errors='replace')}")
+            self._ended = f"the coordinator ended the run: {reply.body.decode(errors='replace')}"
+            self._channel.patience = 0.0  # another thread may wait for a coordinator that is gone by now
+            self._check_going_on()
         if skippable and reply.label == SKIP:
             reply.verify(SKIP, ctx)
             raise Skipped

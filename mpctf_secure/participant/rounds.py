@@ -1,5 +1,6 @@
 """One participant's rounds: train, take part in the attempt, apply the published sum, agree on the next state."""
 
+import contextlib
 import functools
 import math
 import time
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpctf_secure.aggregation.lora import Vector
-from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError, UsageError, blaming
+from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.signature import SigningKey
@@ -93,6 +94,8 @@ class Participant:
         while state.round < self._contract.rounds:
             state = self._round(state)
         self._forget_rounds(state.round)
+        with contextlib.suppress(MpctfError):  # what it says then changes nothing any more
+            self._link.tell("done", self._contract.run_context, b"")  # the coordinator stays until it hears that
         return state
 
     def _forget_rounds(self, last: int) -> None:
@@ -219,7 +222,7 @@ class Participant:
         gone, version = ", ".join(self._members.gone()), self._members.newest_roster().version
         reason = f"attempt {announce.attempt} of round {announce.round} with {gone}, not in roster version {version}"
         self._record("attempt_refused", round=announce.round, attempt=announce.attempt, reason=reason)
-        self._link.tell("veto", ctx, reason.encode())
+        self._link.ask("veto", ctx, reason.encode(), "noted")
 
     def _context(self, state: State, announce: Announce) -> Context:
         """An attempt's context, for cohorts that the contract allows."""

@@ -1,12 +1,16 @@
 """LoRA adapters as PEFT folders; numpy only."""
 
 import json
+import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from mpctf_secure import files
 from mpctf_secure.aggregation.lora import Schema, Vector, split_flat
 from mpctf_secure.config.run import Lora
+from mpctf_secure.errors import EnvironmentUnfitError
 
 _STATE_PREFIX = "base_model.model."
 _A_SUFFIX = ".lora_A.weight"
@@ -19,11 +23,25 @@ def target_modules(schema: Schema) -> list[str]:
 
 
 def save_adapter_folder(folder: Path, flat: Vector, schema: Schema, lora: Lora, base_name: str) -> None:
-    """Writes what `PeftModel.from_pretrained(base, folder)` loads; `base_name` is shown to whoever opens it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(split_flat(flat, schema), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = _peft_config(schema, lora, base_name)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    """Writes what `PeftModel.from_pretrained(base, folder)` loads; `base_name` is shown to whoever opens it.
+
+    On disk, as a whole, when this returns; a folder of an earlier try is replaced.
+    """
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    with files.writing(unfinished):
+        try:
+            save_file(split_flat(flat, schema), unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise EnvironmentUnfitError(f"{unfinished}: {error}", hint="has the disk room?") from error
+        config = _peft_config(schema, lora, base_name)
+        (unfinished / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for path in (*unfinished.iterdir(), unfinished):
+            files.sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        files.sync(folder.parent)
 
 
 def _peft_config(schema: Schema, lora: Lora, base_name: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, MpctfError, 
 from mpctf_secure.identity import certificate
 from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.roster import Roster
+from mpctf_secure.transport.probe import hangs_up, probe
 from mpctf_secure.transport.service import DOWNLOAD, EXCHANGE, KEEPALIVE, UPLOAD, from_status
 from mpctf_secure.transport.tls import OwnTls, utc_now
 
@@ -23,6 +24,7 @@ _LASTED_SECONDS = 60.0
 _DICE = random.SystemRandom()
 _SHORT_SECONDS = 5.0
 _MOST_REASON = 300
+_SURE = 4  # looks one after the other at which somebody else answers, or hangs up
 
 
 class NoConnectionError(EnvironmentUnfitError):
@@ -43,6 +45,7 @@ class Channel:
         self.patience = patience
         """Seconds of one break after which a call gives up; may be infinite. `no_connection` is told why it goes on."""
         self._no_connection = no_connection
+        self._strange = 0
         self._roster = roster
         self._tls = tls
         self._address = address
@@ -127,8 +130,34 @@ class Channel:
             channel.close()
         self._retired, self._open = [], None
 
+    def _diagnose(self, error: grpc.RpcError) -> str:
+        """Why there is no connection; SecurityError where it is no use to wait.
+
+        gRPC only says that a connection is gone. To one who waits without end, since the coordinator has answered, a
+        stranger in its place is one more break of the network; and if it does not know us, its clock may be wrong.
+        """
+        coordinator = self._roster.coordinator
+        try:
+            probe(self._address, coordinator, utc_now())
+        except SecurityError as found:
+            what = f"who answers at {self._address} is not the coordinator: {found.message}"
+            hint = "is the address in the site file right? if so, who else can answer there?"
+        except EnvironmentUnfitError:
+            self._strange = 0
+            return _why(error)
+        else:
+            if not hangs_up(self._address, coordinator, self._tls.current()):
+                self._strange = 0
+                return _why(error)
+            what = f"the coordinator at {self._address} hangs up on this site's certificate"
+            hint = "is this site in its roster (enroll show, at both ends), and are both clocks right?"
+        self._strange += 1
+        if self._strange == _SURE and self.patience < math.inf:
+            raise SecurityError(what, hint=hint)
+        return what
+
     def _patiently(self, call: Callable[[], T]) -> T:
-        give_up, told = -math.inf, False
+        since, told = -math.inf, False
         pause = _FIRST_PAUSE
         while True:
             started = time.monotonic()
@@ -139,13 +168,14 @@ class Channel:
                     raise refused from error
                 now = time.monotonic()
                 if pause == _FIRST_PAUSE or now - started > _LASTED_SECONDS:  # a new break, not the old one going on
-                    give_up, pause, told = now + self.patience, _FIRST_PAUSE, False
+                    since, pause, told = now, _FIRST_PAUSE, False
+                reason = self._diagnose(error)
                 if pause == _LONGEST_PAUSE and not told:
-                    self._no_connection(_why(error))
+                    self._no_connection(reason)
                     told = True
-                if now > give_up:
+                if now > since + self.patience:
                     raise NoConnectionError(
-                        f"no connection to the coordinator at {self._address} for {self.patience:.0f} s: {_why(error)}",
+                        f"no connection to the coordinator at {self._address} for {self.patience:.0f} s: {reason}",
                         hint="is it running, and is the address in the site file right?",
                     ) from error
                 time.sleep(pause * _DICE.uniform(0.5, 1.5))  # not all sites at the same moment

@@ -1,11 +1,13 @@
-"""A look at the coordinator's port from outside: does it answer, in TLS 1.3, with the coordinator's certificate?"""
+"""A look at the coordinator's port: does it answer, in TLS 1.3, with the coordinator's certificate, and like ours?"""
 
 import datetime
+import os
 import socket
 import ssl
 
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.identity import certificate
+from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.roster import Member
 
 _SECONDS = 5.0
@@ -29,6 +31,8 @@ def probe(address: str, coordinator: Member, now: datetime.datetime) -> str:
     try:
         with socket.create_connection((host, int(port)), _SECONDS) as raw, context.wrap_socket(raw) as secured:
             der, version = secured.getpeercert(binary_form=True) or b"", secured.version()
+    except ssl.SSLEOFError as error:
+        raise EnvironmentUnfitError(f"{address}: cut off", hint="is the network stable?") from error
     except ssl.SSLError as error:
         raise SecurityError(
             f"{address} does not speak TLS 1.3: {error.reason}", hint="is this the coordinator's port?"
@@ -44,3 +48,26 @@ def probe(address: str, coordinator: Member, now: datetime.datetime) -> str:
         ) from error
     certificate.issuer(ssl.DER_cert_to_PEM_cert(der).encode(), {coordinator.identity: coordinator.role}, now)
     return f"{coordinator.name} answers at {address} in {version}"
+
+
+def hangs_up(address: str, coordinator: Member, own: TlsKey) -> bool:
+    """Whether the coordinator ends a connection because of our certificate, which gRPC does without an alert.
+
+    In TLS 1.3 it looks at ours when the handshake is over for us. Nobody else is shown it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.load_verify_locations(cadata=certificate.trust_anchor(coordinator.identity).decode())
+    context.set_alpn_protocols(["h2"])
+    # The standard library takes keys from files alone: this one is in memory, and gone with its descriptor.
+    with os.fdopen(os.memfd_create("tls"), "wb") as file:
+        file.write(own.private + own.certificate)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), _SECONDS) as raw, context.wrap_socket(raw) as secured:
+            return not secured.recv(1)
+    except OSError:
+        return False

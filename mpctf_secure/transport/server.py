@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -46,7 +47,7 @@ class Handler(Protocol):
         """A published sum in chunks."""
 
     def turned_away(self, caller: str, reason: str) -> None:
-        """Somebody at this network address was not let in, as one who was removed, or while a clock is wrong here."""
+        """A call got no further than this: of a participant, or from a network address whose owner is in no roster."""
 
 
 class Listener:
@@ -128,8 +129,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         }
 
     def service(self, handler_call_details: Any) -> Any:
-        """The method that a call names, None where there is none such."""
-        return self._methods.get(handler_call_details.method)
+        """The method that a call names."""
+        unknown = grpc.unary_unary_rpc_method_handler(partial(self._unknown, handler_call_details.method))
+        return self._methods.get(handler_call_details.method, unknown)
 
     def credentials(self) -> Any:
         """What handshakes use: this end's key, and whom it trusts, of that moment."""
@@ -154,6 +156,12 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             return await self._handler.exchange(call.peer, request)
         return b""
 
+    async def _unknown(self, method: str, _: bytes, context: Any) -> bytes:
+        async with self._answering(context) as call:
+            self._handler.turned_away(call.peer.name, "a call of no method")
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no {method}")
+        return b""
+
     async def _upload(self, pieces: AsyncIterator[bytes], context: Any) -> bytes:
         async with self._answering(context) as call:
             return await self._handler.upload(call.peer, pieces)
@@ -172,9 +180,9 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             peer = self._admitted(context)
             # Else one participant could take the places, or the time, of all.
             if [call.peer for call in self._calls].count(peer) >= _MOST_CALLS:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} calls of yours are open")
+                await self._limit(context, peer, f"{_MOST_CALLS} calls are open")
             if not self._budgets[peer.identity].take(time.monotonic()):
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"over {_CALLS_A_SECOND:g} calls a second")
+                await self._limit(context, peer, f"over {_CALLS_A_SECOND:g} calls a second")
             async with asyncio.timeout(None) as limit:
                 call = _Call(peer, limit)
                 self._calls.append(call)
@@ -192,6 +200,10 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
         except MpctfError as error:
             await context.abort(*to_status(error))
+
+    async def _limit(self, context: Any, peer: Member, reason: str) -> None:
+        self._handler.turned_away(peer.name, reason)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
 
     def _admitted(self, context: Any) -> Member:
         try:

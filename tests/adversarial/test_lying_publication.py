@@ -53,6 +53,8 @@ class Coordinator:
 
     def ask(self, label: str, ctx: bytes, body: bytes, expect: str, *, skippable: bool = False) -> bytes:
         self.asked.append(label)
+        if label == "veto":
+            self.told.append((label, body.decode()))
         return self.answer
 
     def tell(self, label: str, ctx: bytes, body: bytes) -> None:

@@ -198,9 +198,11 @@ def assert_complete(joint: Consortium) -> None:
     rounds = joint.report()["rounds"]
     assert [record["survivors"] for record in rounds] == [list(THREE)] * ROUNDS
     assert not [record for record in rounds if record["dropouts"] or record["void"]]
-    kinds = [event["event"] for event in joint.events()]
-    assert kinds.count("round_finished") <= ROUNDS
-    assert kinds[-1] == "run_ended"
+    told = [(event["event"], event.get("round")) for event in joint.events()]
+    for number in range(1, ROUNDS + 1):  # after a kill twice maybe, but never not at all
+        assert {("round_started", number), ("sum_opened", number), ("round_finished", number)} <= set(told)
+    assert ("contract_closed", None) in told
+    assert told[-1] == ("run_ended", None)
 
 
 def processes_of(folder: Path) -> list[str]:

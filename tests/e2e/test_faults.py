@@ -1,6 +1,7 @@
 """Processes killed, machines rebooted, networks cut: the run goes on, and its result is that of an undisturbed one."""
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -124,11 +125,11 @@ def test_site_that_refuses_the_run_says_why_and_nobody_waits(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_slow_link_that_is_cut_again_and_again_finishes(tmp_path: Path, undisturbed: str) -> None:
-    """300 ms there and back, slow, and a connection ends after some 40 kilobytes, about an upload."""
+    """1 Mbit/s, 300 ms there and back, and a connection ends after some 40 kilobytes, about an upload."""
     stages = {"join": 120, "training": 120, "stage": 120, "absence": 120}
     with (
         consortium(tmp_path / "joint", THREE, rounds=ROUNDS, timeouts=stages) as joint,
-        Network(joint.address, bytes_a_second=4e5, delay=0.15, cut_every=40_000, seed=1) as network,
+        Network(joint.address, bytes_a_second=1.25e5, delay=0.15, cut_every=40_000, seed=1) as network,
     ):
         joint.write_site(THREE[0], network.address)
         joint.begin()
@@ -204,6 +205,33 @@ def test_site_that_was_away_at_the_end_gets_the_last_state_later(tmp_path: Path,
         joint.end(COORDINATOR, 0)
         joint.serve_the_end()  # what stopped one does not stop the next
         assert joint.report() == before
+
+
+def test_stop_reaches_sites_that_train(tmp_path: Path) -> None:
+    """Else `join --once` would wait for ever for a coordinator that will not come back."""
+    with consortium(
+        tmp_path / "joint", THREE, rounds=1, training={"learning_rate": 3e-3, "max_length": 128, "local_epochs": 500}
+    ) as joint:
+        joint.begin()
+        joint.wait_for_event("round_started")
+        joint.command(COORDINATOR, "runs", "stop", joint.run_folder.name)
+        joint.end(COORDINATOR, 7)
+        for name in THREE:
+            joint.end(name, 7, 30)
+            assert "the coordinator ended the run: stopped by its operator" in joint.log(name)
+
+
+def test_run_that_is_killed_when_all_is_done_has_an_adapter_to_be_written(tmp_path: Path) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
+        joint.coordinator((f"{JOURNAL}.end", 0, "before"))
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.end(COORDINATOR, -9)
+        with pytest.raises(subprocess.CalledProcessError):  # `stop` would leave it without
+            joint.command(COORDINATOR, "runs", "stop", joint.run_folder.name)
+        joint.coordinator(resume=True)
+        joint.end_well()
+        assert joint.site_adapters() == {joint.adapter()}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -130,6 +131,11 @@ def test_run_is_stopped_for_good_while_it_runs_and_while_it_does_not(tmp_path: P
     ended = run_cli("runs", "stop", folder.name, "--runs", runs)
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"error: {folder.name} has ended: stopped by its operator")
+    (runs / "spoilt").mkdir()
+    (runs / "spoilt" / "plan.json").write_text("{")
+    listed = run_cli("runs", "list", "--runs", runs).stdout.splitlines()
+    assert [line.split()[:2] for line in listed] == [["stopped", folder.name], ["damaged", "spoilt"]]
+    shutil.rmtree(runs / "spoilt")
     nothing = run_cli("runs", "show", "nothing", "--runs", runs)
     assert (nothing.returncode, nothing.stderr.splitlines()[1]) == (2, f"hint: there are: {folder.name}")
 

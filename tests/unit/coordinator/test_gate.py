@@ -136,6 +136,20 @@ def test_two_different_messages_of_one_sender_are_refused_and_the_first_counts()
     asyncio.run(scenario())
 
 
+def test_before_the_first_round_a_site_may_mend_what_it_says() -> None:
+    async def scenario() -> None:
+        log: list[object] = []
+        gate = Gate(KEY._replace(round=0), [A, B], refuse, log.append)
+        calls = [asyncio.create_task(gate.enter(A, message)) for message in (b"m", b"n", b"n")]
+        await asyncio.sleep(0)
+        assert gate.messages == [b"n"]
+        assert [row.body for row in log if isinstance(row, Message)] == [b"m", b"n"]
+        gate.answer({}, otherwise=YES)
+        assert await asyncio.gather(*calls) == [YES] * 3
+
+    asyncio.run(scenario())
+
+
 def test_who_was_lost_may_come_back_while_the_gate_is_open() -> None:
     async def scenario() -> None:
         gate = Gate(KEY, [A, B], refuse)

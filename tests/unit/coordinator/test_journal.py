@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mpctf_secure.coordinator.journal import Attempt, Banned, Closed, Ended, Finished, GateKey, Journal, Message
+from mpctf_secure.database import is_in_use
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.ids import IdentityKey
 
@@ -39,11 +40,19 @@ def test_finished_round_leaves_its_outcome_and_the_rows_of_the_run(tmp_path: Pat
 
 def test_nobody_says_two_things_and_no_gate_is_closed_twice(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    for row, other in ((ROWS[0], Message(RUN, A, b"other")), (ROWS[1], Closed(RUN, {A: "late"}, 2.0))):
+    said, closed = Message(ROUND, A, b"m"), Closed(ROUND, {}, 1.0)
+    for row, other in ((said, Message(ROUND, A, b"other")), (closed, Closed(ROUND, {A: "late"}, 2.0))):
         journal.add(row)
         with pytest.raises(sqlite3.IntegrityError):
             journal.add(other)
-    assert list(journal.rows()) == ROWS[:2]
+    assert list(journal.rows()) == [said, closed]
+
+
+def test_before_the_first_round_the_last_word_counts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for body in (b"one base model", b"another"):
+        journal.add(Message(RUN, A, body))
+    assert list(journal.rows()) == [Message(RUN, A, b"another")]
 
 
 def test_second_process_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
@@ -55,6 +64,11 @@ def test_second_process_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
         path.write_bytes(b"no database" * 100)
     with pytest.raises(EnvironmentUnfitError, match=r"run\.sqlite: file is not a database"):
         Journal(tmp_path)
+
+
+def test_run_that_was_killed_before_it_had_a_journal_is_shown(tmp_path: Path) -> None:
+    assert Journal.peek(tmp_path) == ([], None)
+    assert not is_in_use(tmp_path)
 
 
 def test_only_the_owner_reads_it(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class World:
         self.reception = Reception(
             terms, self.roster, self.keys["coordinator"], self.record, Journal(self.folder.parent)
         )
+        self.reception.fed.set()
         self.reception.live.set()
         self.reception.run_context = self.ctx
         self.spool = self.reception.spools[self.ctx] = Spool(self.folder, self.context)
@@ -119,8 +120,13 @@ def test_upload_that_breaks_off_goes_on_where_it_was(world: World) -> None:
         rest = [enc(world.ctx, world.context.layout.size, first), *rest[first:]]
         again = asyncio.create_task(world.upload("bank-b", rest))
         await until(lambda: world.gate.arrived)
+        held = Signed.decode(await world.reception.exchange(world.peers["bank-b"], offset)).body
+        assert held == enc(first)  # a break now, or a restart, does not send it all again
+        repeated = asyncio.create_task(world.upload("bank-b", rest))
+        await asyncio.sleep(0)
+        assert world.files == [".masked"]
         world.gate.answer({}, otherwise=YES)
-        assert world.label(await again) == "survivors"
+        assert world.label(await again) == world.label(await repeated) == "survivors"
         assert world.reception.banned == {}
 
     asyncio.run(scenario())
@@ -141,6 +147,26 @@ def test_upload_that_a_power_cut_spoilt_begins_again_and_nobody_is_blamed(world:
         world.gate.answer({}, otherwise=YES)
         assert world.label(await whole) == "survivors"
         assert world.reception.banned == {}
+
+    asyncio.run(scenario())
+
+
+def test_upload_that_is_here_and_in_no_journal_goes_on_at_its_end(world: World) -> None:
+    """A crash between the two: the site is told that all is held, and sends what is left."""
+
+    async def scenario() -> None:
+        world.open()
+        first = asyncio.create_task(world.upload("bank-b", world.stream("bank-b")))
+        await until(lambda: world.gate.arrived)
+        first.cancel()
+        world.reception._journal._db.execute("DELETE FROM entry")
+        world.gate = world.reception.open("upload", world.ctx, 1, world.context.cohort, world.keep)
+        held = world.spool.held(world.peers["bank-b"].identity)
+        rest = [enc(world.ctx, world.context.layout.size, held), *world.stream("bank-b")[1 + held :]]
+        again = asyncio.create_task(world.upload("bank-b", rest))
+        await until(lambda: world.gate.arrived)
+        world.gate.answer({}, otherwise=YES)
+        assert world.label(await again) == "survivors"
 
     asyncio.run(scenario())
 
@@ -279,6 +305,26 @@ def test_flood_of_progress_makes_few_events(world: World) -> None:
     asyncio.run(scenario())
 
 
+def test_who_has_heard_of_the_end_is_waited_for_no_longer(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        assert world.reception.listening() == set()  # nobody has ever come
+        hello = {name: Signed.make("hello", world.roster.hash, world.keys[name], b"").encode() for name in NAMES[:2]}
+        for name, message in hello.items():
+            await world.reception.exchange(world.peers[name], enc("hello", world.roster.hash, message))
+        there = {world.peers[name].identity for name in NAMES[:2]}
+        assert world.reception.listening() == there
+        world.reception.end("enough")
+        await world.reception.exchange(world.peers["bank-b"], enc("hello", world.roster.hash, hello["bank-b"]))
+        assert world.reception.listening() == there  # it was told of the run, not of its end
+        for name in NAMES[:2]:
+            alive = Signed.make("alive", world.ctx, world.keys[name], b"").encode()
+            await world.reception.exchange(world.peers[name], enc("alive", world.ctx, alive))
+        assert world.reception.listening() == set()
+
+    asyncio.run(scenario())
+
+
 def test_end_of_the_run_reaches_who_waits_and_who_comes_later(world: World) -> None:
     async def scenario() -> None:
         world.open()
@@ -379,11 +425,12 @@ def test_member_removed_while_the_coordinator_was_down_is_out_before_anything_is
         world.open()
         reception, member = world.reception, world.peers["bank-b"].identity
         reception.live.clear()
+        reception.fed.clear()
         gate = reception.open("ready", world.ctx, 1, world.context.cohort, lambda *_: None)
         gate.take(member, b"m")
         collecting = asyncio.create_task(gate.collect(60, 3))
         reception.look = lambda: reception.ban(member, "not in roster version 2")
-        await reception.replay()
+        await reception.replay(lambda: False)
         await collecting
         assert (gate.arrived, gate.left) == ([], {member: "not in roster version 2"})
         assert Banned(member, "not in roster version 2") in list(reception._journal.rows())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import math
 import socket
 import ssl
 import threading
@@ -23,7 +24,7 @@ from mpctf_secure.identity.certificate import TlsKey
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.transport import server, service
+from mpctf_secure.transport import client, server, service
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.server import _Methods, listen
 from mpctf_secure.transport.tls import OwnTls
@@ -77,8 +78,8 @@ class World:
     def tls(self, name: str, life: datetime.timedelta = certificate.LIFE) -> OwnTls:
         return OwnTls(self.keys[name].identity, self.member(name), life)
 
-    def channel(self, name: str, tls: OwnTls | None = None) -> Channel:
-        return Channel(self.address, self.roster, tls or self.tls(name), patience=0.5)
+    def channel(self, name: str, tls: OwnTls | None = None, patience: float = 0.5) -> Channel:
+        return Channel(self.address, self.roster, tls or self.tls(name), patience)
 
 
 class Shows:
@@ -189,8 +190,8 @@ def test_refusal_travels_with_its_hint_and_class(world: World) -> None:
 def test_name_in_a_certificate_counts_for_nothing(world: World) -> None:
     """A stranger's self-made certificate for bank-b: the handshake fails, since only the roster's identities vouch."""
     stranger = OwnTls(SigningKey(b"\7" * 32), world.member("bank-b"))
-    with pytest.raises(EnvironmentUnfitError, match="no connection"):
-        world.channel("bank-b", stranger).exchange(b"hello")
+    with pytest.raises(SecurityError, match="hangs up on this site's certificate"):
+        world.channel("bank-b", stranger, patience=20).exchange(b"hello")
 
 
 def test_expired_certificate_opens_no_connection(world: World) -> None:
@@ -247,8 +248,8 @@ def test_certificate_that_the_handshake_takes_and_lives_too_long_is_refused_at_t
 
 def test_participant_certificate_does_not_serve_as_coordinator(tmp_path: Path) -> None:
     """A participant that answers at the coordinator's address is not talked to."""
-    with serving(tmp_path, server="hospital-a") as world, pytest.raises(EnvironmentUnfitError, match="no connection"):
-        world.channel("bank-b").exchange(b"secret")
+    with serving(tmp_path, server="hospital-a") as world, pytest.raises(SecurityError, match="is not the coordinator"):
+        world.channel("bank-b", patience=20).exchange(b"secret")
 
 
 def test_coordinator_is_not_served_as_a_participant(world: World) -> None:
@@ -293,8 +294,8 @@ def test_revoked_member_is_out_of_a_call_that_waits(tmp_path: Path) -> None:
         with pytest.raises(SecurityError, match="nobody in the roster"):
             channel.exchange(b"hello")
         assert world.handler.turned == [("ipv4:127.0.0.1", "TLS certificate was issued by nobody in the roster")]
-        with pytest.raises(EnvironmentUnfitError):
-            world.channel("bank-b").exchange(b"hello")
+        with pytest.raises(SecurityError, match="hangs up on this site's certificate"):
+            world.channel("bank-b", patience=20).exchange(b"hello")
         assert world.channel("hospital-a").exchange(b"hello") == b"hospital-a:hello"
 
 
@@ -444,6 +445,41 @@ def test_expired_roster_serves_nobody_at_either_end(tmp_path: Path) -> None:
             channel.exchange(b"hello")
         assert all("roster version 1 expired" in reason for _, reason in world.handler.turned)
         assert world.handler.turned
+
+
+def test_stranger_in_the_coordinators_place_ends_the_first_call_and_is_a_break_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that shows a page of its own for a while must not end a site that is in a run."""
+    monkeypatch.setattr(client, "_LONGEST_PAUSE", 1.6)
+
+    def stranger(listening: socket.socket) -> None:
+        while True:
+            try:
+                with listening.accept()[0] as connection:
+                    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n")
+            except OSError:
+                return
+
+    world = enrolled(tmp_path)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        threading.Thread(target=stranger, args=(listening,), daemon=True).start()
+        world.address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(SecurityError, match=r"is not the coordinator: .* does not speak TLS"):
+            world.channel("bank-b", patience=20).exchange(b"hello")
+        known, breaks = world.channel("bank-b", patience=math.inf), []
+
+        def gives_up(reason: str) -> None:
+            breaks.append(reason)
+            known.patience = 0
+
+        known._no_connection = gives_up
+        with pytest.raises(EnvironmentUnfitError, match="no connection"):
+            known.exchange(b"hello")
+        assert "is not the coordinator" in breaks[0]
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def test_wrong_address_ends_with_a_clear_error(world: World) -> None:
