@@ -221,6 +221,7 @@ def test_stop_reaches_sites_that_train(tmp_path: Path) -> None:
             assert "the coordinator ended the run: stopped by its operator" in joint.log(name)
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_when_all_is_done_has_an_adapter_to_be_written(tmp_path: Path) -> None:
     with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
         joint.coordinator((f"{JOURNAL}.end", 0, "before"))
