@@ -21,7 +21,7 @@ demo-compare: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone --compare centralised
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow" --cov --cov-report=term
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term --durations=15
 
 test-slow: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/pytest -m slow

@@ -25,16 +25,27 @@ COORDINATOR_DEATHS: list[Death] = [
 ]
 
 
-@pytest.mark.parametrize("deaths", [COORDINATOR_DEATHS[3::4], pytest.param(COORDINATOR_DEATHS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("deaths", "with_it"),
+    [
+        (COORDINATOR_DEATHS[3::4], ()),
+        pytest.param(COORDINATOR_DEATHS, (), marks=pytest.mark.slow),
+        pytest.param(COORDINATOR_DEATHS, THREE, marks=pytest.mark.slow),
+    ],
+)
 def test_coordinator_killed_at_every_stage_ends_with_the_same_adapter(
-    tmp_path: Path, undisturbed: str, deaths: list[Death]
+    tmp_path: Path, undisturbed: str, deaths: list[Death], with_it: tuple[str, ...]
 ) -> None:
+    """Alone, and with everybody else."""
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
         for name in THREE:
             joint.site(name, once=True)
         for number, death in enumerate(deaths):
             joint.coordinator(death, resume=number > 0)
             joint.end(COORDINATOR, -9)
+            for name in with_it:
+                joint.kill(name)
+                joint.site(name, once=True)
         joint.coordinator(resume=True)
         joint.end_well()
         assert joint.adapter() == undisturbed
@@ -56,19 +67,29 @@ SITE_DEATHS: list[Death] = [
 ]
 
 
-@pytest.mark.parametrize("deaths", [SITE_DEATHS[2::4], pytest.param(SITE_DEATHS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("deaths", "dying"),
+    [
+        (SITE_DEATHS[2::4], THREE[:1]),
+        pytest.param(SITE_DEATHS, THREE[:1], marks=pytest.mark.slow),
+        pytest.param(SITE_DEATHS, THREE[:2], marks=pytest.mark.slow),
+    ],
+)
 def test_site_killed_at_every_stage_ends_with_the_same_adapter(
-    tmp_path: Path, undisturbed: str, deaths: list[Death]
+    tmp_path: Path, undisturbed: str, deaths: list[Death], dying: tuple[str, ...]
 ) -> None:
-    """Of three all are needed: each time the others wait until it is back, and no round is void."""
+    """One, and two: of three all are needed, each time the others wait until it is back, and no round is void."""
     with consortium(tmp_path / "joint", THREE, rounds=ROUNDS) as joint:
         joint.coordinator()
-        for name in THREE[1:]:
+        for name in set(THREE) - set(dying):
             joint.site(name, once=True)
         for death in deaths:
-            joint.site(THREE[0], death, once=True)
-            joint.end(THREE[0], -9)
-        joint.site(THREE[0], once=True)
+            for name in dying:
+                joint.site(name, death, once=True)
+            for name in dying:
+                joint.end(name, -9)
+        for name in dying:
+            joint.site(name, once=True)
         joint.end_well()
         assert joint.adapter() == undisturbed
         assert joint.site_adapters() == {undisturbed}
