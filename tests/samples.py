@@ -1,9 +1,19 @@
 """A contract for tests, one term changed at a time."""
 
 from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
-from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.rounds.contract import Contract, Proposal
 
 TENSORS = (("m.lora_A.weight", (4, 100)), ("m.lora_B.weight", (50, 4)))
+
+
+def make_proposal(roster: Roster, names: tuple[str, ...]) -> Proposal:
+    """One round of all these, who are in the roster."""
+    return Proposal(
+        run_id="r", roster_hash=roster.hash.hex(), participants=names, quorum=3, colluders=1, allow_pair=False,
+        rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(),
+        aggregation=Aggregation(), privacy=Privacy(),
+    )  # fmt: skip
 
 
 def make_contract(**changes: object) -> Contract:

@@ -12,6 +12,7 @@ from mpctf_secure.errors import UsageError
 from mpctf_secure.rounds.contract import Proposal
 
 PLAN = "plan.json"
+STOPPED = "stopped by its operator"
 STOP = "stop"
 """A file of this name in a run's folder asks its coordinator to end the run."""
 

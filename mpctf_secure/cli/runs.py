@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mpctf_secure.cli.options import Format, PassphraseFd
-from mpctf_secure.cli.plan import PLAN, STOP, Plan
+from mpctf_secure.cli.plan import PLAN, STOP, STOPPED, Plan
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
@@ -91,7 +91,7 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
     if len(journal.finished()) == Plan.load(folder).proposal.rounds:
         raise UsageError(f"all rounds of {run} are done", hint="runs resume writes its adapter")
     with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
-        end_run(journal, events.record, Ended(InterruptedRunError.exit_code, "stopped by its operator"))
+        end_run(journal, events.record, Ended(InterruptedRunError.exit_code, STOPPED))
     typer.echo(f"{run} is stopped")
 
 

@@ -13,13 +13,12 @@ from mpctf_secure.cli import local_sites, passphrase, report
 from mpctf_secure.cli.compare import evaluate
 from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, destroy_keys, hold_ceremony, keys_folder, prepare
 from mpctf_secure.cli.models import builtin_config
-from mpctf_secure.cli.plan import STOP, Plan
+from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
-from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
 from mpctf_secure.identity import keystore
@@ -224,7 +223,7 @@ class _Run:
             names = proposal.participants
             if not self._journal.ended:
                 self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
-            with self._local_participants(address, coordinator.reception):
+            with self._local_participants(address, coordinator):
                 coordinator.reception.look = lambda: self._look(listener, coordinator)
                 try:
                     await _first(self._work(coordinator), self._watch(coordinator))
@@ -250,21 +249,21 @@ class _Run:
         stop.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _local_participants(self, address: str, reception: Reception) -> Iterator[None]:
+    def _local_participants(self, address: str, coordinator: Coordinator) -> Iterator[None]:
         fleet, material = self._parties.fleet, self._plan.material
-        if fleet is None or material is None or len(reception.archive.finished) == self._plan.proposal.rounds:
+        if fleet is None or material is None or coordinator.is_done:
             yield
             return
         fleet.start(material, address)
-        with fleet.watched(reception.lose):
+        with fleet.watched(coordinator.reception.lose):
             yield
 
     async def _watch(self, coordinator: Coordinator) -> Never:
         """Within seconds: put a newer installed roster in force, and end the run if `runs stop` asks for it."""
         while True:
             if (self._folder / STOP).exists() and not coordinator.is_done:
-                coordinator.stop("stopped by its operator")
-                raise InterruptedRunError("stopped by its operator", hint="mpctf-secure start begins another")
+                coordinator.stop(STOPPED)
+                raise InterruptedRunError(STOPPED, hint="mpctf-secure start begins another")
             if coordinator.reception.live.is_set():  # a ban has its place in the journal
                 coordinator.reception.look()
             await asyncio.sleep(_LOOK_SECONDS)

@@ -167,6 +167,7 @@ class Participant:
         told = 0.0
 
         def progress(step: int, steps: int) -> None:
+            """Tell the coordinator, some times a second."""
             nonlocal told
             if step == steps or time.monotonic() - told > _PROGRESS_SECONDS:
                 told = time.monotonic()
@@ -382,6 +383,7 @@ def _uploader(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Callable[[
         return number, chunk, sha256(chunk)
 
     def pieces(first: int) -> Iterator[bytes]:
+        """The upload from chunk number `first` on."""
         yield enc(ctx, masked.layout.size, first)
         due = [number for number in range(count) if number >= first or number not in hashes]
         for number, chunk, chunk_hash in ordered_map(hashed, due):

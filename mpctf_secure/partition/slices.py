@@ -23,6 +23,7 @@ def _orders(rows: int, seed: int, participant: str) -> Callable[[int], list[int]
     made: dict[int, list[int]] = {}
 
     def order(epoch: int) -> list[int]:
+        """All rows, in the order of one pass over them."""
         if epoch not in made:
             key = hkdf(enc(seed), enc("mpctf-secure/slice/v1", participant, epoch))
             made[epoch] = [int(index) for index in Generator(key).permutation(rows)]

@@ -67,6 +67,7 @@ class _Secrets:
 
     @classmethod
     def of(cls, entropy: bytes, threshold: int) -> Self:
+        """Cut the entropy up; ValueError for another length than `entropy_bytes`."""
         if len(entropy) != entropy_bytes(threshold):
             raise ValueError(f"entropy has {len(entropy)} bytes instead of {entropy_bytes(threshold)}")
         stream, polynomial = io.BytesIO(entropy), shamir.COEFFICIENT_BYTES * (threshold - 1)

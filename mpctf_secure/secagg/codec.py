@@ -84,6 +84,7 @@ def encode(update: Floats, weight: float, grid: Grid, seed: bytes, run: Run = ma
     spare: list[npt.NDArray[np.floating[Any]]] = []  # one a thread: fresh pages would cost more than the arithmetic
 
     def encode_slab(number: int) -> list[tuple[int, int]]:
+        """Fill the lanes of one slab; for each of its parts (tensor, coordinates that were clipped)."""
         scratch = spare.pop() if spare else np.empty((2, SLAB), work_type)
         parts = slabs[number]
         first = parts[0][1].start

@@ -169,8 +169,10 @@ class Channel:
                 now = time.monotonic()
                 if pause == _FIRST_PAUSE or now - started > _LASTED_SECONDS:  # a new break, not the old one going on
                     since, pause, told = now, _FIRST_PAUSE, False
-                reason = self._diagnose(error)
-                if pause == _LONGEST_PAUSE and not told:
+                tells = pause == _LONGEST_PAUSE and not told
+                # A look costs the other end handshakes: only where something follows from it.
+                reason = self._diagnose(error) if tells or self.patience < math.inf else _why(error)
+                if tells:
                     self._no_connection(reason)
                     told = True
                 if now > since + self.patience:

@@ -22,14 +22,12 @@ def probe(address: str, coordinator: Member, now: datetime.datetime) -> str:
 
     Sends no certificate: the server shows its own first, and then hangs up.
     """
-    host, _, port = address.rpartition(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # Checked below, against the roster: its authorities are Ed25519 and in no store.
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
+    context = _context()
+    context.verify_mode = (
+        ssl.CERT_NONE
+    )  # checked below, against the roster: its authorities are Ed25519 and in no store
     try:
-        with socket.create_connection((host, int(port)), _SECONDS) as raw, context.wrap_socket(raw) as secured:
+        with _connect(address) as raw, context.wrap_socket(raw) as secured:
             der, version = secured.getpeercert(binary_form=True) or b"", secured.version()
     except ssl.SSLEOFError as error:
         raise EnvironmentUnfitError(f"{address}: cut off", hint="is the network stable?") from error
@@ -55,19 +53,28 @@ def hangs_up(address: str, coordinator: Member, own: TlsKey) -> bool:
 
     In TLS 1.3 it looks at ours when the handshake is over for us. Nobody else is shown it.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
+    context = _context()
     context.load_verify_locations(cadata=certificate.trust_anchor(coordinator.identity).decode())
-    context.set_alpn_protocols(["h2"])
     # The standard library takes keys from files alone: this one is in memory, and gone with its descriptor.
     with os.fdopen(os.memfd_create("tls"), "wb") as file:
         file.write(own.private + own.certificate)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
-    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), _SECONDS) as raw, context.wrap_socket(raw) as secured:
+        with _connect(address) as raw, context.wrap_socket(raw) as secured:
             return not secured.recv(1)
     except OSError:
         return False
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # a key counts, not a name
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _connect(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), _SECONDS)

@@ -130,8 +130,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, handler_call_details: Any) -> Any:
         """The method that a call names."""
-        unknown = grpc.unary_unary_rpc_method_handler(partial(self._unknown, handler_call_details.method))
-        return self._methods.get(handler_call_details.method, unknown)
+        method = handler_call_details.method
+        return self._methods.get(method) or grpc.unary_unary_rpc_method_handler(partial(self._unknown, method))
 
     def credentials(self) -> Any:
         """What handshakes use: this end's key, and whom it trusts, of that moment."""

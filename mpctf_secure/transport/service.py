@@ -55,6 +55,7 @@ def credentials(state: Callable[[], T], configure: Callable[[T], Any], *, of_cli
     lock, last = threading.Lock(), list[T]()
 
     def changed() -> Any:
+        """A configuration, None where the last one still holds."""
         now = state()
         with lock:
             if last == [now]:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samples import make_contract
+from samples import make_contract, make_proposal
 from simulator import make_context
 
-from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
 from mpctf_secure.coordinator.gate import Answer
 from mpctf_secure.coordinator.journal import Banned, Finished, Journal
 from mpctf_secure.coordinator.reception import Reception
@@ -23,7 +22,6 @@ from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import IdentityKey, ParticipantName
-from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Fetch, Position, Progress
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.chunks import digest
@@ -48,11 +46,7 @@ class World:
         self.chunks = [bytes([number]) * size for number, size in enumerate(self.context.layout.sizes)]
 
     def open(self) -> None:
-        terms = Proposal(
-            run_id="r", roster_hash=self.roster.hash.hex(), participants=NAMES, quorum=3, colluders=1, allow_pair=False,
-            rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(),
-            aggregation=Aggregation(), privacy=Privacy(),
-        )  # fmt: skip
+        terms = make_proposal(self.roster, NAMES)
         self.folder.parent.mkdir(exist_ok=True)
         self.reception = Reception(
             terms, self.roster, self.keys["coordinator"], self.record, Journal(self.folder.parent)

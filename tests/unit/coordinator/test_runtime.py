@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import make_proposal
 
-from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Timeouts, Training
+from mpctf_secure.config.run import Timeouts
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import ParticipationError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.rounds.contract import Contract, Proposal
+from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import Facts, Position
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.messages import Signed
@@ -37,11 +38,7 @@ class World:
         self.calls: set[asyncio.Task[bytes]] = set()
 
     def begin(self) -> "asyncio.Task[Any]":
-        terms = Proposal(
-            run_id="r", roster_hash=self.roster.hash.hex(), participants=NAMES, quorum=3, colluders=1, allow_pair=False,
-            rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(),
-            aggregation=Aggregation(), privacy=Privacy(),
-        )  # fmt: skip
+        terms = make_proposal(self.roster, NAMES)
         self.journal = Journal(self.home)
         (self.home / "spool").mkdir(exist_ok=True)
         times = Timeouts(join=60, training=60, stage=1, absence=60)
