@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Timeouts, Training
+from mpctf_secure.config.run import Lora, Privacy, Timeouts, Training
 from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.strategies import FedAvg, FixedSize
 from mpctf_secure.coordinator import runtime
 from mpctf_secure.coordinator.attempt import Stages
 from mpctf_secure.coordinator.gate import Gate
@@ -50,15 +51,15 @@ SHAPE = (16, 4096)
 class ReadyJob:
     """A training job that has its update ready."""
 
-    rows, truncated, hardware_text = 64, 0, "nothing"
+    rows, truncated, memory, hardware_text = 64, 0, 1, "nothing"
 
-    def __init__(self, spec: object, work: Path) -> None:
+    def __init__(self, spec: object, compute: object, work: Path) -> None:
         count = int((work / "tensors").read_text())
         self.schema = tuple((f"layer-{number:05}.lora_A.weight", SHAPE) for number in range(count))
         draw = np.random.default_rng(0).standard_normal(count * SHAPE[0] * SHAPE[1], dtype=np.float32)
         self.update = np.float32(1e-4) * draw
 
-    def train(self, adapter: np.ndarray, rows: list[int], progress: object) -> Trained:
+    def train(self, adapter: np.ndarray, rows: list[int], names: object, progress: object) -> Trained:
         """The update, at once: what is left of the training stage is the program's own clipping and waiting."""
         return Trained(adapter + self.update, 1.0, len(rows), 1, 0.0)
 
@@ -125,7 +126,7 @@ async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear:
     proposal = Proposal(
         run_id="bench", roster_hash=roster.hash.hex(), participants=names, quorum=default_quorum(members, colluders),
         colluders=colluders, allow_pair=False, rounds=rounds, void_rounds=0, seed=1, base_model="none", lora=Lora(),
-        training=Training(), data=Data(size=64), aggregation=Aggregation(), privacy=Privacy(clip_norm=10.0),
+        training=Training(), data=FixedSize(size=64), aggregation=FedAvg(), privacy=Privacy(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
     journal = Journal(folder)

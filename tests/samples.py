@@ -1,6 +1,7 @@
 """A contract for tests, one term changed at a time."""
 
-from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
+from mpctf_secure.config.run import Lora, Privacy, Training
+from mpctf_secure.config.strategies import FedAvg, FixedSize
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.rounds.contract import Contract, Proposal
 
@@ -11,8 +12,8 @@ def make_proposal(roster: Roster, names: tuple[str, ...]) -> Proposal:
     """One round of all these, who are in the roster."""
     return Proposal(
         run_id="r", roster_hash=roster.hash.hex(), participants=names, quorum=3, colluders=1, allow_pair=False,
-        rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=Data(),
-        aggregation=Aggregation(), privacy=Privacy(),
+        rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=FixedSize(),
+        aggregation=FedAvg(), privacy=Privacy(),
     )  # fmt: skip
 
 
@@ -30,8 +31,8 @@ def make_contract(**changes: object) -> Contract:
         "base_model": "tiny",
         "lora": Lora(),
         "training": Training(),
-        "data": Data(size=10),
-        "aggregation": Aggregation(),
+        "data": FixedSize(size=10),
+        "aggregation": FedAvg(),
         "privacy": Privacy(clip_norm=1.0),
         "package": "22" * 32,
         "base_model_hash": "11" * 32,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mpctf_secure.config.strategies import Factors
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.hazmat.prg import Generator
@@ -14,7 +15,40 @@ Vector = npt.NDArray[np.float32]
 Schema = Sequence[tuple[str, tuple[int, ...]]]
 """(PEFT state-dict name, shape) of every LoRA tensor, sorted by name: the order of the flat vector."""
 
-_B_SUFFIX = ".lora_B.weight"
+_A_SUFFIX, _B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+
+
+def moving(schema: Schema, factors: Factors, turn: int) -> tuple[bool, ...]:
+    """For each tensor whether it is trained and travels in turn 1, 2, …
+
+    Where one factor stands still the mean of the products B·A is the product of the means; with both it is not.
+    """
+    if factors == "both":
+        return (True,) * len(schema)
+    suffix = _A_SUFFIX if factors == "alternating" and turn % 2 == 0 else _B_SUFFIX
+    return tuple(name.endswith(suffix) for name, _ in schema)
+
+
+def pick(flat: Vector, schema: Schema, which: Sequence[bool]) -> Vector:
+    """The coordinates of some tensors; `flat` itself where these are all."""
+    return flat if all(which) else np.concatenate([flat[:0], *(flat[where] for where in _places(schema, which))])
+
+
+def put(flat: Vector, schema: Schema, which: Sequence[bool], part: Vector) -> Vector:
+    """A vector with these coordinates from `part` and all others from `flat`."""
+    if all(which):
+        return part
+    whole, start = flat.copy(), 0
+    for where in _places(schema, which):
+        size = where.stop - where.start
+        whole[where] = part[start : start + size]
+        start += size
+    return whole
+
+
+def _places(schema: Schema, which: Sequence[bool]) -> list[slice]:
+    ends = [int(end) for end in np.cumsum([math.prod(shape) for _, shape in schema])]
+    return [slice(*ends) for *ends, wanted in zip([0, *ends[:-1]], ends, which, strict=True) if wanted]
 
 
 def flat_size(schema: Schema) -> int:

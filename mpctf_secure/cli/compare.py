@@ -14,7 +14,7 @@ from mpctf_secure.cli.local_sites import Material
 from mpctf_secure.cli.plan import Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.errors import EnvironmentUnfitError
-from mpctf_secure.partition.slices import fixed_size, round_slice
+from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.training import children
 from mpctf_secure.training.data import load_rows
@@ -62,7 +62,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 def _variants(
     proposal: Proposal, material: Material, folder: Path, compare: Sequence[str]
 ) -> Iterator[dict[str, object]]:
-    slices = {name: _slices(proposal, name, path) for name, path in material.data.items()}
+    slices = {name: _slices(proposal, name, path, folder) for name, path in material.data.items()}
     yield {"name": "base"}
     if "alone" in compare:
         for name, part in slices.items():
@@ -72,9 +72,9 @@ def _variants(
         yield {"name": "centralised", "train": list(slices.values())}
 
 
-def _slices(proposal: Proposal, name: str, path: Path) -> dict[str, object]:
-    """The very rows that the participant trained on."""
-    rows = len(load_rows(path))
-    count = fixed_size(proposal.data.size, rows)
-    rounds = [round_slice(number + 1, count, rows, proposal.seed, name) for number in range(proposal.rounds)]
+def _slices(proposal: Proposal, name: str, path: Path, folder: Path) -> dict[str, object]:
+    """The very rows that the participant trained on, by its own account."""
+    rows, events = len(load_rows(path)), _read(folder / "sites" / name / "work" / "events.jsonl")
+    trained = {event["turn"]: event["rows"] for event in events if event["event"] == "round_trained"}
+    rounds = [round_slice(turn, count, rows, proposal.seed, name) for turn, count in sorted(trained.items())]
     return {"data": str(path), "rounds": rounds}

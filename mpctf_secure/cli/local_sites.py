@@ -17,6 +17,7 @@ from mpctf_secure.cli.models import find_model
 from mpctf_secure.config import load
 from mpctf_secure.config.run import BUILTIN, RunConfig
 from mpctf_secure.config.site import Policy, SiteConfig
+from mpctf_secure.config.strategies import FixedSize
 from mpctf_secure.errors import UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
@@ -32,6 +33,7 @@ INTENTS = f"{BUILTIN}intents"
 TINY_LLAMA = f"{BUILTIN}tiny-llama"
 COORDINATOR = ParticipantName("coordinator")
 _INTENT_TEST_ROWS = 216
+_INTENT_ROWS = 64  # of a site and round
 _PHRASE = "passphrase"
 
 
@@ -68,7 +70,8 @@ def _data(config: RunConfig, target: Path, beside: Path) -> tuple[dict[str, Path
     names, source = config.participants.names, config.participants.data
     test = beside / config.evaluation.test if config.evaluation.test else None
     if source == INTENTS:
-        write_intents(target, names, config.rounds * config.data.size, _INTENT_TEST_ROWS, config.seed)
+        size = config.data.size if isinstance(config.data, FixedSize) else _INTENT_ROWS
+        write_intents(target, names, config.rounds * size, _INTENT_TEST_ROWS, config.seed)
         return {name: target / f"{name}.jsonl" for name in names}, test or target / "test.jsonl"
     if source.startswith(BUILTIN):
         raise UsageError(f"participants.data: there is no {source}", hint=f"did you mean {INTENTS}?")

@@ -83,6 +83,7 @@ _TEXTS = {
         "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}, {clipped} updates clipped; "
         "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
     ),
+    "sizes_added_up": "round {round}: {survivors} have {rows} rows together; shared out by rows and memory",
     "box_refused": "round {round}, attempt {attempt}: {participant} left over a box of {dealer} that it cannot open",
     "attempt_failed": "round {round}: attempt {attempt} failed: {reason}",
     "round_void": "round {round} is void and the model stays: {reason}",

@@ -17,6 +17,7 @@ from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
+from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
 from mpctf_secure.coordinator.runtime import Coordinator
@@ -181,7 +182,7 @@ def _propose(config: RunConfig, run_id: str, roster: Roster, rules: tuple[int, i
         colluders=rules[0],
         quorum=rules[1],
         allow_pair=config.secagg.allow_pair,
-        rounds=config.rounds,
+        rounds=config.rounds + isinstance(config.data, MemoryAware),
         void_rounds=min(config.secagg.void_rounds, config.rounds - 1),
         seed=config.seed,
         base_model=config.model.base,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from mpctf_secure.errors import UsageError
 
@@ -88,12 +88,12 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _usage_error(path: Path, lines: Mapping[Location, int], model: type[M], error: ValidationError) -> UsageError:
     first = error.errors()[0]
-    field = tuple(str(part) for part in first["loc"])
+    field, holder = _resolve(model, tuple(str(part) for part in first["loc"]))
     known = max((field[:n] for n in range(len(field) + 1) if field[:n] in lines), key=len, default=())
     where = f"{path}, line {lines[known]}" if known else str(path)
     name = ".".join(field) or "the file"
     if first["type"] == "extra_forbidden":
-        return UsageError(f"{where}: {name} is not a known field", hint=_nearest(model, field))
+        return UsageError(f"{where}: {name} is not a known field", hint=_nearest(holder, field[-1]))
     if first["type"] == "missing":
         return UsageError(f"{where}: {name} is missing", hint="see configs/ for examples")
     message = first["msg"].removeprefix("Value error, ")
@@ -105,11 +105,31 @@ def _short(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _nearest(model: type[BaseModel], field: Location) -> str:
-    for part in field[:-1]:
-        annotation = model.model_fields[part].annotation
-        candidates = (annotation, *get_args(annotation))
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+def _resolve(model: type[BaseModel], path: Location) -> tuple[Location, type[BaseModel]]:
+    """The field as it is written, without the tags that pydantic puts behind unions, and the model that holds it."""
+    field, holder, inside = [], model, {"": model}
+    for part in path:
+        if part in inside:  # a tag
+            holder, inside = inside[part], {}
+            continue
+        holder = inside.get("", holder)
+        field.append(part)
+        found = holder.model_fields.get(part)
+        inside = _models_in(found.annotation) if found else {}
+    return tuple(field), holder
+
+
+def _models_in(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The models that a field may hold, by their tags; one without a tag is ""."""
+    models = {}
+    for candidate in (annotation, *get_args(annotation)):
+        bare, *extras = get_args(candidate) if hasattr(candidate, "__metadata__") else (candidate,)
+        if isinstance(bare, type) and issubclass(bare, BaseModel):
+            models[next((extra.tag for extra in extras if isinstance(extra, Tag)), "")] = bare
+    return models
+
+
+def _nearest(model: type[BaseModel], name: str) -> str:
     names = list(model.model_fields)
-    close = difflib.get_close_matches(field[-1], names, n=1)
+    close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]}?" if close else f"known fields: {', '.join(names)}"

@@ -7,12 +7,12 @@ from pydantic import Field, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.strategies import Aggregation, Count, Data, FedAvg, FixedSize
 from mpctf_secure.ids import NAME
 
 BUILTIN = "builtin:"
 """Prefix of data and models that the program makes itself: builtin:intents, builtin:tiny-llama."""
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -74,21 +74,6 @@ class Training(Frozen):
     max_length: Annotated[int, Field(ge=8)] = 512
 
 
-class Data(Frozen):
-    """How many rows each participant trains on in a round."""
-
-    strategy: Literal["fixed_size"] = "fixed_size"
-    size: Count = 50
-
-
-class Aggregation(Frozen):
-    """What is done with the mean update."""
-
-    strategy: Literal["fedavg"] = "fedavg"
-    lora: Literal["both"] = "both"
-    server_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
-
-
 class Secagg(Frozen):
     """Secure aggregation; the ring follows from state and cohort."""
 
@@ -138,8 +123,8 @@ class RunConfig(Frozen):
     keys: Path = Path("keys")
     """The coordinator's keys and roster, for enrolled participants; relative to this file."""
     training: Training = Training()
-    data: Data = Data()
-    aggregation: Aggregation = Aggregation()
+    data: Data = FixedSize()
+    aggregation: Aggregation = FedAvg()
     secagg: Secagg = Secagg()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()

@@ -16,6 +16,15 @@ class Policy(Frozen):
     """Accept a run of two, in which each learns the other's update by subtraction."""
     smallest_sum: Annotated[int, Field(ge=2, le=100)] = 2
     """The fewest organisations whose updates may be opened as one sum; the protocol itself asks for 3 and for t."""
+    size_step: Annotated[int, Field(ge=0, lt=2**20)] = 100
+    """`max_volume` needs the number of this site's rows: it is told rounded up to a multiple; 0 refuses such runs."""
+
+
+class Compute(Frozen):
+    """Where and how this site trains; nobody else hears of it."""
+
+    memory_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
+    """For `memory_aware`: what this site weighs, instead of what is free where it trains."""
 
 
 class SiteConfig(Frozen):
@@ -33,4 +42,5 @@ class SiteConfig(Frozen):
     """Logs of the training job, and what this site must still know of its runs after a crash."""
     patience: Annotated[float, Field(gt=0)] = 600
     """Seconds after which a coordinator that has never answered is given up."""
+    compute: Compute = Compute()
     policy: Policy = Policy()

@@ -10,7 +10,8 @@ from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
-from mpctf_secure.rounds.state import RoundSummary, Sum, summarise
+from mpctf_secure.rounds.outcome import RoundSummary
+from mpctf_secure.rounds.state import Survey
 from mpctf_secure.secagg.parameters import Context
 
 VETO = "refuses: "
@@ -39,6 +40,7 @@ class RoundRecord:
     attempts: int = 0
     void: str | None = None
     summary: RoundSummary | None = None
+    survey: Survey | None = None
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """A stage took so long, in one of the round's attempts."""
@@ -54,6 +56,7 @@ class RoundRecord:
             "attempts": self.attempts,
             "void": self.void,
             "dropouts": self.dropouts,
+            "survey": self.survey and self.survey._asdict(),
             "rows": summary and summary.rows,
             "mean_loss": summary and summary.mean_loss,
             "clipped": summary
@@ -112,10 +115,16 @@ class Ledger:
         arrived = len(gate.arrived)
         self.tell("stage_closed", round=self.round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
 
-    def note_sum(self, survivors: Iterable[IdentityKey], total: Sum, digest: bytes) -> None:
+    def note_sum(self, survivors: Iterable[IdentityKey], summary: RoundSummary | Survey, digest: bytes) -> None:
         """A sum is on disk."""
-        record, summary = self.round, summarise(total)
-        record.survivors, record.summary = self.names(survivors), summary
+        record = self.round
+        record.survivors = self.names(survivors)
+        if isinstance(summary, Survey):
+            record.survey = summary
+            sums = {"rows": summary.rows, "products": summary.products, "digest": digest.hex()}
+            self.tell("sizes_added_up", round=record.round, survivors=record.survivors, **sums)
+            return
+        record.summary = summary
         training = record.seconds["training"]
         self.tell(
             "sum_opened",

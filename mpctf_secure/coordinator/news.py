@@ -12,7 +12,7 @@ from mpctf_secure.errors import SecurityError
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.messages import Announce, Caught, Fetch
-from mpctf_secure.rounds.state import State, adapter_chunks
+from mpctf_secure.rounds.state import State
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Archive:
         caught = Caught(self.state.header, len(missed), self.finished[-1].certificate)
         yield self._sign("state", ctx, caught.encode())
         yield from missed[fetch.held :]
-        yield from adapter_chunks(self.state.adapter, max(fetch.held - len(missed), 0))
+        yield from self.state.chunks(max(fetch.held - len(missed), 0))
 
     async def news_of(self, peer: Member, ctx: bytes, fetch: Fetch) -> Answer | Iterable[bytes]:
         """What became of a round, as soon as there is something that this member has not heard."""

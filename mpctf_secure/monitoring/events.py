@@ -25,6 +25,7 @@ COORDINATOR_KINDS = frozenset(
         "banned",
         "box_refused",
         "sum_opened",
+        "sizes_added_up",
         "attempt_failed",
         "round_void",
         "round_finished",

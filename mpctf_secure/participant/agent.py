@@ -9,13 +9,14 @@ from typing import Never
 
 from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
-from mpctf_secure.participant.policy import check_contract, check_proposal
+from mpctf_secure.participant.policy import check_contract, check_proposal, told_size
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.store import Store
 from mpctf_secure.rounds.contract import Contract, Proposal
@@ -136,10 +137,17 @@ class _Agent:
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
-        job = Job(JobSpec.of(self._site.model, self._site.data, proposal.lora, proposal.training), self._site.work)
+        spec = JobSpec.of(self._site.model, self._site.data, proposal.lora, proposal.training, proposal.aggregation)
+        job = Job(spec, self._site.compute, self._site.work)
         with contextlib.closing(job):
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
-            facts = Facts.of(measure_package(), model_hash, job.schema)
+            facts = Facts(
+                measure_package(),
+                model_hash,
+                job.schema,
+                size=told_size(proposal.data, self._site.policy, job.rows),
+                memory=job.memory_kind if isinstance(proposal.data, MemoryAware) else "",
+            )
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
@@ -149,7 +157,15 @@ class _Agent:
             members = Members(self._site.keys, roster, contract.participants)
             with _heart(link, contract):
                 participant = Participant(
-                    name, link, self._keys.identity, contract, job, members, self._site.keys, self._store, self._record
+                    name,
+                    link,
+                    self._keys.identity,
+                    contract,
+                    job,
+                    members,
+                    self._site.keys,
+                    self._store,
+                    self._record,
                 )
                 state = participant.run()
         self._finish(contract, state)

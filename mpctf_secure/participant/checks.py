@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from mpctf_secure.config.run import Lora, Training
 from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
 from mpctf_secure.training.data import load_rows
@@ -138,10 +139,10 @@ def check_training(site: SiteConfig) -> str:
     if not (site.model / "config.json").is_file():
         raise EnvironmentUnfitError(f"{site.model}: not a model folder", hint="see the finding on the model")
     settings = Training()
-    job = Job(JobSpec.of(site.model, site.data, Lora(), settings), site.work)
+    job = Job(JobSpec.of(site.model, site.data, Lora(), settings, FedAvg()), site.compute, site.work)
     try:
         rows = list(range(min(settings.batch_size, job.rows)))
-        trained = job.train(job.zeros(), rows, lambda *_: None)
+        trained = job.train(job.zeros(), rows, [name for name, _ in job.schema], lambda *_: None)
         return f"{trained.rows} rows, {trained.tokens} tokens in {trained.seconds:.1f} s on {job.hardware_text}"
     finally:
         job.close()

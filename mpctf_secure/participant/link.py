@@ -109,9 +109,12 @@ class Link:
             raise SecurityError("published sum is not what its header says", culprits=[COORDINATOR])
         return Published(outcome, chunks)
 
-    def catch_up(self, ctx: bytes, position: Position, rounds: int, most_chunks: int) -> CaughtUp | None:
-        """The last finished state and the outcomes that led to it, unverified; None where mine is not older."""
-        header, *pieces = self._download("behind", ctx, Fetch(position), 1 + rounds + most_chunks)
+    def catch_up(self, ctx: bytes, position: Position, most: int) -> CaughtUp | None:
+        """The last finished state and the outcomes that led to it, in `most` pieces at the most, unverified.
+
+        None where mine is not older.
+        """
+        header, *pieces = self._download("behind", ctx, Fetch(position), 1 + most)
         with blaming(COORDINATOR, "state"):
             if Signed.decode(header).label == "current":
                 self._check(header, ctx, "current", skippable=False)

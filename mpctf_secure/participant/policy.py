@@ -1,6 +1,7 @@
 """What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
 
 from mpctf_secure.config.site import Policy
+from mpctf_secure.config.strategies import Data, MaxVolume
 from mpctf_secure.errors import COORDINATOR, SecurityError, UsageError
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.rounds.contract import Contract, Proposal
@@ -32,6 +33,16 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
             f"proposal: a sum of {least} could be opened, this site's policy.smallest_sum is {policy.smallest_sum}",
             hint="a higher quorum in the run file; for a pair, policy.smallest_sum: 2 in the site file",
         )
+    if isinstance(proposal.data, MaxVolume) and not policy.size_step:
+        raise SecurityError(
+            "proposal: data.strategy max_volume needs this site's number of rows, and policy.size_step is 0",
+            hint="another strategy in the run file, or a step in the site file",
+        )
+
+
+def told_size(data: Data, policy: Policy, rows: int) -> int:
+    """How many rows this site says it has: the next multiple of its policy's step; 0 where nobody needs to know."""
+    return -(-rows // policy.size_step) * policy.size_step if isinstance(data, MaxVolume) else 0
 
 
 def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None:
@@ -46,3 +57,5 @@ def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None
         )
     if bytes.fromhex(contract.base_model_hash) != facts.base_model_hash or contract.tensors != facts.tensors:
         raise SecurityError("contract names another base model than mine", culprits=[COORDINATOR])
+    if contract.largest_size < facts.size:
+        raise SecurityError("contract names a largest size below mine", culprits=[COORDINATOR])

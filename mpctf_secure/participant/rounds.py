@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpctf_secure.aggregation.lora import Vector
+import numpy as np
+
+from mpctf_secure.aggregation.lora import Vector, pick
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
@@ -21,20 +23,22 @@ from mpctf_secure.participant.link import BehindError, Link, Outcome, Published,
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store
-from mpctf_secure.partition.slices import fixed_size, round_slice
+from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress, Publication, Void
-from mpctf_secure.rounds.state import (
-    State,
-    Sum,
-    extend_history,
+from mpctf_secure.rounds.outcome import Sum, next_state, sum_of, void_state
+from mpctf_secure.rounds.state import State, extend_history
+from mpctf_secure.rounds.terms import (
     grid,
-    most_chunks,
-    next_state,
+    is_survey,
+    most_sum_chunks,
+    moving_tensors,
     round_context,
-    sum_of,
-    void_state,
+    state_chunks,
+    turn,
+    volume,
+    weight_cap,
 )
 from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.chunks import digest
@@ -50,12 +54,11 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a site puts into a round: its clipped update [d], rows, mean loss, and whether the norm was clipped."""
+    """What a site puts into a round: its clipped update [d], its weight, and the scalars before the clip counters."""
 
     update: Vector
-    rows: int
-    loss: float
-    norm_clipped: bool
+    weight: float
+    scalars: tuple[int, ...]
 
 
 class Participant:
@@ -135,7 +138,7 @@ class Participant:
         outcome: Outcome | None = attempts.announce if attempts else None
         contribution = None
         if attempts and outcome is None:
-            contribution = self._train(state)
+            contribution = self._contribute(state)
             outcome = self._ready(state)
         known = 0 if attempts else MAX_ATTEMPTS  # the last attempt that need not be told of
         while outcome is None or isinstance(outcome, Announce):
@@ -145,13 +148,22 @@ class Participant:
             outcome = self._fetch(state, known)
         return outcome
 
+    def _contribute(self, state: State) -> Contribution:
+        if is_survey(self._contract, state):
+            products = self._job.rows * self._job.memory
+            return Contribution(np.zeros(0, np.float32), 1.0, (self._job.rows, products))
+        return self._train(state)
+
     def _train(self, state: State) -> Contribution:
-        count = fixed_size(self._contract.data.size, self._job.rows)
-        rows = round_slice(state.round + 1, count, self._job.rows, self._contract.seed, self._name)
-        trained = self._job.train(state.adapter, rows, self._progress(state.round + 1))
+        contract, which = self._contract, moving_tensors(self._contract, state)
+        count = volume(contract, state, self._job.rows, self._job.memory)
+        rows = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
+        names = [name for (name, _), moves in zip(contract.tensors, which, strict=True) if moves]
+        trained = self._job.train(state.adapter, rows, names, self._progress(state.round + 1))
         self._record(
             "round_trained",
             round=state.round + 1,
+            turn=turn(contract, state),
             rows=trained.rows,
             tokens=trained.tokens,
             loss=trained.loss,
@@ -160,8 +172,12 @@ class Participant:
         # Whatever is wrong with an update shows before this site is counted in a cohort.
         if not math.isfinite(trained.loss):
             raise UsageError("the local loss is not a number", hint="lower training.learning_rate")
-        update, norm_clipped = clip_to_norm(trained.adapter - state.adapter, self._contract.privacy.clip_norm)
-        return Contribution(update, trained.rows, trained.loss, norm_clipped)
+        moved = pick(trained.adapter - state.adapter, contract.tensors, which)
+        update, norm_clipped = clip_to_norm(moved, contract.privacy.clip_norm)
+        cap = weight_cap(contract, state)
+        counted = min(trained.rows, cap)
+        loss = round(trained.loss * counted * codec.LOSS_SCALE)
+        return Contribution(update, counted / cap, (counted, loss, int(norm_clipped)))
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         told = 0.0
@@ -249,18 +265,16 @@ class Participant:
         info = enc("mpctf-secure/rounding/v1", context.round, sha256(contribution.update.tobytes()), members)
         lanes, clipped = codec.encode(
             contribution.update,
-            contribution.rows / self._contract.weight_cap,
+            contribution.weight,
             grid(self._contract, state, members),
             hkdf(self._run_secret, info),
             ordered_map,
         )
-        loss = round(contribution.loss * contribution.rows * codec.LOSS_SCALE)
-        scalars = [contribution.rows, loss, int(contribution.norm_clipped), *clipped]
-        return lanes, codec.encode_scalars(scalars, members)
+        return lanes, codec.encode_scalars([*contribution.scalars, *clipped], members)
 
     def _fetch(self, state: State, known: int) -> Outcome:
         request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)
-        return self._link.fetch(self._contract.run_context, request, most_chunks(self._contract))
+        return self._link.fetch(self._contract.run_context, request, most_sum_chunks(self._contract))
 
     def _apply(self, state: State, attempts: Attempts | None, outcome: Published | Void) -> State:
         if isinstance(outcome, Void):
@@ -321,16 +335,16 @@ class Participant:
         a coordinator that opened two sums of a round, and cut off one of the groups, cannot give it the other's state.
         """
         run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract))
-        caught = self._link.catch_up(run_context, position, self._contract.rounds, most_chunks(self._contract))
+        caught = self._link.catch_up(run_context, position, self._contract.rounds + state_chunks(state))
         if caught is None:
             return state
         following, outcomes, certificate = caught
         with blaming(COORDINATOR, "state"):
             history = functools.reduce(extend_history, outcomes, state.history)
-            size = state.adapter.size
             if (following.round, following.history) != (state.round + len(outcomes), history) or not outcomes:
                 raise SecurityError("its past is not the one that goes with it")
-            if following.adapter.size != size or following.round > self._contract.rounds:
+            sizes = [[vector.size for vector in one.vectors] for one in (state, following)]
+            if sizes[0] != sizes[1] or following.round > self._contract.rounds:
                 raise SecurityError("it is not of this contract's model")
             self._check_certificate(following, certificate)
             own = self._own_part(state, outcomes[0])

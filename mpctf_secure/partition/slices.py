@@ -7,11 +7,6 @@ from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.hazmat.prg import Generator
 
 
-def fixed_size(size: int, rows: int) -> int:
-    """min(c, |D_k|) rows a round (MPCTF section 3.3)."""
-    return min(size, rows)
-
-
 def round_slice(round_number: int, count: int, rows: int, seed: int, participant: str) -> list[int]:
     """Indices into `rows` rows for round 1, 2, …; the slice of any round is found without those before it."""
     start = (round_number - 1) * count

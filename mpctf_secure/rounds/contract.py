@@ -7,7 +7,8 @@ from pydantic import Field, ValidationError
 
 from mpctf_secure.aggregation.lora import Schema
 from mpctf_secure.config.base import Frozen
-from mpctf_secure.config.run import Aggregation, Count, Data, Lora, Privacy, Training
+from mpctf_secure.config.run import Lora, Privacy, Training
+from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
@@ -27,6 +28,7 @@ class Proposal(Frozen):
     colluders: Annotated[int, Field(ge=0)]
     allow_pair: bool
     rounds: Count
+    """All of them; under `memory_aware` the first one adds up sizes, and only the others train."""
     void_rounds: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     base_model: str
@@ -59,9 +61,9 @@ class Proposal(Frozen):
         return default_quorum(len(self.participants), self.colluders)
 
     @property
-    def weight_cap(self) -> int:
-        """w_max: the rows above which a participant weighs no more."""
-        return self.data.size
+    def training_rounds(self) -> int:
+        """R of the data strategies."""
+        return self.rounds - isinstance(self.data, MemoryAware)
 
 
 class Contract(Proposal):
@@ -72,6 +74,8 @@ class Contract(Proposal):
     base_model_hash: Hex32
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     """Names and shapes of the LoRA tensors in canonical order: the adapter's schema."""
+    largest_size: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """The largest of the sizes that sites told for `max_volume`."""
 
     @property
     def hash(self) -> bytes:

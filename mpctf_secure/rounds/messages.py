@@ -12,41 +12,46 @@ coordinator → participant    proposal, contract (roster hash);
 from dataclasses import dataclass
 from typing import Self
 
-from mpctf_secure.aggregation.lora import Schema
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
 from mpctf_secure.hazmat.kdf import HASH_BYTES
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.parameters import MAX_COHORT
 
 KEY_BYTES = 32
+STATED = "stated"
+"""Memory that a site's operator has stated, so that it may be compared with any other."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a site found: the hash of its program's files, that of the base model, and the LoRA tensors."""
+    """What a site found: the hash of its program's files, that of the base model, and the LoRA tensors.
+
+    `size`: its rows, rounded up, where the data strategy needs to know; else 0. `memory`: what it counts in, where the
+    strategy weighs sites by memory; else "".
+    """
 
     package: bytes
     base_model_hash: bytes
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
-
-    @classmethod
-    def of(cls, package: bytes, base_model_hash: bytes, schema: Schema) -> Self:
-        """Facts from a schema."""
-        return cls(package, base_model_hash, tuple((name, tuple(shape)) for name, shape in schema))
+    size: int = 0
+    memory: str = ""
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse the body of `facts`."""
         with Reader(body) as reader:
             return cls(
-                reader.bytes(HASH_BYTES), reader.bytes(HASH_BYTES), tuple(map(_decode_tensor, reader.sequence()))
+                reader.bytes(HASH_BYTES),
+                reader.bytes(HASH_BYTES),
+                tuple(map(_decode_tensor, reader.sequence())),
+                reader.integer(),
+                reader.text(limit=16),
             )
 
     def encode(self) -> bytes:
         """The body of `facts`."""
-        return enc(self.package, self.base_model_hash) + enc_sequence(
-            enc(name) + enc_sequence(enc(size) for size in shape) for name, shape in self.tensors
-        )
+        tensors = (enc(name) + enc_sequence(enc(size) for size in shape) for name, shape in self.tensors)
+        return enc(self.package, self.base_model_hash) + enc_sequence(tensors) + enc(self.size, self.memory)
 
 
 def _decode_tensor(data: bytes) -> tuple[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The local launcher: one torchrun job for a participant and a run, alive through all rounds."""
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -15,7 +16,10 @@ import numpy as np
 
 from mpctf_secure.aggregation.lora import Vector, flat_size
 from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.site import Compute
+from mpctf_secure.config.strategies import Aggregation, FedProx
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
+from mpctf_secure.rounds.messages import STATED
 from mpctf_secure.training import children
 from mpctf_secure.training.channel import JobChannel
 
@@ -31,11 +35,13 @@ class JobSpec:
     data: str
     lora: dict[str, Any]
     training: dict[str, Any]
+    mu: float
 
     @classmethod
-    def of(cls, model: Path, data: Path, lora: Lora, training: Training) -> "JobSpec":
+    def of(cls, model: Path, data: Path, lora: Lora, training: Training, aggregation: Aggregation) -> "JobSpec":
         """From the site's paths and the contract's fields."""
-        return cls(str(model), str(data), lora.model_dump(mode="json"), training.model_dump(mode="json"))
+        mu = aggregation.mu if isinstance(aggregation, FedProx) else 0.0
+        return cls(str(model), str(data), lora.model_dump(mode="json"), training.model_dump(mode="json"), mu)
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,9 @@ class Trained:
 
 
 class Job:
-    """A running torchrun job. `schema`, `rows`, `truncated` and `hardware` are what its rank 0 reported."""
+    """A running torchrun job. `schema`, `rows`, `truncated`, `hardware`, `memory` [MiB] are what rank 0 reported."""
 
-    def __init__(self, spec: JobSpec, work: Path) -> None:
+    def __init__(self, spec: JobSpec, compute: Compute, work: Path) -> None:
         self._log = work / "worker.log"
         with contextlib.ExitStack() as undo:
             folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="mpctf-"))  # short: sun_path has 108 bytes
@@ -71,6 +77,9 @@ class Job:
         self.schema = tuple((name, tuple(shape)) for name, shape in described["schema"])
         self.rows, self.truncated = int(described["rows"]), int(described["truncated"])
         self.hardware: dict[str, Any] = described["hardware"]
+        self.memory_kind, self.memory = described["memory"]
+        if compute.memory_gib is not None:
+            self.memory_kind, self.memory = STATED, math.ceil(compute.memory_gib * 1024)
 
     @property
     def hardware_text(self) -> str:
@@ -81,9 +90,11 @@ class Job:
         """An adapter of the job's schema that changes nothing."""
         return np.zeros(flat_size(self.schema), np.float32)
 
-    def train(self, adapter: Vector, rows: list[int], progress: Callable[[int, int], None]) -> Trained:
-        """Train from `adapter` on the rows with these indices; `progress` gets (step, steps)."""
-        self._channel.send({"rows": rows}, adapter)
+    def train(
+        self, adapter: Vector, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+    ) -> Trained:
+        """Train the tensors `names` from `adapter` on the rows with these indices; `progress` gets (step, steps)."""
+        self._channel.send({"rows": rows, "names": names}, adapter)
         while True:
             header, body = self._receive()
             if "loss" in header:

@@ -33,16 +33,21 @@ def train_steps(
     epochs: int,
     learning_rate: float,
     pad_id: int,
+    mu: float = 0.0,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives."""
+    """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives.
+
+    `mu` adds FedProx's μ/2·‖w − start‖² to what is minimised, not to the loss that is reported.
+    """
     started = time.monotonic()
     optimizer = _optimizer(model, learning_rate)
     model.train()
+    start = [parameter.detach().clone() for parameter in _trained(model)] if mu else []
     steps = [batch for _ in range(epochs) for batch in batches(examples, batch_size, pad_id, device_of(model))]
     weighted = 0.0
     for number, batch in enumerate(steps, 1):
-        loss = _step(model, batch, optimizer)
+        loss = _step(model, batch, optimizer, mu, start)
         weighted += loss * len(batch.input_ids)
         if progress is not None:
             progress(number, len(steps), loss)
@@ -52,14 +57,22 @@ def train_steps(
 
 
 def _optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(_trained(model), lr=learning_rate, weight_decay=0.0, fused=True)
 
 
-def _step(model: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _step(
+    model: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, mu: float, start: list[torch.Tensor]
+) -> float:
     optimizer.zero_grad()
     loss = answer_loss(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
+    if mu:  # the gradient of the proximal term (Li et al. 2020)
+        for parameter, origin in zip(_trained(model), start, strict=True):
+            parameter.grad.add_(parameter.detach() - origin, alpha=mu)  # type: ignore[union-attr]
     optimizer.step()
     return loss.item()
 

@@ -1,5 +1,6 @@
 """The language model, its LoRA adapter, and the one way to run it."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def write_adapter(model: PeftModel, flat: Vector) -> None:
     tensors = _adapter_tensors(model)
     for name, values in split_flat(flat, adapter_schema(model)).items():
         tensors[name].copy_(torch.from_numpy(values))
+
+
+def train_only(model: PeftModel, names: Collection[str]) -> None:
+    """Let these tensors of the schema be trained, and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.replace(f".{model.active_adapter}.", ".") in names)
 
 
 def _adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:

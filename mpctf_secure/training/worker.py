@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
@@ -20,7 +21,15 @@ from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import ChatTokenizer, load_rows, tokenise
 from mpctf_secure.training.launch import JobSpec
 from mpctf_secure.training.loop import train_steps
-from mpctf_secure.training.model import adapter_schema, add_lora, base_dtype, load_base, read_adapter, write_adapter
+from mpctf_secure.training.model import (
+    adapter_schema,
+    add_lora,
+    base_dtype,
+    load_base,
+    read_adapter,
+    train_only,
+    write_adapter,
+)
 
 
 class Worker:
@@ -28,11 +37,13 @@ class Worker:
 
     def __init__(self, spec: JobSpec) -> None:
         self._training = Training.model_validate(spec.training)
+        self._memory = free_memory()  # before the model takes some
         tokenizer = load_tokenizer(Path(spec.model))
         rows = load_rows(Path(spec.data))
         self.examples, self.truncated = tokenise(rows, tokenizer, self._training.max_length)
         self.model = load_adapter_model(Path(spec.model), Lora.model_validate(spec.lora))
         self._pad_id = pad_id(tokenizer)
+        self._mu = spec.mu
 
     def describe(self) -> dict[str, Any]:
         """What the agent tells the coordinator (schema) or keeps at the site (the rest)."""
@@ -41,6 +52,7 @@ class Worker:
             "rows": len(self.examples),
             "truncated": self.truncated,
             "hardware": hardware(),
+            "memory": self._memory,
         }
 
     def serve(self, channel: JobChannel) -> None:
@@ -48,6 +60,7 @@ class Worker:
         while True:
             request, adapter = channel.receive()
             write_adapter(self.model, adapter)
+            train_only(self.model, request["names"])
             result = train_steps(
                 self.model,
                 [self.examples[index] for index in request["rows"]],
@@ -55,6 +68,7 @@ class Worker:
                 epochs=self._training.local_epochs,
                 learning_rate=self._training.learning_rate,
                 pad_id=self._pad_id,
+                mu=self._mu,
                 progress=lambda step, steps, _: channel.send({"step": step, "steps": steps}),
             )
             figures = {"loss": result.loss, "tokens": result.tokens, "seconds": result.seconds}
@@ -86,6 +100,13 @@ def hardware() -> dict[str, Any]:
     """What the figures of this site were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def free_memory() -> tuple[str, int]:
+    """What a participant's weight counts in, and how many MiB of it are free."""
+    if torch.cuda.is_available():
+        return "gpu", max(1, torch.cuda.mem_get_info()[0] >> 20)
+    return "cpu", psutil.virtual_memory().available >> 20
 
 
 def main(path: str) -> None:

@@ -23,7 +23,8 @@ from mpctf_secure.participant.store import Store
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
-from mpctf_secure.rounds.state import State, initial_state, void_state
+from mpctf_secure.rounds.outcome import void_state
+from mpctf_secure.rounds.state import State, initial_state
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import threshold
@@ -60,7 +61,7 @@ class Coordinator:
     def tell(self, label: str, ctx: bytes, body: bytes) -> None:
         self.told.append((label, body.decode()))
 
-    def catch_up(self, ctx: bytes, position: Position, rounds: int, most_chunks: int) -> CaughtUp | None:
+    def catch_up(self, ctx: bytes, position: Position, most: int) -> CaughtUp | None:
         return self.caught
 
 
@@ -95,12 +96,14 @@ class Roster:
 class Job:
     """A training job with a given outcome."""
 
-    rows = 10
+    rows, memory = 10, 1024
 
     def __init__(self, adapter: np.ndarray, loss: float = 1.0) -> None:
         self.outcome = Trained(adapter, loss, 10, 100, 1.0)
 
-    def train(self, adapter: np.ndarray, rows: list[int], progress: Callable[[int, int], None]) -> Trained:
+    def train(
+        self, adapter: np.ndarray, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+    ) -> Trained:
         return self.outcome
 
 

@@ -96,13 +96,15 @@ class Outcome:
 class ReadyJob:
     """In the place of training, where a test is about what comes after it: an update of its own for each site."""
 
-    rows, truncated, hardware_text = 32, 0, "nothing"
+    rows, truncated, memory, hardware_text = 32, 0, 1, "nothing"
     schema = (("lora_A.weight", (4, 500)), ("lora_B.weight", (500, 4)))
 
-    def __init__(self, spec: JobSpec, _: Path) -> None:
+    def __init__(self, spec: JobSpec, *_: object) -> None:
         self._dice = np.random.default_rng(list(Path(spec.data).name.encode()))
 
-    def train(self, adapter: np.ndarray, rows: list[int], progress: Callable[[int, int], None]) -> Trained:
+    def train(
+        self, adapter: np.ndarray, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+    ) -> Trained:
         progress(1, 1)
         return Trained(
             adapter + np.float32(0.01) * self._dice.standard_normal(4000, np.float32), 1.0, len(rows), 1, 0.0

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.run import Aggregation, Data, Lora, Privacy, Training
+from mpctf_secure.config.run import Lora, Privacy, Training
 from mpctf_secure.config.site import Policy
+from mpctf_secure.config.strategies import FedAvg, FixedSize
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import ceremony
 from mpctf_secure.identity.roster import Roster
@@ -29,7 +30,7 @@ def proposal(roster: Roster, **changes: object) -> Proposal:
     fields: dict[str, object] = {
         "run_id": "r", "roster_hash": roster.hash.hex(), "participants": NAMES, "quorum": 3, "colluders": 1,
         "allow_pair": False, "rounds": 2, "void_rounds": 1, "seed": 0, "base_model": "m", "lora": Lora(),
-        "training": Training(), "data": Data(), "aggregation": Aggregation(), "privacy": Privacy(),
+        "training": Training(), "data": FixedSize(), "aggregation": FedAvg(), "privacy": Privacy(),
     }  # fmt: skip
     return Proposal(**{**fields, **changes})
 

@@ -3,8 +3,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpctf_secure.partition.slices import fixed_size, round_slice
+from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.partition.trial import split_by_label, split_iid
+from mpctf_secure.partition.volumes import fixed_size
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 5))

@@ -16,7 +16,9 @@ from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.state import State, Sum, grid, initial_state, next_state, round_context
+from mpctf_secure.rounds.outcome import Sum, next_state
+from mpctf_secure.rounds.state import State, Survey, initial_state
+from mpctf_secure.rounds.terms import grid, round_context, weight_cap
 from mpctf_secure.secagg import codec
 
 COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
@@ -26,7 +28,7 @@ def total_of(agreed: Contract, state: State, updates: list[np.ndarray], rows: in
     lattice = grid(agreed, state, len(COHORT))
     lanes, scalars = [], []
     for number, update in enumerate(updates):
-        encoded, clipped = codec.encode(update, rows / agreed.weight_cap, lattice, bytes([number]) * 32)
+        encoded, clipped = codec.encode(update, rows / weight_cap(agreed, state), lattice, bytes([number]) * 32)
         lanes.append(encoded)
         scalars.append(codec.encode_scalars([rows, rows * codec.LOSS_SCALE, 0, *clipped], len(COHORT)))
     kinds = (lanes[0].dtype, scalars[0].dtype)
@@ -61,14 +63,16 @@ def test_tensor_that_has_not_moved_keeps_the_ring_wide() -> None:
     agreed = contract()
     still = [np.where(np.arange(600) < 400, 0, update).astype(np.float32) for update in updates()]
     following = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), still))
-    assert (following.narrow, following.ranges) == (False, (1.0, 1.0))
+    assert following.ranges == (1.0, 1.0)
+    assert grid(agreed, following, 4).bits == 32
 
 
 def test_clipping_in_the_narrow_ring_widens_it_again() -> None:
     agreed = contract()
     state = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), updates(0.0001)))
     wide = next_state(agreed, state, total_of(agreed, state, updates(0.03)))
-    assert (wide.narrow, wide.ranges) == (False, (1.0, 1.0))
+    assert wide.ranges == (1.0, 1.0)
+    assert grid(agreed, wide, 4).bits == 32
 
 
 def test_mean_above_the_clip_norm_is_refused() -> None:
@@ -96,7 +100,8 @@ CHANGES = {
     "who is convicted": lambda s: replace(s, convicted=COHORT[:1]),
     "adapter": lambda s: replace(s, adapter=s.adapter + np.float32(1e-7)),
     "ranges": lambda s: replace(s, ranges=(1.0, 0.5)),
-    "ring": lambda s: replace(s, narrow=True),
+    "moments": lambda s: replace(s, moments=(s.adapter, s.adapter)),
+    "survey": lambda s: replace(s, survey=Survey(1, 2)),
 }
 
 

@@ -1,0 +1,145 @@
+"""How a round ends: the one function that makes the next state from a published sum, and the one for a void round."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mpctf_secure.aggregation import server
+from mpctf_secure.aggregation.lora import Vector, pick, put
+from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.state import State, Survey
+from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, weight_cap
+from mpctf_secure.secagg.chunks import Lanes
+from mpctf_secure.secagg.codec import Grid, Run, decode_mean, decode_scalars
+from mpctf_secure.secagg.parameters import Context
+
+MOST_CLIPPED = 0.01
+_HEADROOM = 8.0
+_SMALLEST_RANGE = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A published sum: lanes [d], scalars, the cohort its grid was made for, and whose inputs it holds."""
+
+    lanes: Lanes
+    scalars: Lanes
+    first_cohort: tuple[IdentityKey, ...]
+    survivors: tuple[IdentityKey, ...]
+
+
+def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequence[bytes]) -> Sum:
+    """The sum in its chunks, the scalar block last; the caller has checked their sizes."""
+    return Sum(*context.layout.join(chunks), context.first_cohort, survivors)
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """The published scalars of a round that trained, in plain units."""
+
+    rows: int
+    mean_loss: float
+    norm_clipped: int
+    coordinates_clipped: float  # share of all
+
+
+def summarise(contract: Contract, state: State, total: Sum) -> RoundSummary | Survey:
+    """Read the scalar block of the round after `state`."""
+    if is_survey(contract, state):
+        return Survey(*decode_scalars(total.scalars))
+    return _summary(total)
+
+
+def _summary(total: Sum) -> RoundSummary:
+    rows, loss, norm_clipped, *clipped = decode_scalars(total.scalars)
+    share = sum(clipped) / (len(total.survivors) * total.lanes.size)
+    return RoundSummary(rows, loss / 2**20 / max(rows, 1), norm_clipped, share)
+
+
+def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> State:
+    """Apply the aggregation strategy to the sum; SecurityError where the sum cannot be an honest one.
+
+    A forged sum inside the bound stays undetected: secure aggregation proves nothing about the sum itself.
+    """
+    if is_survey(contract, state):
+        return replace(state, round=state.round + 1, survey=_checked_survey(total))
+    lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
+    summary = _summary(total)
+    most_rows = len(total.survivors) * cap
+    if not 0 < summary.rows <= most_rows:
+        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
+    mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
+    _check_norm(contract, lattice, mean, most_rows / summary.rows)
+    ranges = _next_ranges(contract, lattice, summary, mean, summary.rows / most_rows)
+    adapter, *moments = _step(contract, state, mean)
+    which = moving_tensors(contract, state)
+    return replace(
+        state,
+        round=state.round + 1,
+        adapter=adapter,
+        moments=tuple(moments),
+        ranges=tuple(ranges.pop(0) if moves else width for width, moves in zip(state.ranges, which, strict=True)),
+    )
+
+
+def _checked_survey(total: Sum) -> Survey:
+    survey = Survey(*decode_scalars(total.scalars))
+    if survey.rows <= 0 or survey.products <= 0:
+        raise SecurityError(f"published sum counts {survey.rows} rows", culprits=[COORDINATOR])
+    return survey
+
+
+def _step(contract: Contract, state: State, mean: Vector) -> list[Vector]:
+    """The vectors after the server's step on the coordinates that travelled."""
+    which, schema = moving_tensors(contract, state), contract.tensors
+    parts = tuple(pick(vector, schema, which) for vector in state.vectors)
+    stepped = server.step(contract.aggregation, parts, mean)
+    return [put(vector, schema, which, part) for vector, part in zip(state.vectors, stepped, strict=True)]
+
+
+def void_state(contract: Contract, state: State, convicted: IdentityKey | None) -> State:
+    """The next state after a round that could not be finished; ParticipationError for one more than the contract bears.
+
+    The model and its ranges stay; the round number goes on, so the next round takes the next slice of data. A convicted
+    dealer enters the state: a coordinator that shows the proof to some only gets two states, and no quorum for either.
+    """
+    if state.voids == contract.void_rounds:
+        raise ParticipationError(f"round {state.round + 1} is void, and the contract bears {state.voids} void rounds")
+    out = {*state.convicted, *([convicted] if convicted else [])}
+    return replace(state, round=state.round + 1, voids=state.voids + 1, convicted=tuple(sorted(out)))
+
+
+def _next_ranges(
+    contract: Contract, lattice: Grid, summary: RoundSummary, mean: Vector, mean_weight: float
+) -> list[float]:
+    """For each tensor that moved 2^e just above 8 times the largest weighted mean, between 2⁻²⁰·C and C.
+
+    C again for all where too much was clipped, or where a tensor did not move and so gives no scale.
+    """
+    clip_norm = contract.privacy.clip_norm
+    largest = [top * mean_weight for top in _largest(lattice, mean)]
+    if summary.coordinates_clipped > MOST_CLIPPED or min(largest) == 0:
+        return [clip_norm] * len(largest)
+    powers = (float(np.ldexp(1.0, int(np.frexp(_HEADROOM * top)[1]))) for top in largest)
+    return [min(max(power, _SMALLEST_RANGE * clip_norm), clip_norm) for power in powers]
+
+
+def _largest(lattice: Grid, mean: Vector) -> list[float]:
+    """max|mean| of each tensor [T]. A maximum, unlike a sum or a norm, has the same bits everywhere."""
+    largest = [0.0] * len(lattice.sizes)
+    for tensor, where in lattice.parts():
+        largest[tensor] = max(largest[tensor], float(np.abs(mean[where]).max()))
+    return largest
+
+
+def _check_norm(contract: Contract, lattice: Grid, mean: Vector, dilution: float) -> None:
+    """‖mean‖ ≤ C and the most that stochastic rounding can add: one step a coordinate and participant."""
+    norm = math.sqrt(sum(float(np.square(mean[where], dtype=np.float64).sum()) for _, where in lattice.parts()))
+    steps = zip(lattice.sizes, lattice.steps, strict=True)
+    rounding = dilution * math.sqrt(sum(size * step**2 for size, step in steps))
+    if not norm <= (contract.privacy.clip_norm + rounding) * (1 + 1e-6):
+        raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=[COORDINATOR])

@@ -1,0 +1,124 @@
+"""What contract and state say of the next round: whether it trains, on how many rows, what travels, and how."""
+
+import math
+
+import numpy as np
+
+from mpctf_secure.aggregation.lora import moving
+from mpctf_secure.config.strategies import FixedSize, MaxVolume, MemoryAware, Percentage
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.partition import volumes
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.state import State, Survey, chunks_of
+from mpctf_secure.secagg.chunks import Layout
+from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid
+from mpctf_secure.secagg.parameters import Context
+
+NARROW_BITS, WIDE_BITS = 16, 32
+MOST_IN_NARROW_RING = 16
+
+
+def is_survey(contract: Contract, state: State) -> bool:
+    """Whether the next round only adds up sizes: `memory_aware` before it knows them."""
+    return isinstance(contract.data, MemoryAware) and state.survey is None
+
+
+def turn(contract: Contract, state: State) -> int:
+    """The number, from 1, of the next round among those that train."""
+    return state.round + 1 - (contract.rounds - contract.training_rounds)
+
+
+def volume(contract: Contract, state: State, rows: int, memory: int) -> int:
+    """On how many rows a participant with so many, and so many MiB of memory, trains in the next round."""
+    match contract.data:
+        case FixedSize(size=size):
+            return volumes.fixed_size(size, rows)
+        case Percentage(share=share):
+            return volumes.percentage(share, rows)
+        case MaxVolume():
+            return volumes.max_volume(contract.largest_size, contract.training_rounds)
+        case MemoryAware():
+            return volumes.memory_aware(rows, memory, *_surveyed(state), contract.training_rounds)
+
+
+def weight_cap(contract: Contract, state: State) -> int:
+    """w_max: the rows above which a participant weighs no more in the next round; 0 where nothing is weighed."""
+    match contract.data:
+        case FixedSize(size=size):
+            return size
+        case Percentage(weight_cap=cap):
+            return cap
+        case MaxVolume():
+            return volumes.max_volume(contract.largest_size, contract.training_rounds)
+        case MemoryAware():
+            return -(-_surveyed(state).rows // contract.training_rounds) if state.survey else 0
+
+
+def _surveyed(state: State) -> Survey:
+    if state.survey is None:
+        raise ValueError("sizes are not known before they are added up")
+    return state.survey
+
+
+def moving_tensors(contract: Contract, state: State) -> tuple[bool, ...]:
+    """For each tensor of the schema whether it is trained and travels in the next round."""
+    if is_survey(contract, state):
+        return (False,) * len(contract.tensors)
+    return moving(contract.tensors, contract.aggregation.lora, turn(contract, state))
+
+
+def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
+    """The quantisation of the next round; the ring follows from state and cohort and is never chosen.
+
+    A tensor of which nothing is known yet, as its range says, needs the wide ring.
+    """
+    which = moving_tensors(contract, state)
+    ranges = tuple(width for width, moves in zip(state.ranges, which, strict=True) if moves)
+    known = all(width < contract.privacy.clip_norm for width in ranges)
+    bits = NARROW_BITS if ranges and known and cohort_size <= MOST_IN_NARROW_RING else WIDE_BITS
+    sizes = tuple(math.prod(shape) for (_, shape), moves in zip(contract.tensors, which, strict=True) if moves)
+    return Grid(sizes, ranges, bits, cohort_size)
+
+
+def scalar_count(contract: Contract, state: State) -> int:
+    """Lanes of the scalar block: the survey's, or the round's with a clip counter for each tensor that moves."""
+    if is_survey(contract, state):
+        return len(Survey._fields)
+    return len(SCALAR_NAMES) + sum(moving_tensors(contract, state))
+
+
+def most_sum_chunks(contract: Contract) -> int:
+    """How many chunks a published sum has at the most, in the wide ring."""
+    dimension = sum(math.prod(shape) for _, shape in contract.tensors)
+    return len(Layout(WIDE_BITS, dimension, len(SCALAR_NAMES) + len(contract.tensors)).sizes)
+
+
+def state_chunks(state: State) -> int:
+    """How many pieces the vectors of a state have."""
+    return len(state.vectors) * chunks_of(state.adapter.size)
+
+
+def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
+    """What attempt 1 of the next round is bound to."""
+    lattice = grid(contract, state, len(cohort))
+    terms = (contract.privacy.model_dump_json(), contract.aggregation.model_dump_json(), weight_cap(contract, state))
+    moves = bytes(moving_tensors(contract, state))
+    return Context(
+        run_id=contract.run_id,
+        round=state.round + 1,
+        attempt=1,
+        roster_hash=bytes.fromhex(contract.roster_hash),
+        contract_hash=contract.hash,
+        base_model_hash=bytes.fromhex(contract.base_model_hash),
+        state_hash=state.hash(contract),
+        round_parameters_hash=sha256(enc(*terms, moves) + np.array(state.ranges, "<f8").tobytes()),
+        schema_hash=contract.schema_hash,
+        ring_bits=lattice.bits,
+        dimension=lattice.dimension,
+        scalars=scalar_count(contract, state),
+        colluders=contract.colluders,
+        cohort=cohort,
+        first_cohort=cohort,
+    )

@@ -1,0 +1,60 @@
+"""Every data strategy with every aggregation strategy, from config alone, on uneven sites."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from e2e.harness import SMOKE
+from e2e.test_start import run_cli
+
+from mpctf_secure.experiments.intents import write_intents
+
+DATA = {
+    "fixed_size": {"size": 24},
+    "percentage": {"share": 0.25, "weight_cap": 100},
+    "max_volume": {},
+    "memory_aware": {},
+}
+AGGREGATION = {
+    "fedavg": {"lora": "freeze_a"},
+    "fedprox": {"mu": 0.1},
+    "fedadam": {"lora": "alternating"},
+    "fedyogi": {"tau": 0.01},
+    "fedadagrad": {"lora": "both"},
+}
+ROWS = {"fixed_size": 3 * 24, "percentage": 24 + 12 + 6, "max_volume": 3 * 50}
+"""What sites of 96, 48 and 24 rows train on together in a round; memory_aware goes by the machine's memory."""
+FAST = {("memory_aware", "fedadam"), ("max_volume", "fedprox")}
+PAIRS = [
+    pytest.param(data, aggregation, marks=() if (data, aggregation) in FAST else pytest.mark.slow)
+    for data in DATA
+    for aggregation in AGGREGATION
+]
+
+
+def write_uneven(folder: Path) -> None:
+    """A file for each site, the second and third with a half and a quarter of the first one's rows."""
+    names = [f"site-{number}" for number in (1, 2, 3)]
+    write_intents(folder, names, 96, 24, 0)
+    for power, name in enumerate(names):
+        lines = (folder / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (folder / f"{name}.jsonl").write_text("".join(lines[: 96 >> power]))
+
+
+@pytest.mark.parametrize(("data", "aggregation"), PAIRS)
+def test_data_and_aggregation_strategies_run_from_config_alone(data: str, aggregation: str, tmp_path: Path) -> None:
+    write_uneven(tmp_path)
+    content = yaml.safe_load(SMOKE.read_text())
+    content["participants"] = {"local": 3, "data": "{participant}.jsonl"}
+    content["data"] = {"strategy": data, **DATA[data]}
+    content["aggregation"] = {"strategy": aggregation, **AGGREGATION[aggregation]}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    result = run_cli("start", tmp_path / "run.yaml", "--runs", tmp_path / "runs", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    trained = [entry for entry in report["rounds"] if entry["survey"] is None]
+    assert (len(trained), len(report["rounds"])) == (2, 2 + (data == "memory_aware"))
+    assert all(len(entry["survivors"]) == 3 and 0 < entry["mean_loss"] < 10 for entry in trained)
+    assert [entry["rows"] for entry in trained] == [ROWS.get(data, trained[0]["rows"])] * 2
+    assert report["adapter_sha256"]

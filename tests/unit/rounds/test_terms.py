@@ -1,0 +1,143 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from samples import make_contract as contract
+
+from mpctf_secure.config.strategies import FedAdam, FedAvg, FixedSize, MaxVolume, MemoryAware, Percentage
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.outcome import Sum, next_state, summarise
+from mpctf_secure.rounds.state import State, Survey, initial_state
+from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, round_context, turn, volume, weight_cap
+from mpctf_secure.secagg import codec
+
+COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
+SITES = [(100, 8), (300, 8), (100, 24), (500, 16)]
+A, B = (True, False), (False, True)
+
+
+def survey_of(sites: list[tuple[int, int]]) -> Sum:
+    """What four sites with (rows, MiB) add up."""
+    scalars = [codec.encode_scalars([rows, rows * memory], len(COHORT)) for rows, memory in sites]
+    lanes = np.zeros(0, np.uint32)
+    return Sum(lanes, np.sum(scalars, axis=0, dtype=scalars[0].dtype), COHORT, COHORT[: len(sites)])
+
+
+def total_of(agreed: Contract, state: State, parts: list[np.ndarray], rows: list[int]) -> Sum:
+    lattice, cap = grid(agreed, state, len(COHORT)), weight_cap(agreed, state)
+    lanes, scalars = [], []
+    for number, (update, count) in enumerate(zip(parts, rows, strict=True)):
+        encoded, clipped = codec.encode(update, count / cap, lattice, bytes([number]) * 32)
+        lanes.append(encoded)
+        scalars.append(codec.encode_scalars([count, count * codec.LOSS_SCALE, 0, *clipped], len(COHORT)))
+    kinds = (lanes[0].dtype, scalars[0].dtype)
+    sums = [np.sum(part, axis=0, dtype=kind) for part, kind in zip((lanes, scalars), kinds, strict=True)]
+    return Sum(*sums, COHORT, COHORT)
+
+
+def draws(size: int, scale: float = 0.01) -> list[np.ndarray]:
+    generator = np.random.default_rng(3)
+    return [(scale * generator.uniform(-1, 1, size)).astype(np.float32) for _ in COHORT]
+
+
+VOLUMES = {
+    "fixed_size": (FixedSize(size=40), 0, 40, 40),
+    "percentage": (Percentage(share=0.1, weight_cap=30), 0, 10, 30),
+    "max_volume, of more rows than there are": (MaxVolume(), 500, 167, 167),
+}
+
+
+@pytest.mark.parametrize(("data", "largest", "count", "cap"), VOLUMES.values(), ids=VOLUMES.keys())
+def test_rows_of_a_round_and_the_most_that_weighs(data: object, largest: int, count: int, cap: int) -> None:
+    agreed = contract(data=data, largest_size=largest)
+    state = initial_state(agreed)
+    assert not is_survey(agreed, state)
+    assert (volume(agreed, state, 100, 1), weight_cap(agreed, state), turn(agreed, state)) == (count, cap, 1)
+
+
+def test_memory_aware_first_adds_up_sizes_and_then_shares_them_out() -> None:
+    agreed = contract(data=MemoryAware(), rounds=5)
+    state = initial_state(agreed)
+    context = round_context(agreed, state, COHORT)
+    assert is_survey(agreed, state)
+    assert (context.dimension, context.scalars, weight_cap(agreed, state)) == (0, 2, 0)
+    total = survey_of(SITES)
+    following = next_state(agreed, state, total)
+    assert summarise(agreed, state, total) == Survey(1000, 13600)
+    assert (following.survey, following.round, turn(agreed, following)) == (Survey(1000, 13600), 1, 1)
+    assert np.array_equal(following.adapter, state.adapter)
+    assert weight_cap(agreed, following) == 250
+    assert [volume(agreed, following, *site) for site in [(100, 8), (300, 8), (100, 24), (500, 16)]] == [
+        15,
+        44,
+        44,
+        147,
+    ]
+
+
+@pytest.mark.parametrize("sites", [[(0, 5)] * 3, [(-1, 5)] * 3])
+def test_a_survey_that_counts_nothing_is_refused(sites: list[tuple[int, int]]) -> None:
+    agreed = contract(data=MemoryAware(), rounds=2)
+    with pytest.raises(SecurityError, match="rows") as caught:
+        next_state(agreed, initial_state(agreed), survey_of(sites))
+    assert caught.value.culprits == ("coordinator",)
+
+
+def test_a_survey_after_a_void_one_is_still_a_survey() -> None:
+    agreed = contract(data=MemoryAware(), rounds=5)
+    assert is_survey(agreed, replace(initial_state(agreed), round=1, voids=1))
+
+
+def test_alternating_moves_one_factor_a_turn_and_each_is_narrow_once_its_scale_is_known() -> None:
+    agreed = contract(aggregation=FedAvg(lora="alternating"), rounds=6)
+    state, seen = initial_state(agreed), []
+    for _ in range(4):
+        which = moving_tensors(agreed, state)
+        lattice = grid(agreed, state, 4)
+        seen.append((which, lattice.bits, lattice.dimension))
+        following = next_state(agreed, state, total_of(agreed, state, draws(lattice.dimension), [10] * 4))
+        moved = following.adapter != state.adapter
+        assert (bool(moved[:400].any()), bool(moved[400:].any())) == which
+        state = following
+    assert seen == [(B, 32, 200), (A, 32, 400), (B, 16, 200), (A, 16, 400)]
+
+
+def test_freeze_a_never_moves_a_and_its_upload_is_the_smaller() -> None:
+    agreed = contract(aggregation=FedAvg(lora="freeze_a"))
+    state = initial_state(agreed)
+    following = next_state(agreed, state, total_of(agreed, state, draws(200), [10] * 4))
+    assert np.array_equal(following.adapter[:400], state.adapter[:400])
+    assert round_context(agreed, following, COHORT).layout.size < round_context(contract(), state, COHORT).layout.size
+
+
+def test_moments_are_part_of_the_state_and_of_its_bytes() -> None:
+    agreed = contract(aggregation=FedAdam())
+    state = initial_state(agreed)
+    following = next_state(agreed, state, total_of(agreed, state, draws(600), [10] * 4))
+    assert [vector.size for vector in following.vectors] == [600] * 3
+    assert not any(np.array_equal(old, new) for old, new in zip(state.vectors, following.vectors, strict=True))
+    again = State.from_bytes(following.to_bytes())
+    assert again.hash(agreed) == following.hash(agreed)
+    assert State.decode(following.header, b"".join(following.chunks())).hash(agreed) == following.hash(agreed)
+    assert list(following.chunks(2)) == list(following.chunks())[2:]
+
+
+def test_mean_is_weighted_by_rows_up_to_the_cap() -> None:
+    agreed = contract(data=Percentage(weight_cap=40))
+    state, updates, rows = initial_state(agreed), draws(600), [10, 20, 30, 40]
+    following = next_state(agreed, state, total_of(agreed, state, updates, rows))
+    assert np.allclose(following.adapter - state.adapter, np.average(updates, axis=0, weights=rows), atol=1e-7)
+
+
+def test_small_weights_do_not_coarsen_the_narrow_ring() -> None:
+    """The range follows what is encoded, weight times update: a cap far above all row counts costs no precision."""
+    errors = {}
+    for cap in (10, 1000):
+        agreed = contract(data=Percentage(weight_cap=cap))
+        state = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), draws(600), [10] * 4))
+        assert grid(agreed, state, 4).bits == 16
+        following = next_state(agreed, state, total_of(agreed, state, draws(600), [10] * 4))
+        errors[cap] = np.abs(following.adapter - state.adapter - np.mean(draws(600), axis=0)).max()
+    assert errors[1000] < 2.5 * errors[10]
