@@ -17,7 +17,7 @@ from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.training import children
-from mpctf_secure.training.data import load_rows
+from mpctf_secure.training.rows import load_rows
 
 Accuracies = dict[str, float]
 

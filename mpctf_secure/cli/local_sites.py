@@ -27,7 +27,7 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.partition.trial import split_by_label, split_iid
 from mpctf_secure.training import children
-from mpctf_secure.training.data import Row, answer_text, load_rows
+from mpctf_secure.training.rows import Row, answer_text, load_rows, to_json
 
 INTENTS = f"{BUILTIN}intents"
 TINY_LLAMA = f"{BUILTIN}tiny-llama"
@@ -82,7 +82,6 @@ def _data(config: RunConfig, target: Path, beside: Path) -> tuple[dict[str, Path
 
 def _split(config: RunConfig, source: Path, target: Path) -> Iterator[tuple[str, Path]]:
     rows, names = load_rows(source), config.participants.names
-    lines = [line for line in source.read_bytes().split(b"\n") if line.strip()]
     if config.participants.split == "label":
         parts = split_by_label([answer_text(row) for row in rows], len(names), config.seed)
     else:
@@ -90,7 +89,7 @@ def _split(config: RunConfig, source: Path, target: Path) -> Iterator[tuple[str,
     target.mkdir(parents=True)
     for name, part in zip(names, parts, strict=True):
         path = target / f"{name}.jsonl"
-        path.write_bytes(b"".join(lines[index] + b"\n" for index in part))
+        path.write_text("".join(f"{to_json(rows[index])}\n" for index in part), encoding="utf-8")
         yield name, path
 
 

@@ -22,8 +22,7 @@ class Participants(Frozen):
     enrolled: tuple[Annotated[str, Field(pattern=f"^{NAME.pattern}$")], ...] = ()
     local: Annotated[int, Field(ge=2, le=26)] | None = None
     data: str = ""
-    """Of local ones; JSONL: one file each with `{participant}` in its name, one for all with `split`, or
-    builtin:intents."""
+    """Of local ones: one file each with `{participant}` in its name, one for all with `split`, or builtin:intents."""
     split: Literal["iid", "label"] | None = None
 
     @model_validator(mode="before")
@@ -95,7 +94,7 @@ class Evaluation(Frozen):
     """A common held-out set, scored after the run."""
 
     test: str | None = None
-    """JSONL like the training data; builtin:intents brings its own."""
+    """A file of rows like the training data; builtin:intents brings its own."""
 
 
 class Timeouts(Frozen):

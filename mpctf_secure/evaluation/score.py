@@ -21,9 +21,10 @@ from mpctf_secure.config.run import Lora, Training
 from mpctf_secure.errors import MpctfError
 from mpctf_secure.evaluation.metrics import exact_match
 from mpctf_secure.training.children import die_with_parent
-from mpctf_secure.training.data import ChatTokenizer, Example, load_rows, tokenise
+from mpctf_secure.training.data import ChatTokenizer, Example, tokenise
 from mpctf_secure.training.loop import train_steps
 from mpctf_secure.training.model import adapter_schema, write_adapter
+from mpctf_secure.training.rows import load_rows
 from mpctf_secure.training.worker import load_adapter_model, load_tokenizer, pad_id
 
 RESULTS = "results.jsonl"

@@ -23,9 +23,9 @@ from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
 from mpctf_secure.rounds.state import State
 from mpctf_secure.training.adapters import save_adapter_folder
-from mpctf_secure.training.data import load_rows
 from mpctf_secure.training.launch import Job, JobSpec
 from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.rows import load_rows
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.tls import OwnTls, utc_now
 

@@ -13,9 +13,9 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
-from mpctf_secure.training.data import load_rows
 from mpctf_secure.training.launch import Job, JobSpec
 from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.rows import load_rows
 from mpctf_secure.transport.probe import NobodyListensError, probe
 from mpctf_secure.transport.tls import utc_now
 

@@ -18,7 +18,7 @@ from mpctf_secure.config.run import Lora, Training
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
 from mpctf_secure.training.channel import JobChannel
 from mpctf_secure.training.children import die_with_parent
-from mpctf_secure.training.data import ChatTokenizer, load_rows, tokenise
+from mpctf_secure.training.data import ChatTokenizer, tokenise
 from mpctf_secure.training.launch import JobSpec
 from mpctf_secure.training.loop import train_steps
 from mpctf_secure.training.model import (
@@ -30,6 +30,7 @@ from mpctf_secure.training.model import (
     train_only,
     write_adapter,
 )
+from mpctf_secure.training.rows import load_rows
 
 
 class Worker:

@@ -20,7 +20,7 @@ from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import ceremony
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.training.data import load_rows
+from mpctf_secure.training.rows import load_rows
 
 DYING = Path(__file__).parent / "dying.py"
 COORDINATOR = ParticipantName("registry-x")

@@ -267,7 +267,7 @@ def network(homes: dict[str, Home], tmp_path_factory: pytest.TempPathFactory) ->
     """Model and data at every site; the coordinator listens on an address of its own."""
     from mpctf_secure.experiments.intents import write_intents
     from mpctf_secure.experiments.tiny_llama import write_tiny_llama
-    from mpctf_secure.training.data import load_rows
+    from mpctf_secure.training.rows import load_rows
 
     shared = tmp_path_factory.mktemp("shared")
     write_intents(shared, SITES, 2000, 12, 0)

@@ -9,9 +9,10 @@ from mpctf_secure.config.run import Lora
 from mpctf_secure.evaluation.metrics import exact_match
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
-from mpctf_secure.training.data import Example, load_rows, tokenise
+from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.loop import train_steps
 from mpctf_secure.training.model import add_lora, load_base
+from mpctf_secure.training.rows import load_rows
 
 ROWS = 24
 

@@ -1,93 +1,17 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from mpctf_secure.errors import UsageError
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
-from mpctf_secure.training.data import Row, answer_text, load_rows, tokenise
+from mpctf_secure.training.data import tokenise
+from mpctf_secure.training.rows import Message, Row
 
-USER = {"role": "user", "content": "hi"}
-ASSISTANT = {"role": "assistant", "content": "hello"}
-SYSTEM = {"role": "system", "content": "be kind"}
-
-
-def chat(*turns: object) -> bytes:
-    return json.dumps({"messages": turns}).encode()
-
-
-GOOD = chat(USER, ASSISTANT)
-
-BAD_ROWS = {
-    "a line that is not JSON": (b"{'messages': []}", "not JSON"),
-    "a line nested too deeply to parse": (b"[" * 100_000, "not JSON"),
-    "a list in place of an object": (b"[1, 2]", "not a JSON object"),
-    "bytes that are not UTF-8": (b'{"prompt": "\xff", "completion": "x"}', "not UTF-8"),
-    "a field given twice": (b'{"prompt": "a", "prompt": "b", "completion": "c"}', "'prompt' is there twice"),
-    "a field of a turn given twice": (
-        b'{"messages": [{"role": "user", "role": "user", "content": "a"}]}',
-        "'role' is there twice",
-    ),
-    "no known field": (b'{"text": "a"}', "'messages' is missing"),
-    "a prompt without completion": (b'{"prompt": "a"}', "'completion' is missing"),
-    "a completion without prompt": (b'{"completion": "a"}', "'prompt' is missing"),
-    "both formats at once": (b'{"messages": [], "prompt": "a"}', "both"),
-    "messages that are a text": (b'{"messages": "hi"}', "not a list of objects"),
-    "messages that are texts": (b'{"messages": ["hi"]}', "not a list of objects"),
-    "no turn at all": (chat(), "roles"),
-    "only a system turn": (chat(SYSTEM), "roles"),
-    "a user turn at the end": (chat(USER), "roles"),
-    "two user turns in a row": (chat(USER, USER, ASSISTANT), "roles"),
-    "an assistant who speaks first": (chat(ASSISTANT, USER, ASSISTANT), "roles"),
-    "a system turn in the middle": (chat(USER, SYSTEM, ASSISTANT), "roles"),
-    "an unknown role": (chat({"role": "tool", "content": "x"}, ASSISTANT), r"messages\[0\].role"),
-    "a role that is a list": (chat({"role": [], "content": "x"}, ASSISTANT), r"messages\[0\].role"),
-    "an empty answer": (chat(USER, {"role": "assistant", "content": " "}), r"messages\[1\].content"),
-    "a turn without content": (chat({"role": "user"}, ASSISTANT), r"messages\[0\].content"),
-    "an empty completion": (b'{"prompt": "a", "completion": ""}', "completion is missing, empty"),
-    "a completion that is a number": (b'{"prompt": "a", "completion": 3}', "not a text"),
-    "half a surrogate pair": (b'{"prompt": "\\ud800", "completion": "x"}', "surrogate"),
-}
-
-
-def write(folder: Path, *lines: bytes) -> Path:
-    path = folder / "site.jsonl"
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return path
-
-
-@pytest.mark.parametrize("sentence", BAD_ROWS)
-def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path, sentence: str) -> None:
-    line, complaint = BAD_ROWS[sentence]
-    with pytest.raises(UsageError, match=complaint) as raised:
-        load_rows(write(tmp_path, GOOD, b"", line, GOOD))
-    assert "site.jsonl, row 3: " in raised.value.message
-    assert raised.value.hint
-
-
-@pytest.mark.parametrize("lines", [(), (b"", b"  ")], ids=["no line", "blank lines"])
-def test_a_file_without_rows_is_refused(tmp_path: Path, lines: tuple[bytes, ...]) -> None:
-    with pytest.raises(UsageError, match=r"site\.jsonl: no rows"):
-        load_rows(write(tmp_path, *lines))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gone\.jsonl: No such file"):
-        load_rows(tmp_path / "gone.jsonl")
-
-
-def test_both_formats_give_conversations(tmp_path: Path) -> None:
-    pair = b'{"id": 7, "prompt": "hi", "completion": "hello"}'
-    first, second = load_rows(write(tmp_path, GOOD, pair))
-    assert first.messages == second.messages
-    assert answer_text(second) == "hello"
-
-
-def test_line_separators_inside_a_text_do_not_split_a_row(tmp_path: Path) -> None:
-    pair = json.dumps({"prompt": "a\u2028b", "completion": "c\x85d"}, ensure_ascii=False).encode()
-    assert answer_text(load_rows(write(tmp_path, pair))[0]) == "c\x85d"
+USER, ASSISTANT = Message("user", "hi"), Message("assistant", "hello")
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +22,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def row(tmp_path: Path) -> Row:
-    turns = [SYSTEM, USER, {"role": "assistant", "content": "first"}, USER, ASSISTANT]
-    return load_rows(write(tmp_path, chat(*turns)))[0]
+def row() -> Row:
+    turns = (Message("system", "be kind"), USER, Message("assistant", "first"), USER, ASSISTANT)
+    return Row(turns, "site.jsonl, row 1")
 
 
 def test_only_the_last_answer_and_its_end_of_turn_are_learnt(tokenizer: Any, row: Row) -> None:
@@ -159,3 +83,50 @@ def test_a_template_without_end_of_turn_keeps_the_whole_answer(
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}|{% endfor %}")
     (example,), _ = tokenise([row], tokenizer, 200)
     assert tokenizer.decode(example.input_ids[example.answer_start :]) == "hello|"
+
+
+def text(content: str) -> Row:
+    return Row((Message("text", content),), "site.csv, row 5")
+
+
+def test_a_plain_text_is_learnt_whole_and_up_to_its_end(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    (example,), truncated = tokenise([text("be kind")], tokenizer, 200)
+    assert tokenizer.decode(example.input_ids) == "be kind<|im_end|>"
+    assert (example.answer_start, truncated) == (1, 0)
+
+
+def test_a_text_that_has_its_end_gets_no_second(tokenizer: Any) -> None:
+    ended = text("be kind<|im_end|>")
+    assert tokenise([ended], tokenizer, 200) == tokenise([text("be kind")], tokenizer, 200)
+
+
+def test_the_special_tokens_of_a_text_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path, ["be kind"])
+    path = tmp_path / "tokenizer.json"
+    backend = Tokenizer.from_file(str(path))
+    backend.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    backend.save(str(path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    (example,), _ = tokenise([text("be kind")], tokenizer, 200)
+    assert tokenizer.decode(example.input_ids) == "<|im_start|>be kind<|im_end|>"
+    assert example.answer_start == 1
+
+
+def test_the_end_of_a_long_text_is_cut_and_counted(tokenizer: Any) -> None:
+    long, short = text("what is next " * 9), text("hi")
+    (whole,), _ = tokenise([long], tokenizer, 200)
+    length = len(whole.input_ids)
+    assert tokenise([long], tokenizer, length) == ([whole], 0)
+    (cut, kept), truncated = tokenise([long, short], tokenizer, length - 1)
+    assert (cut.input_ids, cut.answer_start) == (whole.input_ids[:-1], 1)
+    assert ([kept], truncated) == (tokenise([short], tokenizer, 200)[0], 1)
+
+
+def test_a_text_of_one_token_is_refused(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path, ["hi"])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, eos_token=None)
+    (example,), _ = tokenise([text("hi h")], tokenizer, 200)
+    assert tokenizer.decode(example.input_ids) == "hi h"
+    with pytest.raises(UsageError, match=r"site\.csv, row 5: a text of a single token"):
+        tokenise([text("h")], tokenizer, 200)

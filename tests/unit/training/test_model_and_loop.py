@@ -14,9 +14,10 @@ from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
 from mpctf_secure.training.batching import batches
-from mpctf_secure.training.data import Example, load_rows, tokenise
+from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.loop import answer_loss, train_steps
 from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
+from mpctf_secure.training.rows import load_rows
 
 LORA = Lora(r=4, alpha=8)
 CPU = torch.device("cpu")
