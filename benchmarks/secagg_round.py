@@ -41,7 +41,7 @@ from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.server import Server
-from mpctf_secure.training.launch import Trained
+from mpctf_secure.training.launch.job import Trained
 from mpctf_secure.transport.server import listen
 from mpctf_secure.transport.tls import OwnTls
 

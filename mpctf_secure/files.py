@@ -1,6 +1,7 @@
 """Files that are there as a whole or not at all, also after a power cut."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,12 @@ def _write_beside(path: Path, content: bytes) -> Path:
         unfinished.unlink()
         raise
     return unfinished
+
+
+def digest(path: Path) -> bytes:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def make_folder(path: Path) -> None:

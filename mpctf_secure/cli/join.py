@@ -20,6 +20,7 @@ _TEXTS = {
     "run_refused": "refuses run {run}: {reason}; {hint}",
     "run_left": "{reason}",
     "job_started": "{rows} rows, {truncated} of them truncated; on {hardware}",
+    "job_failed": "the training job failed, {code}: {message} (node {node}, rank {rank}); {hint}",
     "round_trained": "round {round}: {rows} rows, {tokens} tokens, loss {loss:.3f}, {seconds:.1f} s",
     "round_sat_out": "sits out round {round}: {reason}",
     "attempt_refused": "refuses {reason}",

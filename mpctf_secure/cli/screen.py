@@ -74,6 +74,7 @@ def _listed(value: Any) -> Any:
 _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
+    "training_failed": "{participant}: its training failed: {code}, node {node}, rank {rank}; starts it again: {again}",
     "veto": "{participant} refuses: {reason}",
     "banned": "{participant} is out of the run: {reason}",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",

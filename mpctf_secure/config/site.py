@@ -1,12 +1,14 @@
 """The site file: what a participant's operator writes, and what no coordinator may override."""
 
+import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.strategies import Count
 
 
 class Policy(Frozen):
@@ -20,11 +22,103 @@ class Policy(Frozen):
     """`max_volume` needs the number of this site's rows: it is told rounded up to a multiple; 0 refuses such runs."""
 
 
+def _check_ip(text: str) -> str:
+    """The same text; ValueError unless it is an IP literal: a name that does not resolve hangs the rendezvous."""
+    ipaddress.ip_address(text)
+    return text
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Node(Frozen):
+    """One machine."""
+
+    address: Annotated[str, AfterValidator(_check_ip)] = "127.0.0.1"
+    """On the network between the nodes."""
+    gpus: tuple[Annotated[int, Field(ge=0, lt=64)], ...] = ()
+    """As nvidia-smi numbers them, a process each."""
+    processes: Count | None = None
+    """Without GPUs: so many processes; one if nothing is said."""
+    environment: dict[Variable, str] = Field(default_factory=dict)
+    """Such as NCCL_IB_DISABLE, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME."""
+    user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = None
+    port: Port = 22
+    """Both of ssh."""
+
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.gpus and self.processes:
+            raise ValueError("gpus and processes: every GPU has one process")
+        if len(set(self.gpus)) < len(self.gpus):
+            raise ValueError("a GPU is named twice")
+        return self
+
+    @property
+    def workers(self) -> int:
+        """Processes on this node."""
+        return len(self.gpus) or self.processes or 1
+
+
+class Ssh(Frozen):
+    """How the agent gets to the nodes."""
+
+    known_hosts: Path
+    """Their host keys, as ssh-keyscan prints them and somebody has compared them; no other key is taken."""
+    identity: Path | None = None
+    """The private key; else what ssh finds."""
+
+
+class Slurm(Frozen):
+    """One Slurm job."""
+
+    nodes: Count = 1
+    workers: Count = 1
+    """Processes on each node, one for each GPU."""
+    options: tuple[Annotated[str, Field(pattern=r"^--?[A-Za-z0-9][^\n]*$")], ...] = ()
+    """For sbatch, such as --partition=gpu or --gpus-per-node=4."""
+    environment: dict[Variable, str] = Field(default_factory=dict)
+    listen: Annotated[str, AfterValidator(_check_ip)]
+    """This machine's address that compute nodes can reach: rank 0 dials it over TLS, with a certificate of the job."""
+
+
 class Compute(Frozen):
     """Where and how this site trains; nobody else hears of it."""
 
+    launcher: Literal["local", "ssh", "slurm"] = "local"
+    nodes: tuple[Node, ...] = (Node(),)
+    ssh: Ssh | None = None
+    slurm: Slurm | None = None
+    python: Path | None = None
+    """On the nodes; without it the path that runs here."""
+    rendezvous_port: Port = 29400
+    """On the first of several nodes, for the others."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the base model; auto: bfloat16 where the hardware is fast in it. The adapter is always float32."""
+    micro_batch: Count | None = None
+    """Rows that a process has in memory at a time; the batch of the contract stays what it is."""
+    gradient_checkpointing: bool = False
+    """A third more time for much less memory."""
+    sharded: bool = False
+    """Divide the base model among the processes (FSDP2), where it does not fit into one."""
+    four_bit: bool = False
+    """Load the base in 4-bit NF4 (bitsandbytes, CUDA)."""
     memory_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
     """For `memory_aware`: what this site weighs, instead of what is free where it trains."""
+
+    @model_validator(mode="after")
+    def _launcher_has_what_it_needs(self) -> Self:
+        if not self.nodes:
+            raise ValueError("nodes is empty")
+        if self.launcher == "local" and len(self.nodes) > 1:
+            raise ValueError("several nodes need launcher: ssh or slurm")
+        for name in ("ssh", "slurm"):
+            if (self.launcher == name) != (getattr(self, name) is not None):
+                raise ValueError(f"launcher: {name} and the section {name} go together")
+        if self.sharded and self.four_bit:
+            raise ValueError("sharded and four_bit exclude each other")
+        return self
 
 
 class SiteConfig(Frozen):
@@ -33,9 +127,9 @@ class SiteConfig(Frozen):
     coordinator: Address
     """Where to dial out to, as IP literal and port."""
     model: Path
-    """Folder of the base model."""
+    """Folder of the base model, under the same path on every node."""
     data: Path
-    """JSONL with one conversation a line."""
+    """JSONL, JSON, CSV or Parquet with one conversation or text a row."""
     keys: Path = Path("keys")
     """This site's private keys and the roster."""
     work: Path = Path("work")

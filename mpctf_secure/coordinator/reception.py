@@ -19,7 +19,7 @@ from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Fetch, Position, Progress
+from mpctf_secure.rounds.messages import Fetch, Position, Progress, TrainingFault
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.messages import Signed
 
@@ -28,11 +28,12 @@ AGAIN = Answer("again", b"")
 _PRESENT_SECONDS = 60.0
 _TICK_SECONDS = 0.01
 _MOST_VETOES = 3
+_MOST_FAULTS = 100  # of one site that are told
 _MOST_REFUSALS = 10  # of one sender that are told
 _PROGRESS_SECONDS = 0.2
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
-_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "done"}
+_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "fault", "done"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
 _UNTIL_CLOSED = {"facts", "accept", *_POSITIONED}  # what came counts once the stage is closed
 
@@ -68,6 +69,7 @@ class Reception:
         self._calls: Counter[IdentityKey] = Counter()
         self._vetoes: Counter[str] = Counter()
         self._refusals: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
         self._heard: dict[IdentityKey, float] = {}
         self._gates: dict[GateKey, Gate] = {}
         self._row_read = asyncio.Event()
@@ -392,10 +394,12 @@ class Reception:
             case _ if label in _OF_THE_RUN and ctx != self.run_context:
                 self._check_sender(peer, signed, label, ctx)
                 return Answer("abort", b"another run is on")
-            case "alive" | "progress" | "done" if self._ended is None:
+            case "alive" | "progress" | "fault" | "done" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
                 if label == "progress":
                     self._note_progress(peer, Progress.decode(signed.body))
+                elif label == "fault":
+                    self._note_fault(peer, TrainingFault.decode(signed.body))
                 elif label == "done":
                     self.told.add(peer.identity)
             case _:
@@ -408,6 +412,14 @@ class Reception:
         if now - self._progress_at.get(peer.name, 0) > _PROGRESS_SECONDS:
             self._progress_at[peer.name] = now
             self._record("progress", participant=peer.name, **vars(progress))
+
+    def _note_fault(self, peer: Member, fault: TrainingFault) -> None:
+        """A site whose job fails for good is not waited for, until it is back."""
+        self._faults[peer.name] += 1
+        if self._faults[peer.name] <= _MOST_FAULTS:
+            self._record("training_failed", participant=peer.name, **vars(fault))
+        if not fault.again:
+            self.lose(peer.name, f"its training failed: {fault.code}, node {fault.node}, rank {fault.rank}")
 
     def _note_veto(self, peer: Member, ctx: bytes, reason: bytes) -> None:
         """Who wants no part in the run, or in an attempt, is not waited for; its operator's reason reaches ours."""

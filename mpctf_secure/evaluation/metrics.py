@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mpctf_secure.training.batching import Batch, batches
+from mpctf_secure.training.batching import Batch, batches, collate
 from mpctf_secure.training.data import Example
 from mpctf_secure.training.model import answer_logits, device_of
 
@@ -18,7 +18,7 @@ def exact_match(model: torch.nn.Module, examples: Sequence[Example], batch_size:
     """
     model.eval()
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
-    right = sum(_count_right(model, batch) for batch in batches(ordered, batch_size, pad_id, device_of(model)))
+    right = sum(_count_right(model, collate(rows, pad_id, device_of(model))) for rows in batches(ordered, batch_size))
     return right / len(examples)
 
 

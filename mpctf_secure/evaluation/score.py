@@ -18,14 +18,14 @@ from safetensors.numpy import load_file
 from mpctf_secure.aggregation.lora import Vector, initial_adapter, join_flat
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import MpctfError
 from mpctf_secure.evaluation.metrics import exact_match
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import ChatTokenizer, Example, tokenise
-from mpctf_secure.training.loop import train_steps
-from mpctf_secure.training.model import adapter_schema, write_adapter
+from mpctf_secure.training.loop import Recipe, train_steps
+from mpctf_secure.training.model import adapter_schema, load_adapter_model, load_tokenizer, pad_id, write_adapter
 from mpctf_secure.training.rows import load_rows
-from mpctf_secure.training.worker import load_adapter_model, load_tokenizer, pad_id
 
 RESULTS = "results.jsonl"
 _BATCH = 16
@@ -63,7 +63,7 @@ class Scorer:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._tokenizer: ChatTokenizer = load_tokenizer(request.model)
-        self._model: PeftModel = load_adapter_model(request.model, request.lora)
+        self._model: PeftModel = load_adapter_model(request.model, request.lora, Compute())
         self._schema = adapter_schema(self._model)
         self._test = self._examples(request.test)
 
@@ -71,15 +71,10 @@ class Scorer:
         """The variant's accuracy on the test rows (exact match of the greedy answer) and the seconds it took."""
         started = time.monotonic()
         write_adapter(self._model, self._start(variant))
+        training = self._request.training
+        recipe = Recipe(training.batch_size, training.local_epochs, training.learning_rate, pad_id(self._tokenizer))
         for examples in self._rounds(variant.train):
-            train_steps(
-                self._model,
-                examples,
-                batch_size=self._request.training.batch_size,
-                epochs=self._request.training.local_epochs,
-                learning_rate=self._request.training.learning_rate,
-                pad_id=pad_id(self._tokenizer),
-            )
+            train_steps(self._model, examples, recipe)
         accuracy = exact_match(self._model, self._test, _BATCH, pad_id(self._tokenizer))
         seconds = round(time.monotonic() - started, 1)
         return {"name": variant.name, "accuracy": accuracy, "rows": len(self._test), "seconds": seconds}

@@ -1,12 +1,14 @@
 """A site's agent: dials out, waits for runs, checks each before it agrees, and takes part from where it was."""
 
 import contextlib
+import functools
 import math
 import threading
 import time
 from collections.abc import Iterator
 from typing import Never
 
+from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
@@ -20,12 +22,14 @@ from mpctf_secure.participant.policy import check_contract, check_proposal, told
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.store import Store
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Facts
+from mpctf_secure.rounds.messages import Facts, TrainingFault
 from mpctf_secure.rounds.state import State
 from mpctf_secure.training.adapters import save_adapter_folder
-from mpctf_secure.training.launch import Job, JobSpec
+from mpctf_secure.training.faults import Fault
+from mpctf_secure.training.launch.job import Job
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import load_rows
+from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.transport.client import Channel
 from mpctf_secure.transport.tls import OwnTls, utc_now
 
@@ -82,6 +86,7 @@ class _Agent:
     ) -> None:
         self._site, self._keys, self._store, self._record = site, keys, store, record
         self._patience, self._refused = patience, refused
+        self._run_context: bytes | None = None
         self._roster = keystore.load_roster(site.keys)
         self._roster.check_unexpired(utc_now())
         self._me = self._roster.by_identity(keys.identity.public)
@@ -95,7 +100,7 @@ class _Agent:
         """Wait for a run, and take part in it to its end."""
         self._close_finished_runs()
         load_rows(self._site.data)  # a bad row is found before anybody waits for us
-        model_hash = hash_model(self._site.model)
+        hashes = hash_model(self._site.model), files.digest(self._site.data)
         tls = OwnTls(self._keys.identity, self._me)
         with contextlib.closing(
             Channel(self._site.coordinator, self._roster, tls, self._patience, self._note_break)
@@ -103,7 +108,7 @@ class _Agent:
             link = Link(channel, self._keys.identity, self._roster.coordinator)
             try:
                 proposal = self._hear_proposal(link, channel)
-                self._take_part(link, proposal, model_hash)
+                self._take_part(link, proposal, hashes)
             except MpctfError as error:
                 error.culprits = tuple(self._roster.named(error.culprits))
                 raise
@@ -122,7 +127,7 @@ class _Agent:
                 return proposal
             time.sleep(_BETWEEN_RUNS_SECONDS)
 
-    def _take_part(self, link: Link, proposal: Proposal, model_hash: bytes) -> None:
+    def _take_part(self, link: Link, proposal: Proposal, hashes: tuple[bytes, bytes]) -> None:
         name, run_id = self._me.name, proposal.run_id
         # A run that this site is in goes on under the roster with which it began.
         known = self._store.knows(run_id)
@@ -137,13 +142,13 @@ class _Agent:
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
-        spec = JobSpec.of(self._site.model, self._site.data, proposal.lora, proposal.training, proposal.aggregation)
-        job = Job(spec, self._site.compute, self._site.work)
+        spec = JobSpec.of(self._site, hashes, proposal.lora, proposal.training, proposal.aggregation)
+        job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash))
         with contextlib.closing(job):
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
             facts = Facts(
                 measure_package(),
-                model_hash,
+                hashes[0],
                 job.schema,
                 size=told_size(proposal.data, self._site.policy, job.rows),
                 memory=job.memory_kind if isinstance(proposal.data, MemoryAware) else "",
@@ -153,6 +158,7 @@ class _Agent:
                 check_contract(contract, proposal, facts)
             self._store.accept(contract)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
+            self._run_context = contract.run_context
             link.ask("accept", contract.run_context, b"", "go")
             members = Members(self._site.keys, roster, contract.participants)
             with _heart(link, contract):
@@ -169,6 +175,17 @@ class _Agent:
                 )
                 state = participant.run()
         self._finish(contract, state)
+
+    def _note_fault(self, link: Link, roster_hash: bytes, fault: Fault, again: bool) -> None:
+        """The log stays here, for it may hold prompts: the coordinator hears what failed and where."""
+        self._record("job_failed", **fault._asdict(), again=again)
+        known = TrainingFault(fault.code, fault.node, fault.rank, again)
+        with contextlib.suppress(MpctfError):  # the failure is what this site ends with
+            if self._run_context:
+                link.tell("fault", self._run_context, known.encode())
+            elif not again:
+                reason = f"its training job does not start: {known.code}, node {known.node}, rank {known.rank}"
+                link.tell("veto", roster_hash, reason.encode())
 
     def _close_finished_runs(self) -> None:
         """Whose last state a quorum had signed when this site was killed."""

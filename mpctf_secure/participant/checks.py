@@ -8,14 +8,16 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
+from mpctf_secure import files
 from mpctf_secure.config.run import Lora, Training
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
-from mpctf_secure.training.launch import Job, JobSpec
+from mpctf_secure.training.launch.job import Job
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import load_rows
+from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.transport.probe import NobodyListensError, probe
 from mpctf_secure.transport.tls import utc_now
 
@@ -139,7 +141,8 @@ def check_training(site: SiteConfig) -> str:
     if not (site.model / "config.json").is_file():
         raise EnvironmentUnfitError(f"{site.model}: not a model folder", hint="see the finding on the model")
     settings = Training()
-    job = Job(JobSpec.of(site.model, site.data, Lora(), settings, FedAvg()), site.compute, site.work)
+    hashes = hash_model(site.model), files.digest(site.data)
+    job = Job(JobSpec.of(site, hashes, Lora(), settings, FedAvg()), site)
     try:
         rows = list(range(min(settings.batch_size, job.rows)))
         trained = job.train(job.zeros(), rows, [name for name, _ in job.schema], lambda *_: None)

@@ -47,7 +47,7 @@ from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch import Job
+from mpctf_secure.training.launch.job import Job
 
 _PROGRESS_SECONDS = 0.5
 

@@ -1,7 +1,7 @@
 """Messages of a run around the secure aggregation: all travel as `secagg.messages.Signed`, these are their bodies.
 
 participant → coordinator    hello, facts, veto (in the context roster hash; veto also in an attempt's);
-                             accept, ready, progress, alive, fetch, behind, transition (run context);
+                             accept, ready, progress, fault, alive, fetch, behind, transition (run context);
                              advert, shares, offset, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);
                              go, announce, noted, publication, void, next, behind, current, state (run context);
@@ -10,8 +10,10 @@ coordinator → participant    proposal, contract (roster hash);
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Self
 
+from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
 from mpctf_secure.hazmat.kdf import HASH_BYTES
 from mpctf_secure.ids import IdentityKey
@@ -62,6 +64,43 @@ def _decode_tensor(data: bytes) -> tuple[str, tuple[int, ...]]:
 def _decode_integer(data: bytes) -> int:
     with Reader(data) as reader:
         return reader.integer()
+
+
+class FaultCode(StrEnum):
+    """Why a training job failed: a closed list, so that others may hear of it without hearing of data."""
+
+    BAD_DATA = "bad_data"
+    BAD_MODEL = "bad_model"
+    NO_GPU = "no_gpu"
+    OUT_OF_MEMORY = "out_of_memory"
+    UNREACHABLE = "unreachable"
+    NO_START = "no_start"
+    KILLED = "killed"
+    HANG = "hang"
+    DEFECT = "defect"
+
+
+@dataclass(frozen=True)
+class TrainingFault:
+    """Body of `fault`: which process of a site's job failed, why, and whether the site starts the job again."""
+
+    code: FaultCode
+    node: int
+    rank: int
+    again: bool
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Parse."""
+        with Reader(body) as reader:
+            code, node, rank, again = reader.text(limit=32), reader.integer(), reader.integer(), reader.integer()
+        if code not in set(FaultCode) or again > 1:
+            raise DecodeError("not the fault of a training job")
+        return cls(FaultCode(code), node, rank, bool(again))
+
+    def encode(self) -> bytes:
+        """The body."""
+        return enc(self.code, self.node, self.rank, int(self.again))
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,24 @@ class Batch:
         """The answer tokens, 1-D, in the order of `predicts`."""
         return self.input_ids[:, 1:][self.predicts]
 
+    def silent(self) -> "Batch":
+        """The same rows, none of whose tokens count."""
+        return Batch(self.input_ids, torch.zeros_like(self.predicts))
 
-def batches(examples: Sequence[Example], batch_size: int, pad_id: int, device: torch.device) -> Iterator[Batch]:
-    """Batches as wide as their longest row, the last with fewer rows where they run out.
+
+def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """The rows in batches, the last with fewer where they run out.
 
     Within windows of 8 batches rows are sorted by length (stably): a sixth less time in training, for want of padding.
     """
     for start in range(0, len(examples), _WINDOW * batch_size):
         window = sorted(examples[start : start + _WINDOW * batch_size], key=lambda example: len(example.input_ids))
         for first in range(0, len(window), batch_size):
-            yield _batch(window[first : first + batch_size], pad_id, device)
+            yield window[first : first + batch_size]
 
 
-def _batch(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
+def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
+    """The rows as tensors, as wide as the longest."""
     width = max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), width), pad_id)
     predicts = torch.zeros((len(examples), width - 1), dtype=torch.bool)
@@ -46,3 +51,8 @@ def _batch(examples: Sequence[Example], pad_id: int, device: torch.device) -> Ba
         input_ids[row, :length] = torch.tensor(example.input_ids)
         predicts[row, example.answer_start - 1 : length - 1] = True
     return Batch(input_ids.to(device), predicts.to(device))
+
+
+def answer_tokens(examples: Sequence[Example]) -> int:
+    """How many tokens of these rows have a loss."""
+    return sum(len(example.input_ids) - example.answer_start for example in examples)

@@ -1,5 +1,6 @@
 """Starting child processes that never outlive their parent, and ending them."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -29,16 +30,20 @@ def die_with_parent() -> None:
 
 
 def spawn(
-    argv: Sequence[str], log: Path, extra: Mapping[str, str] | None = None, keep: Sequence[int] = ()
+    argv: Sequence[str],
+    log: Path,
+    extra: Mapping[str, str] | None = None,
+    keep: Sequence[int] = (),
+    script: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """A child in a process group of its own, with no input, its output in `log`, offline, dying with this process.
+    """A child in a process group of its own, its output in `log`, offline, dying with this process.
 
-    It inherits the file descriptors in `keep` and no others.
+    It inherits the file descriptors in `keep` and no others. Its input is `script` and stays open, or there is none.
     """
     with log.open("ab") as output:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if script is None else subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **OFFLINE, **(extra or {})},
@@ -46,6 +51,11 @@ def spawn(
             pass_fds=keep,
             preexec_fn=die_with_parent,  # noqa: PLW1509
         )
+    if script is not None and child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # how it ended is seen from its exit code
+            child.stdin.write(script.encode())
+            child.stdin.flush()
+    return child
 
 
 def end(children: Sequence[subprocess.Popen[bytes]]) -> None:

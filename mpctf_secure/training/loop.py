@@ -1,18 +1,33 @@
-"""Local training between two exchanges."""
+"""Local training between two exchanges, on one process or several."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from mpctf_secure.training.batching import Batch, batches
+from mpctf_secure.training.batching import Batch, answer_tokens, batches, collate
 from mpctf_secure.training.data import Example
-from mpctf_secure.training.model import answer_logits, device_of
+from mpctf_secure.training.group import Group
+from mpctf_secure.training.model import answer_logits, attention, device_of
 
-Progress = Callable[[int, int, float], None]
-"""Called after every step with (step from 1, steps, the batch's loss)."""
+AfterStep = Callable[[int, int], None]
+"""Called after every step with (step from 1, steps)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a participant trains in a round: `batch_size` rows a step over all processes, each at most `micro_batch` at a
+    time; `mu` of FedProx."""
+
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    pad_id: int
+    mu: float = 0.0
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,53 +43,67 @@ class TrainResult:
 def train_steps(
     model: torch.nn.Module,
     examples: Sequence[Example],
-    *,
-    batch_size: int,
-    epochs: int,
-    learning_rate: float,
-    pad_id: int,
-    mu: float = 0.0,
-    progress: Progress | None = None,
+    recipe: Recipe,
+    group: Group | None = None,
+    after_step: AfterStep = lambda *_: None,
 ) -> TrainResult:
     """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives.
 
-    `mu` adds FedProx's μ/2·‖w − start‖² to what is minimised, not to the loss that is reported.
+    With several processes each takes every size-th row of a batch, and all make the same step: that of one process on
+    the whole batch, but for the order in which floats are added.
     """
     started = time.monotonic()
-    optimizer = _optimizer(model, learning_rate)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    pull = _proximal(trained, recipe.mu)
     model.train()
-    start = [parameter.detach().clone() for parameter in _trained(model)] if mu else []
-    steps = [batch for _ in range(epochs) for batch in batches(examples, batch_size, pad_id, device_of(model))]
-    weighted = 0.0
-    for number, batch in enumerate(steps, 1):
-        loss = _step(model, batch, optimizer, mu, start)
-        weighted += loss * len(batch.input_ids)
-        if progress is not None:
-            progress(number, len(steps), loss)
-    rows = epochs * len(examples)
-    tokens = epochs * sum(len(example.input_ids) for example in examples)
-    return TrainResult(weighted / rows, rows, tokens, time.monotonic() - started)
+    steps = [rows for _ in range(recipe.epochs) for rows in batches(examples, recipe.batch_size)]
+    # Stays on the device: to look at a loss is to wait for it.
+    weighted = torch.zeros((), device=device_of(model))
+    for number, rows in enumerate(steps, 1):
+        optimizer.zero_grad()
+        weighted += len(rows) * _backward(model, rows, recipe, group or Group())
+        (group or Group()).add([gradient for p in trained if (gradient := p.grad) is not None])
+        pull()
+        optimizer.step()
+        after_step(number, len(steps))
+    (group or Group()).add([weighted])
+    rows_seen = recipe.epochs * len(examples)
+    tokens = recipe.epochs * sum(len(example.input_ids) for example in examples)
+    return TrainResult(weighted.item() / rows_seen, rows_seen, tokens, time.monotonic() - started)
 
 
-def _optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(_trained(model), lr=learning_rate, weight_decay=0.0, fused=True)
+def _proximal(trained: Sequence[torch.nn.Parameter], mu: float) -> Callable[[], None]:
+    """Adds the gradient of μ/2·‖w − start‖² (Li et al. 2020), which is no part of the loss that is reported."""
+    start = [parameter.detach().clone() for parameter in trained] if mu else []
+
+    def pull() -> None:
+        for parameter, origin in zip(trained, start, strict=bool(mu)):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=mu)
+
+    return pull
 
 
-def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _backward(model: torch.nn.Module, rows: Sequence[Example], recipe: Recipe, group: Group) -> torch.Tensor:
+    """This process's part of the batch's loss, whose gradients are added up in the parameters."""
+    device, answers = device_of(model), answer_tokens(rows)
+    total = torch.zeros((), device=device)
+    for batch in _shares(rows, recipe, group, device):
+        with attention(batch):  # also of what gradient checkpointing computes again
+            loss = cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="sum") / answers
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
 
 
-def _step(
-    model: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, mu: float, start: list[torch.Tensor]
-) -> float:
-    optimizer.zero_grad()
-    loss = answer_loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if mu:  # the gradient of the proximal term (Li et al. 2020)
-        for parameter, origin in zip(_trained(model), start, strict=True):
-            parameter.grad.add_(parameter.detach() - origin, alpha=mu)  # type: ignore[union-attr]
-    optimizer.step()
-    return loss.item()
+def _shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch.device) -> Iterator[Batch]:
+    """What this process computes of a batch: as many passes as all the others, since a sharded model needs all."""
+    mine, most = rows[group.rank :: group.size], math.ceil(len(rows) / group.size)
+    size = min(recipe.micro_batch or most, most)
+    for start in range(0, most, size):
+        part = mine[start : start + size]
+        yield collate(part, recipe.pad_id, device) if part else collate(rows[:1], recipe.pad_id, device).silent()
 
 
 def answer_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -7,19 +7,25 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mpctf_secure.aggregation.lora import Schema, Vector, join_flat, split_flat
 from mpctf_secure.config.run import Lora
+from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.training.batching import Batch
+from mpctf_secure.training.data import ChatTokenizer
 
 _SHORT = 128
 
 
-def base_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32."""
+def base_dtype(precision: str = "auto") -> torch.dtype:
+    """As it is named; auto: bfloat16 where the hardware multiplies it faster than float32."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
     fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
@@ -32,6 +38,42 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         reason = str(error).partition("\n")[0]
         raise EnvironmentUnfitError(f"{folder}: {reason}", hint="name a folder with config.json and weights") from error
     return base.requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> ChatTokenizer:
+    """The tokenizer in a local transformers folder; EnvironmentUnfitError where there is none."""
+    try:
+        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise EnvironmentUnfitError(f"{folder}: {reason}", hint="the folder needs the model's tokenizer") from error
+    return tokenizer
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Any token will do: padding lies behind every answer and is never predicted."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def load_adapter_model(folder: Path, lora: Lora, compute: Compute) -> PeftModel:
+    """Base model with a LoRA adapter, on this process's GPU where there is one."""
+    model = add_lora(load_base(folder, base_dtype(compute.precision)), lora)
+    if compute.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if compute.sharded:
+        _shard(model, base_blocks=set(model.get_base_model()._no_split_modules or ()))
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _shard(model: PeftModel, base_blocks: set[str]) -> None:
+    """Divide the frozen base among the processes, block by block (FSDP2); each has the whole adapter."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    adapter = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for module in model.modules():
+        if type(module).__name__ in base_blocks:
+            fully_shard(module, mesh=mesh, ignored_params=adapter)
+    fully_shard(model, mesh=mesh, ignored_params=adapter)
 
 
 def add_lora(base: PreTrainedModel, lora: Lora) -> PeftModel:
@@ -91,7 +133,7 @@ def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     hook = _head(model).register_forward_pre_hook(narrow)
     try:
-        with _autocast(model), _attention(batch):
+        with _autocast(model), attention(batch):
             logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
     finally:
         hook.remove()
@@ -104,7 +146,7 @@ def _autocast(model: torch.nn.Module) -> torch.autocast:
     return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
 
 
-def _attention(batch: Batch) -> AbstractContextManager[None]:
+def attention(batch: Batch) -> AbstractContextManager[None]:
     """On CPU and short rows the fused kernel, whose bfloat16 backward is slow, costs a fifth of the step."""
     short = batch.input_ids.device.type == "cpu" and batch.input_ids.shape[1] <= _SHORT
     return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()

@@ -1,100 +1,178 @@
 """The training job: started by torchrun, loads the base model once, trains whenever the agent asks, through all rounds.
 
-Usage: torchrun … -m mpctf_secure.training.worker SOCKET
+One process, on the first node, is the head: it talks to the agent, reads the rows, and shares everything with the
+others, which need the base model only.
+
+Usage: torchrun … -m mpctf_secure.training.worker NODE GPUS [SOCKET], with GPUS 0,1,… or -, SOCKET on the first node
 """
 
+import argparse
+import contextlib
+import json
 import platform
 import socket
 import sys
-from pathlib import Path
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import torch
-from peft import PeftModel
-from transformers import AutoTokenizer
 
-from mpctf_secure.config.run import Lora, Training
+from mpctf_secure import files
+from mpctf_secure.aggregation.lora import Vector
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
+from mpctf_secure.monitoring.resources import free_memory
+from mpctf_secure.rounds.messages import FaultCode
+from mpctf_secure.training import faults
 from mpctf_secure.training.channel import JobChannel
 from mpctf_secure.training.children import die_with_parent
-from mpctf_secure.training.data import ChatTokenizer, tokenise
-from mpctf_secure.training.launch import JobSpec
-from mpctf_secure.training.loop import train_steps
+from mpctf_secure.training.data import Example, tokenise
+from mpctf_secure.training.group import Group, local_rank, own_rank
+from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
-    add_lora,
-    base_dtype,
-    load_base,
+    load_adapter_model,
+    load_tokenizer,
+    pad_id,
     read_adapter,
     train_only,
     write_adapter,
 )
+from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import load_rows
+from mpctf_secure.training.spec import JobSpec
+
+_NO_MEMORY = "can't allocate memory"  # of the processor's allocator, which has no exception of its own
+
+
+class _FailedError(Exception):
+    """A mistake that the site's operator can mend."""
+
+    def __init__(self, code: FaultCode, error: MpctfError) -> None:
+        super().__init__(error.message)
+        self.code, self.hint = code, error.hint
+
+
+@contextlib.contextmanager
+def _blaming(code: FaultCode) -> Iterator[None]:
+    try:
+        yield
+    except MpctfError as error:
+        raise _FailedError(code, error) from error
 
 
 class Worker:
-    """Model and data of one participant."""
+    """One process's model; at the head the rows too."""
 
-    def __init__(self, spec: JobSpec) -> None:
-        self._training = Training.model_validate(spec.training)
-        self._memory = free_memory()  # before the model takes some
-        tokenizer = load_tokenizer(Path(spec.model))
-        rows = load_rows(Path(spec.data))
-        self.examples, self.truncated = tokenise(rows, tokenizer, self._training.max_length)
-        self.model = load_adapter_model(Path(spec.model), Lora.model_validate(spec.lora))
+    def __init__(self, spec: JobSpec, group: Group) -> None:
+        self._spec, self._group = spec, group
+        self._memory = _memory(group)  # before the model takes some
+        with _blaming(FaultCode.BAD_MODEL):
+            if local_rank() == 0:
+                _check_model(spec)
+            tokenizer = load_tokenizer(spec.model)
+            self.model = load_adapter_model(spec.model, spec.lora, spec.compute)
         self._pad_id = pad_id(tokenizer)
-        self._mu = spec.mu
+        self._examples, self._truncated = list[Example](), 0
+        if group.is_head:
+            with _blaming(FaultCode.BAD_DATA):
+                _check_data(spec)
+                self._examples, self._truncated = tokenise(load_rows(spec.data), tokenizer, spec.training.max_length)
 
     def describe(self) -> dict[str, Any]:
         """What the agent tells the coordinator (schema) or keeps at the site (the rest)."""
         return {
             "schema": adapter_schema(self.model),
-            "rows": len(self.examples),
-            "truncated": self.truncated,
-            "hardware": hardware(),
+            "rows": len(self._examples),
+            "truncated": self._truncated,
+            "hardware": {**hardware(), "processes": self._group.size},
             "memory": self._memory,
         }
 
     def serve(self, channel: JobChannel) -> None:
-        """Train on request until the agent hangs up."""
+        """The head: train on request until the agent hangs up, which the others are told."""
         while True:
-            request, adapter = channel.receive()
-            write_adapter(self.model, adapter)
-            train_only(self.model, request["names"])
-            result = train_steps(
-                self.model,
-                [self.examples[index] for index in request["rows"]],
-                batch_size=self._training.batch_size,
-                epochs=self._training.local_epochs,
-                learning_rate=self._training.learning_rate,
-                pad_id=self._pad_id,
-                mu=self._mu,
-                progress=lambda step, steps, _: channel.send({"step": step, "steps": steps}),
-            )
+            try:
+                request, adapter = channel.receive()
+            except EnvironmentUnfitError:
+                self._group.share(b"")
+                return
+            examples = [self._examples[index] for index in request["rows"]]
+            rows = [(example.answer_start, example.input_ids) for example in examples]
+            self._group.share(json.dumps({"names": request["names"], "rows": rows}).encode())
+
+            def tell(step: int, steps: int) -> None:
+                channel.send({"step": step, "steps": steps})
+
+            result = self._train(self._group.share_vector(adapter), request["names"], examples, tell)
             figures = {"loss": result.loss, "tokens": result.tokens, "seconds": result.seconds}
-            channel.send({"rows": len(request["rows"]), **figures}, read_adapter(self.model))
+            channel.send({"rows": len(examples), **figures}, read_adapter(self.model))
+
+    def follow(self) -> None:
+        """The others: train with the head until it says that all is over."""
+        zeros = read_adapter(self.model)
+        while shared := self._group.share(b""):
+            request = json.loads(shared)
+            examples = [Example(tuple(ids), start) for start, ids in request["rows"]]
+            self._train(self._group.share_vector(zeros), request["names"], examples, lambda *_: None)
+
+    def _train(self, adapter: Vector, names: list[str], examples: list[Example], after_step: Any) -> TrainResult:
+        training = self._spec.training
+        write_adapter(self.model, adapter)
+        train_only(self.model, names)
+        recipe = Recipe(
+            batch_size=training.batch_size,
+            epochs=training.local_epochs,
+            learning_rate=training.learning_rate,
+            pad_id=self._pad_id,
+            mu=self._spec.mu,
+            micro_batch=self._spec.compute.micro_batch,
+        )
+        try:
+            return train_steps(self.model, examples, recipe, self._group, after_step)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                raise
+            raise _FailedError(FaultCode.OUT_OF_MEMORY, _advice(recipe, examples, self._group)) from error
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """The tokenizer in a local transformers folder; EnvironmentUnfitError where there is none."""
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error)
+
+
+def _advice(recipe: Recipe, examples: list[Example], group: Group) -> MpctfError:
+    rows = min(recipe.micro_batch or recipe.batch_size, -(-recipe.batch_size // group.size))
+    longest = max(len(example.input_ids) for example in examples)
+    return EnvironmentUnfitError(
+        f"out of memory with {rows} rows of up to {longest} tokens at a time",
+        hint=f"compute.micro_batch: {max(1, rows // 2)} or gradient_checkpointing: true in the site file",
+    )
+
+
+def _check_model(spec: JobSpec) -> None:
+    """On every node: another base model there would spoil the sum without an error."""
+    if hash_model(spec.model).hex() != spec.model_hash:
+        raise EnvironmentUnfitError(f"{spec.model}: another base model than the agent's", hint="copy it to every node")
+
+
+def _check_data(spec: JobSpec) -> None:
+    """Rows are chosen by number: in another file the numbers mean other rows."""
     try:
-        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise EnvironmentUnfitError(f"{folder}: {reason}", hint="the folder needs the model's tokenizer") from error
-    return tokenizer
+        same = files.digest(spec.data).hex() == spec.data_hash
+    except OSError as error:
+        raise UsageError(f"{spec.data}: {error.strerror}", hint="the first node reads the data file") from error
+    if not same:
+        raise UsageError(f"{spec.data}: changed since this site joined the run", hint="put the old file back")
 
 
-def pad_id(tokenizer: Any) -> int:
-    """Any token will do: padding lies behind every answer and is never predicted."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-
-
-def load_adapter_model(folder: Path, lora: Lora) -> PeftModel:
-    """Base model with a LoRA adapter, on the GPU where there is one."""
-    model = add_lora(load_base(folder, base_dtype()), lora)
-    return model.to("cuda") if torch.cuda.is_available() else model
+def _memory(group: Group) -> tuple[str, int]:
+    """What a participant's weight counts in, and how many MiB of it are free on all nodes."""
+    kind, free = "cpu", free_memory(()) if local_rank() == 0 else 0
+    if torch.cuda.is_available():
+        kind, free = "gpu", torch.cuda.mem_get_info()[0]
+    total = torch.tensor([free >> 20])
+    group.add([total])
+    return kind, max(1, int(total))
 
 
 def hardware() -> dict[str, Any]:
@@ -103,34 +181,46 @@ def hardware() -> dict[str, Any]:
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def free_memory() -> tuple[str, int]:
-    """What a participant's weight counts in, and how many MiB of it are free."""
+def _run(agent: str | None, gpus: list[int]) -> None:
+    with _blaming(FaultCode.NO_GPU):
+        if gpus and local_rank() == 0:
+            free_memory(gpus)  # which knows what there is
     if torch.cuda.is_available():
-        return "gpu", max(1, torch.cuda.mem_get_info()[0] >> 20)
-    return "cpu", psutil.virtual_memory().available >> 20
-
-
-def main(path: str) -> None:
-    """Connect to the agent, load what it names, serve; tell it of any mistake that a user can mend."""
-    die_with_parent()
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
-    channel = JobChannel(connection)
-    spec, _ = channel.receive()
-    try:
-        worker = Worker(JobSpec(**spec["spec"]))
-    except MpctfError as error:
-        channel.send({"error": error.message, "hint": error.hint, "usage": isinstance(error, UsageError)})
-        return
-    channel.send(worker.describe())
-    try:
+        torch.cuda.set_device(local_rank())
+    group = Group.join(as_head=agent is not None and local_rank() == 0)
+    channel, raw = None, b""
+    if group.is_head and agent is not None:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(agent)
+        channel = JobChannel(connection)
+        raw = json.dumps(channel.receive()[0]["spec"]).encode()
+    worker = Worker(JobSpec.model_validate_json(group.share(raw)), group)
+    if channel is None:
+        worker.follow()
+    else:
+        channel.send(worker.describe())
         worker.serve(channel)
-    except EnvironmentUnfitError:  # the agent hung up: the run is over, or the agent is gone
-        return
-    finally:
-        torch.distributed.destroy_process_group()
+    group.leave()
+
+
+def main() -> None:
+    """Do all that; a failure's last words say what, where and how to mend it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("node", type=int)
+    parser.add_argument("gpus", type=lambda text: [] if text == "-" else [int(part) for part in text.split(",")])
+    parser.add_argument("agent", nargs="?")
+    options = parser.parse_args()
+    die_with_parent()
+    try:
+        _run(options.agent, options.gpus)
+    except EnvironmentUnfitError:  # the agent is gone, or hung up while this trained
+        sys.exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        code, hint = (error.code, error.hint) if isinstance(error, _FailedError) else (FaultCode.DEFECT, "")
+        faults.tell(code, options.node, own_rank(), str(error), hint)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -29,7 +29,7 @@ from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import threshold
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch import Trained
+from mpctf_secure.training.launch.job import Trained
 
 KEYS = sorted((SigningKey(bytes([i]) * 32) for i in range(1, 5)), key=lambda key: key.public)
 MEMBERS = tuple(IdentityKey(key.public) for key in KEYS)

@@ -31,7 +31,8 @@ from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg import codec
-from mpctf_secure.training.launch import JobSpec, Trained
+from mpctf_secure.training.launch.job import Trained
+from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.transport.server import listen
 from mpctf_secure.transport.tls import OwnTls
 

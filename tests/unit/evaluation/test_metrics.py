@@ -10,7 +10,7 @@ from mpctf_secure.evaluation.metrics import exact_match
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.data import Example, tokenise
-from mpctf_secure.training.loop import train_steps
+from mpctf_secure.training.loop import Recipe, train_steps
 from mpctf_secure.training.model import add_lora, load_base
 from mpctf_secure.training.rows import load_rows
 
@@ -52,7 +52,7 @@ def test_teacher_forced_exact_match_is_that_of_greedy_decoding(folder: Path) -> 
     assert exact_match(model, examples, 8, pad) == 0
     shares = []
     for _ in range(3):
-        train_steps(model, examples, batch_size=4, epochs=4, learning_rate=1e-2, pad_id=pad)
+        train_steps(model, examples, Recipe(batch_size=4, epochs=4, learning_rate=1e-2, pad_id=pad))
         shares.append(exact_match(model, examples, 8, pad))
         assert shares[-1] == greedy_match(model, examples, pad, end)
     assert any(0 < share < 1 for share in shares)
@@ -62,5 +62,5 @@ def test_neither_batch_size_nor_order_matter(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     examples, _ = tokenise(load_rows(folder / "data" / "a.jsonl"), tokenizer, 256)
     model = add_lora(load_base(folder, torch.float32), Lora(r=8, alpha=16))
-    train_steps(model, examples, batch_size=4, epochs=4, learning_rate=1e-2, pad_id=0)
+    train_steps(model, examples, Recipe(batch_size=4, epochs=4, learning_rate=1e-2, pad_id=0))
     assert exact_match(model, examples, 3, 0) == exact_match(model, examples[::-1], 32, 0)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,26 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from mpctf_secure.aggregation.lora import flat_size, initial_adapter
+from mpctf_secure.aggregation.lora import flat_size, initial_adapter, split_flat
 from mpctf_secure.config.run import Lora
+from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
-from mpctf_secure.training.batching import batches
+from mpctf_secure.training.batching import batches, collate
 from mpctf_secure.training.data import Example, tokenise
-from mpctf_secure.training.loop import answer_loss, train_steps
-from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
+from mpctf_secure.training.loop import Recipe, answer_loss, train_steps
+from mpctf_secure.training.model import (
+    adapter_schema,
+    add_lora,
+    answer_logits,
+    load_adapter_model,
+    load_base,
+    read_adapter,
+    train_only,
+    write_adapter,
+)
 from mpctf_secure.training.rows import load_rows
 
 LORA = Lora(r=4, alpha=8)
@@ -107,7 +118,7 @@ def test_peft_loads_the_saved_folder_to_the_same_logits(folder: Path, model: Pef
 
 def test_batches_pad_on_the_right_to_their_longest_row() -> None:
     examples = [Example((1, 2, 3), 2), Example((4, 5, 6, 7), 1), Example((8, 9), 1)]
-    first, last = batches(examples, 2, 0, CPU)
+    first, last = (collate(rows, 0, CPU) for rows in batches(examples, 2))
     assert first.input_ids.tolist() == [[8, 9, 0], [1, 2, 3]]
     assert first.targets.tolist() == [9, 3]
     assert last.input_ids.tolist() == [[4, 5, 6, 7]]
@@ -115,14 +126,14 @@ def test_batches_pad_on_the_right_to_their_longest_row() -> None:
 
 def test_rows_are_sorted_within_a_window_and_stay_in_it() -> None:
     examples = [Example((row, *[0] * (1 + row % 3)), 1) for row in range(20)]
-    rows = [int(row) for batch in batches(examples, 2, 0, CPU) for row in batch.input_ids[:, 0]]
+    rows = [example.input_ids[0] for rows in batches(examples, 2) for example in rows]
     assert rows == sorted(range(16), key=lambda row: row % 3) + sorted(range(16, 20), key=lambda row: row % 3)
 
 
 def test_the_loss_on_gathered_states_is_the_models_own(model: PeftModel, examples: list[Example]) -> None:
     write_adapter(model, some_adapter(model))
     examples = sorted(examples[:8], key=lambda example: len(example.input_ids))
-    batch = next(batches(examples, 8, 0, CPU))
+    batch = collate(examples, 0, CPU)
     labels = batch.input_ids.clone()
     labels[:, 0] = -100
     labels[:, 1:][~batch.predicts] = -100
@@ -139,19 +150,13 @@ def gradients(loss: torch.Tensor, model: PeftModel) -> list[torch.Tensor]:
 
 def test_training_lowers_the_loss_moves_only_the_adapter_and_reports(model: PeftModel, examples: list[Example]) -> None:
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    seen: list[tuple[int, int, float]] = []
-    results = [
-        train_steps(
-            model, examples, batch_size=16, epochs=2, learning_rate=1e-2, pad_id=0, progress=lambda *a: seen.append(a)
-        )
-        for _ in range(3)
-    ]
+    seen: list[tuple[int, int]] = []
+    recipe = Recipe(batch_size=16, epochs=2, learning_rate=1e-2, pad_id=0)
+    results = [train_steps(model, examples, recipe, after_step=lambda *a: seen.append(a)) for _ in range(3)]
     assert results[2].loss < 0.8 * results[0].loss
     assert results[0].rows == 80
     assert results[0].tokens == 2 * sum(len(example.input_ids) for example in examples)
-    assert [step[:2] for step in seen[:6]] == [(i, 6) for i in range(1, 7)]
-    weighted = sum(loss * rows for (_, _, loss), rows in zip(seen[:6], [16, 16, 8] * 2, strict=True))
-    assert results[0].loss == pytest.approx(weighted / 80)
+    assert seen[:6] == [(i, 6) for i in range(1, 7)]
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if not p.requires_grad)
 
 
@@ -160,7 +165,78 @@ def test_the_same_start_and_rows_give_the_same_adapter_bit_by_bit(model: PeftMod
     ends = []
     for _ in range(2):
         write_adapter(model, start)
-        train_steps(model, examples[:16], batch_size=8, epochs=1, learning_rate=1e-3, pad_id=0)
+        train_steps(model, examples[:16], Recipe(batch_size=8, epochs=1, learning_rate=1e-3, pad_id=0))
         ends.append(read_adapter(model))
     assert np.array_equal(*ends)
     assert not np.array_equal(ends[0], start)
+
+
+def trained(model: PeftModel, examples: list[Example], recipe: Recipe) -> tuple[np.ndarray, float]:
+    """The adapter after training from adapter 0, and the loss."""
+    write_adapter(model, initial_adapter(adapter_schema(model), 1))
+    result = train_steps(model, examples, recipe)
+    return read_adapter(model), result.loss
+
+
+def distance(model: PeftModel, one: np.ndarray, other: np.ndarray) -> float:
+    """Relative to the way from adapter 0: AdamW's first steps make much of the last bits of gradients near zero."""
+    start = initial_adapter(adapter_schema(model), 1)
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other - start))
+
+
+RECIPE = Recipe(batch_size=8, epochs=1, learning_rate=1e-3, pad_id=0)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+def test_micro_batches_change_nothing_but_the_order_of_sums(
+    model: PeftModel, examples: list[Example], micro_batch: int
+) -> None:
+    whole, loss = trained(model, examples[:20], RECIPE)
+    parts, same = trained(model, examples[:20], replace(RECIPE, micro_batch=micro_batch))
+    assert distance(model, parts, whole) < 1e-3
+    assert same == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_rows_of_what_their_batch_has_per_answer_token(
+    model: PeftModel, examples: list[Example]
+) -> None:
+    still = replace(RECIPE, learning_rate=1e-30)
+    _, loss = trained(model, examples[:20], still)
+    with torch.inference_mode():
+        parts = [(len(rows), float(answer_loss(model, collate(rows, 0, CPU)))) for rows in batches(examples[:20], 8)]
+    assert loss == pytest.approx(sum(rows * each for rows, each in parts) / 20, rel=1e-5)
+
+
+def test_the_proximal_term_keeps_the_adapter_near_its_start_and_out_of_the_loss(
+    model: PeftModel, examples: list[Example]
+) -> None:
+    start = initial_adapter(adapter_schema(model), 1)
+    free, loss = trained(model, examples[:40], RECIPE)
+    held, _ = trained(model, examples[:40], replace(RECIPE, mu=1000.0))
+    assert np.linalg.norm(held - start) < 0.8 * np.linalg.norm(free - start)
+    _, first = trained(model, examples[:8], replace(RECIPE, mu=1000.0))
+    assert first == pytest.approx(trained(model, examples[:8], RECIPE)[1], rel=1e-6)
+    assert loss > 0
+
+
+def test_only_the_named_tensors_are_trained(model: PeftModel, examples: list[Example]) -> None:
+    write_adapter(model, some_adapter(model))
+    names = [name for name, _ in adapter_schema(model) if name.endswith("lora_B.weight")]
+    train_only(model, names)
+    before = read_adapter(model)
+    train_steps(model, examples[:8], RECIPE)
+    moved = split_flat(read_adapter(model) != before, adapter_schema(model))
+    assert {name for name, where in moved.items() if where.any()} == set(names)
+
+
+def test_checkpointed_activations_give_the_same_step(folder: Path, model: PeftModel, examples: list[Example]) -> None:
+    whole, _ = trained(model, examples[:8], RECIPE)
+    saving = load_adapter_model(folder, LORA, Compute(precision="float32", gradient_checkpointing=True))
+    assert distance(model, trained(saving, examples[:8], RECIPE)[0], whole) < 1e-3
+
+
+def test_a_process_without_rows_computes_a_silent_pass(model: PeftModel, examples: list[Example]) -> None:
+    batch = collate(examples[:1], 0, CPU).silent()
+    loss = torch.nn.functional.cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="sum")
+    assert float(loss) == 0
+    assert all(not gradient.any() for gradient in gradients(loss, model))

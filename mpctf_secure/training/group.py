@@ -1,0 +1,84 @@
+"""The processes of a training job: one for each GPU, on one node or several."""
+
+import datetime
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from mpctf_secure.aggregation.lora import Vector
+
+# Between rounds they wait for the agent, however long; a hang is noticed by the agent, which ends the job.
+_WITHOUT_END = datetime.timedelta(days=365)
+
+
+class Group:
+    """This process among `size`; `head` is the one that talks to the agent. Nothing is pickled: only tensors travel."""
+
+    def __init__(self, rank: int = 0, size: int = 1, head: int = 0) -> None:
+        self.rank, self.size = rank, size
+        self._head = head
+
+    @classmethod
+    def join(cls, *, as_head: bool) -> "Group":
+        """Meet the others that torchrun started; exactly one joins as head."""
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_WITHOUT_END)
+        flags = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+        dist.all_gather(flags, torch.tensor([int(as_head)]))
+        return cls(dist.get_rank(), len(flags), [int(flag) for flag in flags].index(1))
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this process talks to the agent."""
+        return self.rank == self._head
+
+    def share(self, content: bytes) -> bytes:
+        """The head's bytes; what the others give does not matter."""
+        if self.size == 1:
+            return content
+        length = torch.tensor([len(content)])
+        dist.broadcast(length, self._head)
+        body = torch.empty(int(length), dtype=torch.uint8)
+        if self.is_head and content:
+            body.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(body, self._head)
+        return body.numpy().tobytes()
+
+    def share_vector(self, vector: Vector) -> Vector:
+        """The head's float32 vector; the others give one of the same length."""
+        if self.size == 1:
+            return vector
+        shared = torch.from_numpy(vector.copy())
+        dist.broadcast(shared, self._head)
+        result: Vector = shared.numpy()
+        return result
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all processes: as one vector, since an adapter is many small tensors.
+
+        After the backward pass and not, as in DDP, during it: an adapter's gradients are a thousandth of a model's,
+        which factors have any changes from round to round, and the base may be sharded.
+        """
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+    def leave(self) -> None:
+        """Say goodbye to the others."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def own_rank() -> int:
+    """This process's number over all nodes, as far as torchrun has given one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's number on its node, as torchrun gives it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,126 @@
+"""A participant's training job through all rounds: started again, with the round's inputs, if it dies or hangs."""
+
+import math
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mpctf_secure.aggregation.lora import Vector, flat_size
+from mpctf_secure.config.site import Compute, SiteConfig
+from mpctf_secure.monitoring.resources import Sampler
+from mpctf_secure.rounds.messages import STATED
+from mpctf_secure.training.faults import HOPELESS, Fault
+from mpctf_secure.training.launch.launchers import LAUNCHERS, Errand, Launch
+from mpctf_secure.training.launch.running import START_SECONDS, JobFailedError, Running
+from mpctf_secure.training.spec import JobSpec
+
+FIRST_STEP_SECONDS = 600.0
+_MOST_RESTARTS = 2  # of one round
+_LEAST_SILENCE, _STEPS_OF_SILENCE = 120.0, 20
+_REMEMBERED_STEPS = 50
+
+T = TypeVar("T")
+OnFault = Callable[[Fault, bool], None]
+"""Called with each fault, and whether the job is started again."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of one round: the local adapter [d], mean loss, rows and seconds."""
+
+    adapter: Vector
+    loss: float
+    rows: int
+    tokens: int
+    seconds: float
+
+
+class Job:
+    """`schema`, `rows`, `truncated`, `hardware` and `memory` [MiB] are what rank 0 reported."""
+
+    def __init__(self, spec: JobSpec, site: SiteConfig, on_fault: OnFault = lambda *_: None) -> None:
+        """MpctfError where it cannot be started: for people to mend, so it is tried once."""
+        self._spec, self._site, self._on_fault = spec, site, on_fault
+        self._step_seconds: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
+        self._running: Running | None = None
+        described = self._insisting(self._start, restarts=0)
+        self.schema = tuple((name, tuple(shape)) for name, shape in described["schema"])
+        self.rows, self.truncated = int(described["rows"]), int(described["truncated"])
+        self.hardware: dict[str, Any] = described["hardware"]
+        self.memory_kind, self.memory = described["memory"]
+        if site.compute.memory_gib is not None:
+            self.memory_kind, self.memory = STATED, math.ceil(site.compute.memory_gib * 1024)
+
+    @property
+    def hardware_text(self) -> str:
+        """One line on what it runs on."""
+        return ", ".join(f"{name} {value}" for name, value in self.hardware.items())
+
+    def zeros(self) -> Vector:
+        """An adapter of the job's schema that changes nothing."""
+        return np.zeros(flat_size(self.schema), np.float32)
+
+    def train(
+        self, adapter: Vector, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+    ) -> Trained:
+        """Train the tensors `names` from `adapter` on the rows with these indices; `progress` gets (step, steps)."""
+        return self._insisting(lambda: self._train(adapter, rows, names, progress), _MOST_RESTARTS)
+
+    def close(self) -> None:
+        """End the job."""
+        if self._running:
+            self._running.close()
+
+    def _insisting(self, work: Callable[[], T], restarts: int) -> T:
+        """The result of `work`, tried again where that may help."""
+        while True:
+            try:
+                return work()
+            except JobFailedError as error:
+                self._running = None
+                again = restarts > 0 and error.fault.code not in HOPELESS
+                self._on_fault(error.fault, again)
+                if not again:
+                    raise error.fault.to_error() from error
+                restarts -= 1
+
+    def _start(self) -> dict[str, Any]:
+        self._running = Running(lambda path: launches(self._site.compute, path, gpus_here()), self._site.work)
+        self._running.send({"spec": self._spec.model_dump(mode="json")})
+        return self._running.receive(START_SECONDS)[0]
+
+    def _train(
+        self, adapter: Vector, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+    ) -> Trained:
+        if self._running is None:
+            self._start()
+        running = self._running
+        assert running is not None  # noqa: S101
+        running.send({"rows": rows, "names": names}, adapter)
+        limit = FIRST_STEP_SECONDS
+        while True:
+            began = time.monotonic()
+            header, body = running.receive(limit)
+            if "loss" in header:
+                return Trained(body, header["loss"], header["rows"], header["tokens"], header["seconds"])
+            self._step_seconds.append(time.monotonic() - began)
+            limit = max(_LEAST_SILENCE, _STEPS_OF_SILENCE * statistics.median(self._step_seconds))
+            progress(header["step"], header["steps"])
+
+
+def launches(compute: Compute, socket: Path, gpus: int) -> list[Launch]:
+    """What is started for a `compute` section, by its launcher."""
+    errand = Errand(compute, socket, str(compute.python or sys.executable), gpus)
+    return LAUNCHERS[compute.launcher](errand)
+
+
+def gpus_here() -> int:
+    """How many GPUs this machine has."""
+    return len(Sampler(Path("/")).sample().gpus)

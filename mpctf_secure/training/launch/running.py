@@ -1,0 +1,143 @@
+"""One start of a training job: its processes, and the socket to its rank 0."""
+
+import contextlib
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpctf_secure.aggregation.lora import Vector
+from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.rounds.messages import FaultCode
+from mpctf_secure.training import children, faults
+from mpctf_secure.training.channel import Header, JobChannel
+from mpctf_secure.training.faults import HOPELESS, Fault
+from mpctf_secure.training.launch.launchers import Launch
+
+START_SECONDS = 600.0
+_POLL_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 20.0
+_SSH_FAILED = 255
+
+
+class JobFailedError(Exception):
+    """The job is of no use any more; `fault` says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+class Running:
+    """A job that has met its agent, until `close`; whatever goes wrong is a JobFailedError, and the job has ended."""
+
+    def __init__(self, launches: Callable[[Path], Sequence[Launch]], work: Path) -> None:
+        """`launches` says what to start, given the agent's socket; logs of nodes go to the `work` folder."""
+        with contextlib.ExitStack() as undo:
+            folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="mpctf-"))  # short: sun_path has 108 bytes
+            path = Path(folder) / "job.sock"
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(path))
+            listener.listen(1)
+            self._launches = launches(path)
+            self._logs = {launch.node: work / f"worker-{launch.node}.log" for launch in self._launches}
+            self._began = {node: log.stat().st_size if log.exists() else 0 for node, log in self._logs.items()}
+            self._processes = [
+                children.spawn(one.argv, self._logs[one.node], script=one.script) for one in self._launches
+            ]
+            try:
+                self._connection = self._accept(listener)
+            except BaseException:
+                children.end(self._processes)
+                raise
+        self._channel = JobChannel(self._connection)
+
+    def send(self, header: Header, body: Vector | None = None) -> None:
+        """A request to rank 0."""
+        with self._failing():
+            self._channel.send(header, body)
+
+    def receive(self, limit: float) -> tuple[dict[str, Any], Vector]:
+        """What rank 0 says next; silence for `limit` seconds is a hang."""
+        deadline = time.monotonic() + limit
+        with self._failing():
+            while not select.select([self._connection], [], [], _POLL_SECONDS)[0]:
+                self._check_running()
+                if time.monotonic() > deadline:
+                    raise self._failure(_hang(limit))
+            return self._channel.receive()
+
+    def close(self) -> None:
+        """Hang up, upon which every process exits, and wait for them."""
+        self._channel.close()
+        self._wait(_LAST_WORDS_SECONDS)
+        children.end(self._processes)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except EnvironmentUnfitError as error:
+            raise self._failure() from error
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        listener.settimeout(_POLL_SECONDS)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                return listener.accept()[0]
+            self._check_running()
+        raise self._failure(Fault(FaultCode.NO_START, 0, 0, "the training job did not start", self._look()))
+
+    def _check_running(self) -> None:
+        if any(process.poll() is not None for process in self._processes):
+            raise self._failure()
+
+    def _failure(self, otherwise: Fault | None = None) -> JobFailedError:
+        """End what is left of the job, and find out why: by its last words, or by how its processes ended."""
+        if otherwise is None:
+            self._await_end(_LAST_WORDS_SECONDS)
+        ended = next(
+            ((one, p.returncode) for one, p in zip(self._launches, self._processes, strict=True) if p.poll()), None
+        )
+        children.end(self._processes)
+        words = [fault for node, log in self._logs.items() for fault in faults.read(log, self._began[node])]
+        words.sort(key=lambda fault: fault.code not in HOPELESS)  # the others only lost their neighbours
+        return JobFailedError((words or [otherwise or self._ending(ended)])[0])
+
+    def _await_end(self, seconds: float) -> None:
+        """Until one has ended by itself, for its node has all its last words then, or so long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and all(process.poll() is None for process in self._processes):
+            time.sleep(_POLL_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        """Until all have ended by themselves, or so long."""
+        deadline = time.monotonic() + seconds
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+
+    def _ending(self, ended: tuple[Launch, int] | None) -> Fault:
+        if ended is None:
+            return Fault(FaultCode.KILLED, 1, 0, "the training job hung up", self._look())
+        launch, code = ended
+        if launch.argv[0] == "ssh" and code == _SSH_FAILED:
+            return Fault(FaultCode.UNREACHABLE, launch.node, 0, f"ssh: {self._last_line(launch.node)}", self._look())
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", self._look())
+
+    def _last_line(self, node: int) -> str:
+        lines = self._logs[node].read_text(errors="replace").splitlines()
+        return lines[-1] if lines else "no connection"
+
+    def _look(self) -> str:
+        return f"see {', '.join(map(str, self._logs.values()))}"
+
+
+def _hang(seconds: float) -> Fault:
+    return Fault(FaultCode.HANG, 0, 0, f"the training job has made no step for {seconds:.0f} s", "is a node gone?")

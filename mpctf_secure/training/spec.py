@@ -1,0 +1,37 @@
+"""What the agent tells rank 0 before the first round, and rank 0 the others."""
+
+from pathlib import Path
+
+from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.site import Compute, SiteConfig
+from mpctf_secure.config.strategies import Aggregation, FedProx
+
+
+class JobSpec(Frozen):
+    """Paths on the nodes, SHA-256 in hex of what must lie there, the run's terms and the site's own."""
+
+    model: Path
+    model_hash: str
+    data: Path
+    data_hash: str
+    lora: Lora
+    training: Training
+    mu: float
+    compute: Compute
+
+    @classmethod
+    def of(
+        cls, site: SiteConfig, hashes: tuple[bytes, bytes], lora: Lora, training: Training, aggregation: Aggregation
+    ) -> "JobSpec":
+        """From the site file, the hashes of base model and data file, and the run's terms."""
+        return cls(
+            model=site.model,
+            model_hash=hashes[0].hex(),
+            data=site.data,
+            data_hash=hashes[1].hex(),
+            lora=lora,
+            training=training,
+            mu=aggregation.mu if isinstance(aggregation, FedProx) else 0.0,
+            compute=site.compute,
+        )

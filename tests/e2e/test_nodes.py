@@ -1,0 +1,195 @@
+"""A participant's training job on several processes and nodes, through real torchrun and real sshd."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from e2e import sshd
+from e2e.consortium import processes_of
+
+from mpctf_secure import files
+from mpctf_secure.aggregation.lora import initial_adapter
+from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.site import Compute, Node, SiteConfig, Ssh
+from mpctf_secure.config.strategies import FedAvg
+from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.experiments.intents import write_intents
+from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.rounds.messages import FaultCode
+from mpctf_secure.training.faults import Fault
+from mpctf_secure.training.launch import job as job_module
+from mpctf_secure.training.launch.job import Job, Trained
+from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.spec import JobSpec
+
+ROWS = list(range(30))
+ONE = Compute(precision="float32")
+
+
+class Site:
+    """A model and rows; jobs on them by their `compute` section."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_intents(folder, ["a", "b"], 40, 24, 0)
+        write_tiny_llama(folder / "model", (folder / "a.jsonl").read_text().splitlines())
+        self.faults: list[tuple[Fault, bool]] = []
+
+    def job(self, compute: Compute, name: str = "work") -> Job:
+        work = self.folder / name
+        work.mkdir(exist_ok=True)
+        model, data = self.folder / "model", self.folder / "a.jsonl"
+        site = SiteConfig(coordinator="127.0.0.1:1", model=model, data=data, work=work, compute=compute)
+        terms = Training(batch_size=8, max_length=128, learning_rate=1e-3)
+        spec = JobSpec.of(site, (hash_model(model), files.digest(data)), Lora(r=4), terms, FedAvg())
+        return Job(spec, site, lambda *fault: self.faults.append(fault))
+
+    def trained(self, compute: Compute, name: str = "work") -> Trained:
+        job = self.job(compute, name)
+        try:
+            return train(job)
+        finally:
+            job.close()
+
+
+def train(job: Job) -> Trained:
+    return job.train(initial_adapter(job.schema, 0), ROWS, [name for name, _ in job.schema], lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(autouse=True)
+def no_faults_yet(site: Site) -> None:
+    site.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def alone(site: Site) -> Trained:
+    """What one process makes of the same global batches."""
+    return site.trained(ONE)
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    if sshd.SSHD is None:
+        pytest.skip("needs sshd")
+    with sshd.running(tmp_path / "ssh") as port:
+        yield port
+
+
+def over_ssh(folder: Path, port: int, processes: int = 2) -> Compute:
+    keys = Ssh(known_hosts=folder / "ssh" / "known_hosts", identity=folder / "ssh" / "user_key")
+    nodes = tuple(
+        Node(address=address, port=port, processes=processes, environment={"GLOO_SOCKET_IFNAME": "lo"})
+        for address in sshd.ADDRESSES
+    )
+    return ONE.model_copy(update={"launcher": "ssh", "ssh": keys, "nodes": nodes, "rendezvous_port": sshd.free_port()})
+
+
+def check_same(site: Site, trained: Trained, alone: Trained) -> None:
+    assert (trained.rows, trained.tokens) == (alone.rows, alone.tokens)
+    assert trained.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert np.abs(trained.adapter - alone.adapter).max() < 1e-5
+    assert np.abs(alone.adapter).max() > 1e-2
+    assert site.faults == []
+
+
+def test_two_nodes_over_ssh_with_two_processes_each_train_like_one_process(
+    site: Site, alone: Trained, port: int, tmp_path: Path
+) -> None:
+    check_same(site, site.trained(over_ssh(tmp_path, port), "ssh"), alone)
+    assert not list(Path("/tmp").glob("mpctf-*.sock"))  # noqa: S108
+    assert not processes_of(site.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Compute(precision="float32", nodes=(Node(processes=2),)),
+        Compute(precision="float32", nodes=(Node(processes=3),), micro_batch=1, gradient_checkpointing=True),
+        Compute(precision="float32", nodes=(Node(processes=2),), sharded=True),
+        Compute(
+            precision="float32", nodes=(Node(processes=2),), sharded=True, micro_batch=3, gradient_checkpointing=True
+        ),
+    ],
+    ids=["two processes", "three, row by row, checkpointed", "sharded", "sharded, in micro-batches"],
+)
+def test_processes_however_they_share_the_work_train_like_one(site: Site, alone: Trained, compute: Compute) -> None:
+    check_same(site, site.trained(compute), alone)
+
+
+def test_worker_that_is_killed_is_started_again_with_the_rounds_inputs(site: Site, alone: Trained) -> None:
+    job = site.job(ONE)
+    try:
+        for worker in workers(job):
+            os.kill(worker, signal.SIGKILL)
+        trained = train(job)
+    finally:
+        job.close()
+    assert [(fault.code, again) for fault, again in site.faults] == [(FaultCode.KILLED, True)]
+    assert np.array_equal(trained.adapter, alone.adapter)
+
+
+def test_job_that_hangs_is_ended_and_started_again(site: Site, alone: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = site.job(ONE)
+    monkeypatch.setattr(job_module, "FIRST_STEP_SECONDS", 10.0)
+    try:
+        for worker in workers(job):
+            os.kill(worker, signal.SIGSTOP)
+        trained = train(job)
+    finally:
+        job.close()
+    assert [(fault.code, again) for fault, again in site.faults] == [(FaultCode.HANG, True)]
+    assert np.array_equal(trained.adapter, alone.adapter)
+
+
+def workers(job: Job) -> list[int]:
+    """The training processes themselves, neither shell nor torchrun."""
+    assert job._running
+    below = [
+        child for process in job._running._processes for child in psutil.Process(process.pid).children(recursive=True)
+    ]
+    return [child.pid for child in below if "-u" in child.cmdline()]
+
+
+def no_such_gpu(site: Site, port: int, folder: Path) -> Compute:
+    return ONE.model_copy(update={"nodes": (Node(gpus=(0, 63)),)})
+
+
+def nobody_listens(site: Site, port: int, folder: Path) -> Compute:
+    compute = over_ssh(folder, port, 1)
+    return compute.model_copy(update={"nodes": (compute.nodes[0], compute.nodes[1].model_copy(update={"port": 9}))})
+
+
+def another_host_key(site: Site, port: int, folder: Path) -> Compute:
+    known = folder / "ssh" / "known_hosts"
+    other = (folder / "ssh" / "user_key.pub").read_text()
+    known.write_text(known.read_text().splitlines(keepends=True)[0] + f"[127.0.0.2]:{port} {other}")
+    return over_ssh(folder, port, 1)
+
+
+FAULTS = {
+    "a GPU index that does not exist": (no_such_gpu, FaultCode.NO_GPU, 1, "no GPU 0"),
+    "a node where nobody listens": (nobody_listens, FaultCode.UNREACHABLE, 2, "refused"),
+    "a node with another host key": (another_host_key, FaultCode.UNREACHABLE, 2, "verification failed"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "code", "node", "text"), FAULTS.values(), ids=FAULTS.keys())
+def test_job_that_cannot_start_says_what_is_wrong_on_which_node(
+    site: Site, port: int, tmp_path: Path, spoil: Any, code: FaultCode, node: int, text: str
+) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=text) as caught:
+        site.trained(spoil(site, port, tmp_path), "faults")
+    assert [(fault.code, fault.node, again) for fault, again in site.faults] == [(code, node, False)]
+    assert caught.value.hint
+    assert not processes_of(site.folder)
