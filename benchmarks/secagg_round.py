@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from mpctf_secure.config.run import Lora, Privacy, Timeouts, Training
+from mpctf_secure.config.run import Lora, Privacy, Timeouts
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg, FixedSize
+from mpctf_secure.config.training import Training
 from mpctf_secure.coordinator import runtime
 from mpctf_secure.coordinator.attempt import Stages
 from mpctf_secure.coordinator.gate import Gate

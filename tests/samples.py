@@ -1,7 +1,8 @@
 """A contract for tests, one term changed at a time."""
 
-from mpctf_secure.config.run import Lora, Privacy, Training
+from mpctf_secure.config.run import Lora, Privacy
 from mpctf_secure.config.strategies import FedAvg, FixedSize
+from mpctf_secure.config.training import Bounds, Training
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.rounds.contract import Contract, Proposal
 
@@ -12,7 +13,8 @@ def make_proposal(roster: Roster, names: tuple[str, ...]) -> Proposal:
     """One round of all these, who are in the roster."""
     return Proposal(
         run_id="r", roster_hash=roster.hash.hex(), participants=names, quorum=3, colluders=1, allow_pair=False,
-        rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), training=Training(), data=FixedSize(),
+        rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), data=FixedSize(),
+        training=Training(bounds=Bounds(batch_size=(1, 32))),
         aggregation=FedAvg(), privacy=Privacy(),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from mpctf_secure import __version__
 from mpctf_secure.attestation.hardening import harden
 from mpctf_secure.cli import enroll
 from mpctf_secure.cli import runs as runs_commands
+from mpctf_secure.cli.dry_run import show_scripts
 from mpctf_secure.cli.harden import show
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
@@ -70,13 +71,19 @@ def start(
     runs: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     output: Annotated[Format, typer.Option("--format", help="json: the report on standard output.")] = Format.TEXT,
     passphrase_fd: PassphraseFd = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the terms, and every script of local participants.")
+    ] = False,
 ) -> None:
     """Start a run and its local participants, and wait for its end.
 
     Example: mpctf-secure start configs/smoke.yaml --set rounds=2
     """
-    from mpctf_secure.cli.start import start_run  # noqa: PLC0415 - --help must not wait for grpc
+    from mpctf_secure.cli.start import show_plan, start_run  # noqa: PLC0415 - --help must not wait for grpc
 
+    if dry_run:
+        show_plan(run_file, overrides or [])
+        return
     start_run(
         run_file,
         overrides or [],
@@ -95,6 +102,9 @@ def join(
         bool, typer.Option("--check", help="Only look whether this site is fit, with a training step.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="End with the run instead of waiting for the next.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the scripts that would start training on the nodes.")
+    ] = False,
 ) -> None:
     """Wait for runs, and take part as the participant that a site file describes, until interrupted.
 
@@ -105,8 +115,11 @@ def join(
         from mpctf_secure.participant.checks import TRIAL  # noqa: PLC0415
 
         examine_site(site_file, TRIAL, Format.TEXT)
-    from mpctf_secure.cli.join import join_run  # noqa: PLC0415 - --help must not wait for grpc
+    from mpctf_secure.cli.join import join_run, load_site  # noqa: PLC0415 - --help must not wait for grpc
 
+    if dry_run:
+        show_scripts(site_file.name, load_site(site_file).compute)
+        return
     join_run(site_file, passphrase_fd, once=once)
 
 

@@ -9,7 +9,7 @@ import typer
 from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
-from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.identity import keystore
 from mpctf_secure.monitoring.events import Event
 from mpctf_secure.participant.agent import join, serve
@@ -45,7 +45,16 @@ def load_site(site_file: Path) -> SiteConfig:
     """The site file, whose paths are relative to it."""
     site = load.load(site_file, SiteConfig)
     beside = site_file.resolve().parent
-    return site.model_copy(update={name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")})
+    paths = {name: beside / getattr(site, name) for name in ("model", "data", "keys", "work")}
+    return site.model_copy(update={**paths, "compute": _resolved(site.compute, beside)})
+
+
+def _resolved(compute: Compute, beside: Path) -> Compute:
+    ssh = compute.ssh
+    if ssh is None:
+        return compute
+    paths = {"known_hosts": beside / ssh.known_hosts, "identity": ssh.identity and beside / ssh.identity}
+    return compute.model_copy(update={"ssh": ssh.model_copy(update=paths)})
 
 
 def _show(event: Event) -> None:

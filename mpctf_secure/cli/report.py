@@ -38,6 +38,7 @@ def build(
         "participants": list(proposal.participants),
         "quorum": proposal.quorum,
         "privacy": {"strategy": proposal.privacy.strategy, "statement": NO_PRIVACY},
+        "choices": coordinator.choices if coordinator else {},
         "rounds": coordinator.reports if coordinator else [],
         "held_out_accuracy": accuracies,
         "versions": {"mpctf-secure": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},

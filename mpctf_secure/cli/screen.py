@@ -1,19 +1,23 @@
 """What a person sees of a run: made from the event stream alone; a live view on a terminal, plain lines elsewhere."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mpctf_secure.cli.report import NO_PRIVACY
 from mpctf_secure.cli.text import one_line
+from mpctf_secure.config.training import Choice
 from mpctf_secure.monitoring.events import Event
+from mpctf_secure.rounds.contract import Proposal
 
-_QUIET = {"run_interrupted", "contract_closed", "round_started", "run_ended", "stage_closed"}
+_QUIET = {"run_interrupted", "round_started", "run_ended", "stage_closed"}
 
 
 class Screen:
@@ -44,6 +48,18 @@ class Screen:
             fields = {name: _listed(value) for name, value in event.fields.items()}
             self.line(_TEXTS[event.kind].format(**fields))
 
+    def terms(self, proposal: Proposal, choices: Mapping[str, Mapping[str, float]]) -> None:
+        """The effective settings: what is fixed for all, and what each site trains with."""
+        for name in ("base_model", "lora", "data", "aggregation", "privacy"):
+            self.line(f"  {name}: {_plain(getattr(proposal, name))}")
+        training = proposal.training
+        table = Table("training", *Choice.model_fields)
+        table.add_row("bounds", *(_range(*training.range_of(name)) for name in Choice.model_fields))
+        for participant in proposal.participants:
+            used = training.model_copy(update=choices.get(participant, {}))
+            table.add_row(participant, *(f"{getattr(used, name):g}" for name in Choice.model_fields))
+        self._console.print(table)
+
     def summary(self, content: dict[str, Any], folder: Path, *, as_json: bool) -> None:
         """The table of accuracies and where everything lies, or the report itself as JSON."""
         if as_json:
@@ -67,6 +83,15 @@ class Screen:
         self._bars.update(self._tasks[name], description=description, total=fields["steps"], completed=fields["step"])
 
 
+def _plain(value: Any) -> str:
+    fields = value.model_dump(mode="json").items() if isinstance(value, BaseModel) else ()
+    return ", ".join(f"{name} {part}" for name, part in fields) or str(value)
+
+
+def _range(least: float, most: float) -> str:
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+
+
 def _listed(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, (list, tuple)) else value
 
@@ -74,6 +99,7 @@ def _listed(value: Any) -> Any:
 _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
+    "contract_closed": "all accepted contract {contract_hash:.16}…",
     "training_failed": "{participant}: its training failed: {code}, node {node}, rank {rank}; starts it again: {again}",
     "veto": "{participant} refuses: {reason}",
     "banned": "{participant} is out of the run: {reason}",

@@ -9,14 +9,18 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Never
 
+import typer
+
 from mpctf_secure.cli import local_sites, passphrase, report
 from mpctf_secure.cli.compare import evaluate
+from mpctf_secure.cli.dry_run import show_scripts
 from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, destroy_keys, hold_ceremony, keys_folder, prepare
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
+from mpctf_secure.config.site import Compute
 from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
@@ -25,7 +29,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, Mpct
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
-from mpctf_secure.monitoring.events import COORDINATOR_KINDS, EventLog
+from mpctf_secure.monitoring.events import COORDINATOR_KINDS, Event, EventLog
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
@@ -74,10 +78,22 @@ def start_run(
     except BaseException:
         shutil.rmtree(folder)
         raise
-    proposal = _propose(config, folder.name, parties.roster, rules)
+    proposal = _propose(config, folder.name, parties.roster.hash, rules)
     plan = Plan(config, proposal, parties.home, material, tuple(compare))
     plan.save(folder)
     _run(plan, parties, folder, screen, as_json=as_json)
+
+
+def show_plan(run_file: Path | None, overrides: Sequence[str]) -> None:
+    """What `start` would do: the terms that it would propose, and the scripts of local participants."""
+    config = load.load(run_file or builtin_config("demo"), RunConfig, overrides)
+    proposal = _propose(config, config.run, bytes(32), _cohort_rules(config))
+    Screen(quiet=False).terms(proposal, {})
+    if config.participants.enrolled:
+        typer.echo("each site shows its own scripts: mpctf-secure join SITE.yaml --dry-run")
+        return
+    for name in proposal.participants:
+        show_scripts(name, Compute())
 
 
 def resume_run(folder: Path, passphrase_fd: int | None, *, as_json: bool) -> None:
@@ -126,6 +142,7 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
             raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")
         events = EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)
         events.listeners.append(screen.show)
+        events.listeners.append(lambda event: _show_terms(event, plan.proposal, screen))
         run = _Run(plan, parties, folder, events, journal)
         if ended:
             screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
@@ -158,6 +175,11 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         raise failure
 
 
+def _show_terms(event: Event, proposal: Proposal, screen: Screen) -> None:
+    if event.kind == "contract_closed":
+        screen.terms(proposal, event.fields["choices"])
+
+
 def _until_interrupted(run: "_Run") -> None:
     try:
         asyncio.run(run.main())
@@ -174,10 +196,10 @@ def _cohort_rules(config: RunConfig) -> tuple[int, int]:
     return colluders, quorum
 
 
-def _propose(config: RunConfig, run_id: str, roster: Roster, rules: tuple[int, int]) -> Proposal:
+def _propose(config: RunConfig, run_id: str, roster_hash: bytes, rules: tuple[int, int]) -> Proposal:
     return Proposal(
         run_id=run_id,
-        roster_hash=roster.hash.hex(),
+        roster_hash=roster_hash.hex(),
         participants=config.participants.names,
         colluders=rules[0],
         quorum=rules[1],

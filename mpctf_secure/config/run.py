@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.strategies import Aggregation, Count, Data, FedAvg, FixedSize
+from mpctf_secure.config.training import Training
 from mpctf_secure.ids import NAME
 
 BUILTIN = "builtin:"
@@ -62,15 +63,6 @@ class Model(Frozen):
 
     base: str
     lora: Lora = Lora()
-
-
-class Training(Frozen):
-    """Local training in a round."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    batch_size: Count = 8
-    local_epochs: Count = 1
-    max_length: Annotated[int, Field(ge=8)] = 512
 
 
 class Secagg(Frozen):

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.strategies import Count
+from mpctf_secure.config.training import Choice
 
 
 class Policy(Frozen):
@@ -136,5 +137,7 @@ class SiteConfig(Frozen):
     """Logs of the training job, and what this site must still know of its runs after a crash."""
     patience: Annotated[float, Field(gt=0)] = 600
     """Seconds after which a coordinator that has never answered is given up."""
+    training: Choice = Choice()
+    """Other settings than the run's defaults, within the bounds that it names."""
     compute: Compute = Compute()
     policy: Policy = Policy()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mpctf_secure.config.run import Timeouts
+from mpctf_secure.config.training import Choice
 from mpctf_secure.coordinator.agreement import close_contract
 from mpctf_secure.coordinator.attempt import Stages, announcement
 from mpctf_secure.coordinator.gate import Answer, Gate
@@ -29,6 +30,7 @@ from mpctf_secure.errors import (
     MpctfError,
     ParticipationError,
     SecurityError,
+    UsageError,
 )
 from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.signature import SigningKey
@@ -84,6 +86,8 @@ class Coordinator:
         self.reception = Reception(proposal, roster, key, self._tell, journal)
         self.ledger = Ledger(roster, self._tell)
         self.contract: Contract | None = None
+        self.choices: dict[str, dict[str, float]] = {}
+        """By name: what sites train with instead of the defaults."""
         self._proposal = proposal
         self._timeouts = timeouts
         self._roster = roster
@@ -180,10 +184,15 @@ class Coordinator:
         facts_by_name = {self.ledger.name(member): found for member, found in self._facts.items()}
         contract = self.contract = close_contract(self._proposal, facts_by_name)
         self.reception.run_context = contract.run_context
-        accept = self.reception.open("accept", contract.run_context, 0, everyone, lambda *_: None)
+        accept = self.reception.open("accept", contract.run_context, 0, everyone, self._accept_choice)
         facts.answer({}, otherwise=Answer("contract", contract.encode()))
         await self._collect_everyone(accept, "accepted the contract", self._timeouts.stage)
-        self._tell("contract_closed", contract_hash=contract.hash.hex(), base_model_hash=contract.base_model_hash)
+        self._tell(
+            "contract_closed",
+            contract_hash=contract.hash.hex(),
+            base_model_hash=contract.base_model_hash,
+            choices=self.choices,
+        )
         done = len(self.reception.archive.finished)
         state = self._results.load(done) if done else initial_state(contract)
         self.reception.archive.state = state if done else None
@@ -365,6 +374,15 @@ class Coordinator:
                 hint="mend it there, and start another run" if final else _RESUME,
                 culprits=self.ledger.names(missing),
             )
+
+    def _accept_choice(self, sender: IdentityKey, message: bytes) -> None:
+        """What a site trains with, within the bounds: signed, so that it can be held to it."""
+        choice = Choice.decode(Signed.decode(message).body)
+        try:
+            self._proposal.training.with_choice(choice)
+        except UsageError as error:
+            raise SecurityError(f"accepted the contract and not its bounds: {error.message}") from error
+        self.choices[self.ledger.name(sender)] = choice.chosen()
 
     def _accept_facts(self, sender: IdentityKey, message: bytes) -> None:
         facts = Facts.decode(Signed.decode(message).body)

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 
 from mpctf_secure.aggregation.lora import Vector, initial_adapter, join_flat
 from mpctf_secure.config.base import Frozen
-from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import MpctfError
 from mpctf_secure.evaluation.metrics import exact_match
 from mpctf_secure.training.children import die_with_parent

@@ -12,7 +12,7 @@ from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
-from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError
+from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
@@ -136,13 +136,15 @@ class _Agent:
         )
         with self._vetoing(link, proposal):
             check_proposal(proposal, self._site.policy, roster, name)
+            training = proposal.training.with_choice(self._site.training)
+            self._check_data(run_id, hashes[1])
             if keystore.has_run_secret(self._site.keys, run_id) and not known:
                 raise SecurityError(
                     f"{self._site.work} has forgotten run {run_id}",
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
-        spec = JobSpec.of(self._site, hashes, proposal.lora, proposal.training, proposal.aggregation)
+        spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation)
         job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash))
         with contextlib.closing(job):
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
@@ -156,10 +158,10 @@ class _Agent:
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
-            self._store.accept(contract)
+            self._store.accept(contract, hashes[1])
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             self._run_context = contract.run_context
-            link.ask("accept", contract.run_context, b"", "go")
+            link.ask("accept", contract.run_context, self._site.training.encode(), "go")
             members = Members(self._site.keys, roster, contract.participants)
             with _heart(link, contract):
                 participant = Participant(
@@ -175,6 +177,13 @@ class _Agent:
                 )
                 state = participant.run()
         self._finish(contract, state)
+
+    def _check_data(self, run_id: str, data_hash: bytes) -> None:
+        if self._store.data_hash(run_id) not in {None, data_hash}:
+            raise UsageError(
+                "the data file has changed since this site accepted the run",
+                hint=f"put the old {self._site.data} back, or leave the run",
+            )
 
     def _note_fault(self, link: Link, roster_hash: bytes, fault: Fault, again: bool) -> None:
         """The log stays here, for it may hold prompts: the coordinator hears what failed and where."""
@@ -204,14 +213,16 @@ class _Agent:
 
     @contextlib.contextmanager
     def _vetoing(self, link: Link, proposal: Proposal) -> Iterator[None]:
-        """What breaks this site's policy is said to the coordinator's operator before the run is left."""
+        """What this site does not take part in is said to the coordinator's operator before the run is left."""
         try:
             yield
-        except SecurityError as error:
+        except (SecurityError, UsageError) as error:
             self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
             self._refused[proposal.run_id] = f"{error.message}; {error.hint}".encode()
             with contextlib.suppress(InterruptedRunError):
                 link.ask("veto", bytes.fromhex(proposal.roster_hash), self._refused[proposal.run_id], "noted")
+            if isinstance(error, UsageError):
+                raise
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
 
 

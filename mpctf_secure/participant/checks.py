@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from mpctf_secure import files
-from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
 from mpctf_secure.training.launch.job import Job

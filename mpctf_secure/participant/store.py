@@ -12,6 +12,7 @@ from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, initial_state
 
 _FILE = "site.sqlite"
+_DATA_HASH = "data.sha256"
 _SCHEMA = """
 CREATE TABLE run (id TEXT PRIMARY KEY, contract BLOB, ended TEXT);
 CREATE TABLE certificate (run TEXT, round INTEGER, body BLOB, PRIMARY KEY (run, round));
@@ -40,15 +41,24 @@ class Store:
         """Whether this site ever accepted a contract of this run."""
         return self._contract(run_id) is not None
 
-    def accept(self, contract: Contract) -> None:
-        """Keep what this site is about to sign; SecurityError for a second contract under a run's id."""
+    def accept(self, contract: Contract, data_hash: bytes) -> None:
+        """Keep what this site is about to sign; SecurityError for a second contract under a run's id.
+
+        With the hash of the data file: rows are chosen by number, and in another file the numbers mean other rows.
+        """
         known = self._contract(contract.run_id)
         for folder in (self._work / "runs", self.folder(contract.run_id)):
             files.make_folder(folder)
         if known is None:
+            files.replace(self.folder(contract.run_id) / _DATA_HASH, data_hash)
             self._db.execute("INSERT INTO run VALUES (?, ?, NULL)", (contract.run_id, contract.encode()))
         elif known != contract.encode():
             raise SecurityError(f"another contract for run {contract.run_id}", culprits=[COORDINATOR])
+
+    def data_hash(self, run_id: str) -> bytes | None:
+        """That with which the contract was accepted, None where there was none yet."""
+        path = self.folder(run_id) / _DATA_HASH
+        return path.read_bytes() if path.exists() else None
 
     def last_state(self, contract: Contract) -> tuple[State, bytes | None]:
         """The newest state of a run, and the quorum's signatures of it where they were seen."""

@@ -7,8 +7,9 @@ from pydantic import Field, ValidationError
 
 from mpctf_secure.aggregation.lora import Schema
 from mpctf_secure.config.base import Frozen
-from mpctf_secure.config.run import Lora, Privacy, Training
+from mpctf_secure.config.run import Lora, Privacy
 from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from mpctf_secure.config.base import Frozen
-from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.config.strategies import Aggregation, FedProx
+from mpctf_secure.config.training import Training
 
 
 class JobSpec(Frozen):

@@ -113,7 +113,7 @@ def participant(
     keys = folder / "keys"
     keys.mkdir(mode=0o700, parents=True)
     store = Store(folder / "work")
-    store.accept(CONTRACT)
+    store.accept(CONTRACT, bytes(32))
     lonely: Any = link or Coordinator()
     members: Any = roster or Roster()
     return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), members, keys, store, lambda *_, **__: None)

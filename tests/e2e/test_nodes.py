@@ -14,9 +14,10 @@ from e2e.consortium import processes_of
 
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.run import Lora, Training
+from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, Node, SiteConfig, Ssh
 from mpctf_secure.config.strategies import FedAvg
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama

@@ -56,7 +56,7 @@ def _ssh_options(compute: Compute, node: Node) -> list[str]:
         raise ValueError("no ssh section")
     identity = compute.ssh.identity
     return [
-        *("-o", f"UserKnownHostsFile={compute.ssh.known_hosts}", "-p", str(node.port)),
+        *("-o", f'UserKnownHostsFile="{compute.ssh.known_hosts}"', "-p", str(node.port)),
         *(("-l", node.user) if node.user else ()),
         *(("-o", "IdentitiesOnly=yes", "-i", str(identity)) if identity else ()),
     ]

@@ -66,7 +66,7 @@ class World:
         await until(lambda: self.coordinator.contract)
         contract = self.coordinator.contract
         assert contract
-        self.all_say("accept", contract.run_context)
+        self.all_say("accept", contract.run_context, b"{}")
         await until(lambda: "contract_closed" in self.events)
         self.all_say("ready", contract.run_context, Position(1, initial_state(contract).hash(contract)).encode())
         return contract
@@ -102,7 +102,7 @@ def test_run_does_not_begin_without_one_who_is_out_by_then(world: World, stage: 
         if stage == "accept":
             await until(lambda: world.coordinator.contract)
             assert world.coordinator.contract
-            world.say("bank-b", "accept", world.coordinator.contract.run_context)
+            world.say("bank-b", "accept", world.coordinator.contract.run_context, b"{}")
             await asyncio.sleep(0)
         else:
             await asyncio.sleep(0)
@@ -156,5 +156,47 @@ def test_crash_between_a_failed_stage_and_the_next_attempt_is_gone_on_from(world
         await until(world.coordinator.reception.live.is_set)
         await until(lambda: "round_void" in world.events or "attempt_failed" in world.events)
         assert {"stage_closed", "dropout", "attempt_failed"} <= set(world.events)
+
+    asyncio.run(scenario())
+
+
+LIES = {
+    "a setting out of bounds": b'{"batch_size": 64}',
+    "a setting that has no bounds": b'{"local_epochs": 5}',
+    "an unknown setting": b'{"rows": 1}',
+    "no choice at all": b"",
+}
+
+
+@pytest.mark.parametrize("body", LIES.values(), ids=LIES.keys())
+def test_site_that_accepts_the_contract_and_not_its_bounds_is_out(world: World, body: bytes) -> None:
+    async def scenario() -> None:
+        running = world.begin()
+        await until(world.coordinator.reception.live.is_set)
+        world.all_say("facts", world.roster.hash, FACTS.encode())
+        await until(lambda: world.coordinator.contract)
+        assert world.coordinator.contract
+        world.say("bank-b", "accept", world.coordinator.contract.run_context, body)
+        with pytest.raises(ParticipationError, match="bank-b"):
+            await running
+        assert "banned" in world.events
+        await asyncio.gather(*world.calls, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_what_sites_chose_within_the_bounds_is_known(world: World) -> None:
+    async def scenario() -> None:
+        running = world.begin()
+        await until(world.coordinator.reception.live.is_set)
+        world.all_say("facts", world.roster.hash, FACTS.encode())
+        await until(lambda: world.coordinator.contract)
+        assert world.coordinator.contract
+        for name in NAMES:
+            body = b'{"batch_size":4}' if name == "bank-b" else b"{}"
+            world.say(name, "accept", world.coordinator.contract.run_context, body)
+        await until(lambda: "contract_closed" in world.events)
+        assert world.coordinator.choices["bank-b"] == {"batch_size": 4}
+        await world.crash(running)
 
     asyncio.run(scenario())

@@ -3,20 +3,21 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.run import Lora, Privacy, Training
+from mpctf_secure.config.run import Lora, Privacy
 from mpctf_secure.config.site import Policy
-from mpctf_secure.config.strategies import FedAvg, FixedSize
+from mpctf_secure.config.strategies import FedAvg, FixedSize, MaxVolume
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import ceremony
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.participant.policy import check_contract, check_proposal
+from mpctf_secure.participant.policy import check_contract, check_proposal, told_size
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
 from mpctf_secure.secagg.parameters import check_terms
 
 NAMES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
-FACTS = Facts(b"\2" * 32, b"\1" * 32, (("t", (2, 3)),))
+FACTS = Facts(b"\2" * 32, b"\1" * 32, (("t", (2, 3)),), size=100)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,7 @@ def sealed(terms: Proposal, **changes: object) -> Contract:
         "package": FACTS.package.hex(),
         "base_model_hash": FACTS.base_model_hash.hex(),
         "tensors": FACTS.tensors,
+        "largest_size": FACTS.size,
     }
     return Contract(**{**fields, **changes})
 
@@ -97,11 +99,21 @@ def sealed(terms: Proposal, **changes: object) -> Contract:
         {"base_model_hash": "00" * 32},
         {"package": "00" * 32},
         {"tensors": (("t", (2, 4)),)},
+        {"largest_size": 99},
     ],
-    ids=["other rounds", "other quorum", "another base model", "another version", "another schema"],
+    ids=["other rounds", "other quorum", "another base model", "another version", "another schema", "a smaller size"],
 )
 def test_contract_that_differs_from_what_was_proposed_and_found_is_refused(roster: Roster, changes) -> None:
     terms = proposal(roster)
     check_contract(sealed(terms), terms, FACTS)
     with pytest.raises(SecurityError):
         check_contract(sealed(terms, **changes), terms, FACTS)
+
+
+def test_size_is_told_rounded_up_where_it_is_needed_and_only_if_the_site_allows_it(roster: Roster) -> None:
+    assert told_size(MaxVolume(), Policy(), 101) == 200
+    assert told_size(MaxVolume(), Policy(size_step=1), 101) == 101
+    assert told_size(FixedSize(), Policy(), 101) == 0
+    with pytest.raises(SecurityError, match="size_step"):
+        check_proposal(proposal(roster, data=MaxVolume()), Policy(size_step=0), roster, "insurer-d")
+    check_proposal(proposal(roster), Policy(size_step=0), roster, "insurer-d")

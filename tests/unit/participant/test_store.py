@@ -14,8 +14,8 @@ RUN = CONTRACT.run_id
 
 def test_run_is_where_it_was_after_a_crash(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.accept(CONTRACT)
-    store.accept(CONTRACT)
+    store.accept(CONTRACT, b"h" * 32)
+    store.accept(CONTRACT, b"h" * 32)
     assert store.last_state(CONTRACT)[0].hash(CONTRACT) == initial_state(CONTRACT).hash(CONTRACT)
     later = replace(initial_state(CONTRACT), round=1)
     store.keep(RUN, later)
@@ -36,12 +36,20 @@ def test_run_is_where_it_was_after_a_crash(tmp_path: Path) -> None:
 
 def test_other_contract_under_a_run_s_id_is_refused_for_ever(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.accept(CONTRACT)
+    store.accept(CONTRACT, b"h" * 32)
     store.end(RUN, "done")
     with pytest.raises(SecurityError, match=f"another contract for run {RUN}"):
-        store.accept(CONTRACT.model_copy(update={"seed": 2}))
+        store.accept(CONTRACT.model_copy(update={"seed": 2}), b"h" * 32)
     assert store.ended(RUN) == "done"
     assert store.ended("another") is None
+
+
+def test_hash_of_the_data_is_that_with_which_the_contract_was_accepted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.data_hash(CONTRACT.run_id) is None
+    store.accept(CONTRACT, b"h" * 32)
+    store.accept(CONTRACT, b"i" * 32)
+    assert store.data_hash(CONTRACT.run_id) == b"h" * 32
 
 
 def test_second_agent_of_a_site_is_refused(tmp_path: Path) -> None:
@@ -55,7 +63,7 @@ def test_second_agent_of_a_site_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.accept(CONTRACT)
+    store.accept(CONTRACT, b"h" * 32)
     store.keep(RUN, replace(initial_state(CONTRACT), round=1))
     path = store.folder(RUN) / "1.state"
     path.write_bytes(path.read_bytes()[:50])

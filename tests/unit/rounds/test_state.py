@@ -11,7 +11,8 @@ from samples import TENSORS
 from samples import make_contract as contract
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.run import Privacy, Training
+from mpctf_secure.config.run import Privacy
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.ids import IdentityKey

@@ -108,7 +108,7 @@ def test_ssh_takes_pinned_host_keys_only_and_the_first_node_gets_the_socket() ->
     first, second = ssh(Errand(Compute(launcher="ssh", ssh=keys, nodes=nodes), Path("/run/job.sock"), "python", 0))
     for launch in (first, second):
         line = " ".join(launch.argv)
-        for option in ("StrictHostKeyChecking=yes", "UserKnownHostsFile=/site/known_hosts", "BatchMode=yes"):
+        for option in ("StrictHostKeyChecking=yes", 'UserKnownHostsFile="/site/known_hosts"', "BatchMode=yes"):
             assert option in line
         assert "--rdzv-endpoint=192.0.2.1:29400" in launch.script
     assert any(part.endswith(":/run/job.sock") for part in first.argv)

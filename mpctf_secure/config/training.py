@@ -1,0 +1,85 @@
+"""Local training: what the run proposes, and what a site may choose within the bounds of the contract."""
+
+import json
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.strategies import Count
+from mpctf_secure.errors import DecodeError, UsageError
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+Length = Annotated[int, Field(ge=8, lt=2**31)]
+
+
+class Choice(Frozen):
+    """What one site trains with instead of the run's defaults; nothing where it keeps them."""
+
+    learning_rate: Rate | None = None
+    batch_size: Count | None = None
+    local_epochs: Count | None = None
+    max_length: Length | None = None
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """The body of `accept`; DecodeError for anything else."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            raise DecodeError(f"choice of settings cannot be parsed: {error.errors()[0]['msg']}") from error
+
+    def encode(self) -> bytes:
+        """Canonical JSON: sorted keys, no white space, only what is set."""
+        return json.dumps(self.chosen(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    def chosen(self) -> dict[str, float]:
+        """The fields that are set."""
+        return self.model_dump(exclude_none=True)
+
+
+class Bounds(Frozen):
+    """[least, most] that a site may choose; a field without bounds is the same for all."""
+
+    learning_rate: tuple[Rate, Rate] | None = None
+    batch_size: tuple[Count, Count] | None = None
+    local_epochs: tuple[Count, Count] | None = None
+    max_length: tuple[Length, Length] | None = None
+
+
+class Training(Frozen):
+    """Local training in a round."""
+
+    learning_rate: Rate = 1e-3
+    batch_size: Count = 8
+    local_epochs: Count = 1
+    max_length: Length = 512
+    bounds: Bounds = Bounds()
+
+    @model_validator(mode="after")
+    def _defaults_are_inside(self) -> Self:
+        for name in Choice.model_fields:
+            least, most = self.range_of(name)
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is outside its bounds [{least}, {most}]")
+        return self
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """The bounds of a field: its default alone where none are named."""
+        fixed = (getattr(self, name), getattr(self, name))
+        return getattr(self.bounds, name) or fixed
+
+    def with_choice(self, choice: Choice) -> "Training":
+        """What a site with this choice trains with; UsageError names the field that is out of bounds."""
+        for name, value in choice.chosen().items():
+            least, most = self.range_of(name)
+            if not least <= value <= most:
+                raise UsageError(
+                    f"training.{name}: {value} in the site file, and the run file allows {_range(least, most)}",
+                    hint=f"change it, or agree on training.bounds.{name} of the run file",
+                )
+        return self.model_copy(update=choice.chosen())
+
+
+def _range(least: float, most: float) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"
