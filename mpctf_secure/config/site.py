@@ -101,10 +101,14 @@ class Compute(Frozen):
     """Rows that a process has in memory at a time; the batch of the contract stays what it is."""
     gradient_checkpointing: bool = False
     """A third more time for much less memory."""
+    packing: bool = False
+    """The rows of a pass one behind the other instead of padded side by side: for flash attention."""
+    attention: Literal["sdpa", "flash"] = "sdpa"
+    """Torch's own kernels, or flash-attn where it is installed (CUDA)."""
     sharded: bool = False
     """Divide the base model among the processes (FSDP2), where it does not fit into one."""
     four_bit: bool = False
-    """Load the base in 4-bit NF4 (bitsandbytes, CUDA)."""
+    """Load the base as 4-bit NF4 (QLoRA); needs the extra gpu, bitsandbytes."""
     memory_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
     """For `memory_aware`: what this site weighs, instead of what is free where it trains."""
 

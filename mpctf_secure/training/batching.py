@@ -1,7 +1,7 @@
 """Examples to tensors."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,11 +14,13 @@ _WINDOW = 8
 class Batch:
     """`input_ids` (rows, length), padded on the right; `predicts` (rows, length − 1), true where the next token counts.
 
-    No attention mask: in a causal model no real token sees the padding to its right.
+    No attention mask: in a causal model no real token sees the padding to its right. Packed, there is one row, and
+    `positions` (1, length) begin again with each of those in it, from which the model sees that they are apart.
     """
 
     input_ids: torch.Tensor
     predicts: torch.Tensor
+    positions: torch.Tensor | None = None
 
     @property
     def targets(self) -> torch.Tensor:
@@ -27,7 +29,7 @@ class Batch:
 
     def silent(self) -> "Batch":
         """The same rows, none of whose tokens count."""
-        return Batch(self.input_ids, torch.zeros_like(self.predicts))
+        return replace(self, predicts=torch.zeros_like(self.predicts))
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
@@ -51,6 +53,16 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
         input_ids[row, :length] = torch.tensor(example.input_ids)
         predicts[row, example.answer_start - 1 : length - 1] = True
     return Batch(input_ids.to(device), predicts.to(device))
+
+
+def pack(examples: Sequence[Example], device: torch.device) -> Batch:
+    """The rows one behind the other, without padding."""
+    input_ids = torch.tensor([[token for example in examples for token in example.input_ids]])
+    positions = torch.tensor([[place for example in examples for place in range(len(example.input_ids))]])
+    predicts = torch.tensor(
+        [[place >= example.answer_start for example in examples for place in range(len(example.input_ids))]]
+    )
+    return Batch(input_ids.to(device), predicts[:, 1:].to(device), positions.to(device))
 
 
 def answer_tokens(examples: Sequence[Example]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from mpctf_secure.training.batching import Batch, answer_tokens, batches, collate
+from mpctf_secure.training.batching import Batch, answer_tokens, batches, collate, pack
 from mpctf_secure.training.data import Example
 from mpctf_secure.training.group import Group
 from mpctf_secure.training.model import answer_logits, attention, device_of
@@ -28,6 +28,7 @@ class Recipe:
     pad_id: int
     mu: float = 0.0
     micro_batch: int | None = None
+    packing: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch
     size = min(recipe.micro_batch or most, most)
     for start in range(0, most, size):
         part = mine[start : start + size]
-        yield collate(part, recipe.pad_id, device) if part else collate(rows[:1], recipe.pad_id, device).silent()
+        batch = pack(part or rows[:1], device) if recipe.packing else collate(part or rows[:1], recipe.pad_id, device)
+        yield batch if part else batch.silent()
 
 
 def answer_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

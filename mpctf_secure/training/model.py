@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from mpctf_secure.aggregation.lora import Schema, Vector, join_flat, split_flat
 from mpctf_secure.config.run import Lora
@@ -30,14 +30,30 @@ def base_dtype(precision: str = "auto") -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_base(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """The causal language model in a local transformers folder, frozen; EnvironmentUnfitError where there is none."""
     try:
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise EnvironmentUnfitError(reason, hint="pip install 'mpctf-secure[gpu]', or other compute options") from error
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise EnvironmentUnfitError(f"{folder}: {reason}", hint="name a folder with config.json and weights") from error
     return base.requires_grad_(False)
+
+
+def _options(compute: Compute, dtype: torch.dtype) -> dict[str, Any]:
+    """Of transformers, for what a site file asks for."""
+    options: dict[str, Any] = {}
+    if compute.attention == "flash":
+        options["attn_implementation"] = "flash_attention_2"
+    if compute.four_bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    return options
 
 
 def load_tokenizer(folder: Path) -> ChatTokenizer:
@@ -57,12 +73,13 @@ def pad_id(tokenizer: Any) -> int:
 
 def load_adapter_model(folder: Path, lora: Lora, compute: Compute) -> PeftModel:
     """Base model with a LoRA adapter, on this process's GPU where there is one."""
-    model = add_lora(load_base(folder, base_dtype(compute.precision)), lora)
+    dtype = base_dtype(compute.precision)
+    model = add_lora(load_base(folder, dtype, **_options(compute, dtype)), lora)
     if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if compute.sharded:
         _shard(model, base_blocks=set(model.get_base_model()._no_split_modules or ()))
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return model.to("cuda") if torch.cuda.is_available() and not compute.four_bit else model
 
 
 def _shard(model: PeftModel, base_blocks: set[str]) -> None:
@@ -134,7 +151,9 @@ def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     hook = _head(model).register_forward_pre_hook(narrow)
     try:
         with _autocast(model), attention(batch):
-            logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
+            logits: torch.Tensor = model(
+                input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False
+            ).logits
     finally:
         hook.remove()
     return logits

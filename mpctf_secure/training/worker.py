@@ -127,6 +127,7 @@ class Worker:
             pad_id=self._pad_id,
             mu=self._spec.mu,
             micro_batch=self._spec.compute.micro_batch,
+            packing=self._spec.compute.packing,
         )
         try:
             return train_steps(self.model, examples, recipe, self._group, after_step)

@@ -15,7 +15,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
-from mpctf_secure.training.batching import batches, collate
+from mpctf_secure.training.batching import batches, collate, pack
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.loop import Recipe, answer_loss, train_steps
 from mpctf_secure.training.model import (
@@ -197,6 +197,15 @@ def test_micro_batches_change_nothing_but_the_order_of_sums(
     assert same == pytest.approx(loss, rel=1e-5)
 
 
+def test_packed_rows_give_the_step_of_padded_ones(model: PeftModel, examples: list[Example]) -> None:
+    whole, loss = trained(model, examples[:20], RECIPE)
+    packed, same = trained(model, examples[:20], replace(RECIPE, packing=True))
+    assert distance(model, packed, whole) < 1e-3
+    assert same == pytest.approx(loss, rel=1e-5)
+    apart = pack(examples[:2], CPU)
+    assert apart.targets.tolist() == [token for e in examples[:2] for token in e.input_ids[e.answer_start :]]
+
+
 def test_the_loss_is_the_mean_over_rows_of_what_their_batch_has_per_answer_token(
     model: PeftModel, examples: list[Example]
 ) -> None:
@@ -233,6 +242,22 @@ def test_checkpointed_activations_give_the_same_step(folder: Path, model: PeftMo
     whole, _ = trained(model, examples[:8], RECIPE)
     saving = load_adapter_model(folder, LORA, Compute(precision="float32", gradient_checkpointing=True))
     assert distance(model, trained(saving, examples[:8], RECIPE)[0], whole) < 1e-3
+
+
+def test_base_in_four_bits_learns_too(folder: Path, examples: list[Example]) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra gpu is not installed")
+    small = load_adapter_model(folder, LORA, Compute(four_bit=True))
+    weight = small.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+    assert weight.dtype == torch.uint8
+    losses = [train_steps(small, examples, replace(RECIPE, learning_rate=1e-2)).loss for _ in range(3)]
+    assert losses[2] < 0.8 * losses[0]
+    assert {p.dtype for p in small.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there may be flash attention")
+def test_option_that_needs_what_is_not_installed_is_named(folder: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=r"(?i)flash"):
+        load_adapter_model(folder, LORA, Compute(attention="flash"))
 
 
 def test_a_process_without_rows_computes_a_silent_pass(model: PeftModel, examples: list[Example]) -> None:
