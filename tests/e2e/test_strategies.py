@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,19 +11,9 @@ from e2e.test_start import run_cli
 
 from mpctf_secure.experiments.intents import write_intents
 
-DATA = {
-    "fixed_size": {"size": 24},
-    "percentage": {"share": 0.25, "weight_cap": 100},
-    "max_volume": {},
-    "memory_aware": {},
-}
-AGGREGATION = {
-    "fedavg": {"lora": "freeze_a"},
-    "fedprox": {"mu": 0.1},
-    "fedadam": {"lora": "alternating"},
-    "fedyogi": {"tau": 0.01},
-    "fedadagrad": {"lora": "both"},
-}
+EXAMPLES = SMOKE.parent / "strategies"
+DATA = ("fixed_size", "percentage", "max_volume", "memory_aware")
+AGGREGATION = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad")
 ROWS = {"fixed_size": 3 * 24, "percentage": 24 + 12 + 6, "max_volume": 3 * 50}
 """What sites of 96, 48 and 24 rows train on together in a round; memory_aware goes by the machine's memory."""
 FAST = {("memory_aware", "fedadam"), ("max_volume", "fedprox")}
@@ -31,6 +22,12 @@ PAIRS = [
     for data in DATA
     for aggregation in AGGREGATION
 ]
+
+
+def example(name: str) -> dict[str, Any]:
+    """The run file that is shipped for a strategy."""
+    content: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    return content
 
 
 def write_uneven(folder: Path) -> None:
@@ -45,10 +42,8 @@ def write_uneven(folder: Path) -> None:
 @pytest.mark.parametrize(("data", "aggregation"), PAIRS)
 def test_data_and_aggregation_strategies_run_from_config_alone(data: str, aggregation: str, tmp_path: Path) -> None:
     write_uneven(tmp_path)
-    content = yaml.safe_load(SMOKE.read_text())
+    content = {**example(data), "aggregation": example(aggregation)["aggregation"]}
     content["participants"] = {"local": 3, "data": "{participant}.jsonl"}
-    content["data"] = {"strategy": data, **DATA[data]}
-    content["aggregation"] = {"strategy": aggregation, **AGGREGATION[aggregation]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     result = run_cli("start", tmp_path / "run.yaml", "--runs", tmp_path / "runs", "--format", "json")
     assert result.returncode == 0, result.stderr

@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
 from mpctf_secure.config.run import RunConfig
-from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.site import Compute, SiteConfig
+from mpctf_secure.config.strategies import Aggregation, Data
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,11 +25,31 @@ def test_every_claim_of_the_threat_model_names_a_test_that_exists() -> None:
 
 
 def test_every_example_config_is_valid() -> None:
-    examples = sorted((ROOT / "configs").glob("*.yaml"))
-    assert [path.stem for path in examples] == ["demo", "own-data", "run", "site", "smoke"]
+    examples = sorted((ROOT / "configs").rglob("*.yaml"))
+    assert [path.stem for path in examples if path.parent.name == "configs"] == [
+        "demo",
+        "own-data",
+        "run",
+        "site",
+        "smoke",
+    ]
     for path in examples:
-        model = SiteConfig if path.stem == "site" else RunConfig
-        model.model_validate(yaml.safe_load(path.read_text()))
+        is_site = path.stem == "site" or path.parent.name == "sites"
+        (SiteConfig if is_site else RunConfig).model_validate(yaml.safe_load(path.read_text()))
+
+
+def test_every_launcher_and_strategy_has_an_example_that_names_all_its_fields() -> None:
+    sites = {path.stem for path in (ROOT / "configs" / "sites").glob("*.yaml")}
+    assert sites == set(get_args(Compute.model_fields["launcher"].annotation))
+    found = {}
+    for path in (ROOT / "configs" / "strategies").glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        found.update({part["strategy"]: set(part) for part in map(content.get, ("data", "aggregation")) if part})
+    models = [get_args(member)[0] for union in (Data, Aggregation) for member in get_args(get_args(union)[0])]
+    assert set(found) == {model.model_fields["strategy"].default for model in models}
+    for model in models:
+        fields = set(model.model_fields) - {"lora"}
+        assert fields <= found[model.model_fields["strategy"].default]
 
 
 def test_every_claim_of_the_recovery_names_a_test_that_exists() -> None:
