@@ -15,7 +15,7 @@ Vector = npt.NDArray[np.float32]
 Schema = Sequence[tuple[str, tuple[int, ...]]]
 """(PEFT state-dict name, shape) of every LoRA tensor, sorted by name: the order of the flat vector."""
 
-_A_SUFFIX, _B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 
 
 def moving(schema: Schema, factors: Factors, turn: int) -> tuple[bool, ...]:
@@ -25,7 +25,7 @@ def moving(schema: Schema, factors: Factors, turn: int) -> tuple[bool, ...]:
     """
     if factors == "both":
         return (True,) * len(schema)
-    suffix = _A_SUFFIX if factors == "alternating" and turn % 2 == 0 else _B_SUFFIX
+    suffix = A_SUFFIX if factors == "alternating" and turn % 2 == 0 else B_SUFFIX
     return tuple(name.endswith(suffix) for name, _ in schema)
 
 
@@ -80,7 +80,7 @@ def initial_adapter(schema: Schema, seed: int) -> Vector:
 
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> Vector:
     size = math.prod(shape)
-    if name.endswith(_B_SUFFIX):
+    if name.endswith(B_SUFFIX):
         return np.zeros(size, np.float32)
     generator = Generator(hkdf(enc(seed), enc("mpctf-secure/adapter-0/v1", name)))
     unit = generator.uint32(size) / 2**31 - 1

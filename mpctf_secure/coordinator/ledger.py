@@ -41,6 +41,8 @@ class RoundRecord:
     void: str | None = None
     summary: RoundSummary | None = None
     survey: Survey | None = None
+    bias: float | None = None
+    """See `bias_of_means`."""
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """A stage took so long, in one of the round's attempts."""
@@ -59,6 +61,7 @@ class RoundRecord:
             "survey": self.survey and self.survey._asdict(),
             "rows": summary and summary.rows,
             "mean_loss": summary and summary.mean_loss,
+            "bias_of_mean_factors": self.bias,
             "clipped": summary
             and {"participants": summary.norm_clipped, "share_of_coordinates": summary.coordinates_clipped},
             "ring_bits": self.ring_bits,

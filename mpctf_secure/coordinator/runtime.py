@@ -40,7 +40,7 @@ from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, Position, Publication, Void
-from mpctf_secure.rounds.outcome import Sum, next_state, summarise, void_state
+from mpctf_secure.rounds.outcome import RoundSummary, Sum, bias_of_means, next_state, summarise, void_state
 from mpctf_secure.rounds.state import State, initial_state
 from mpctf_secure.rounds.terms import round_context
 from mpctf_secure.secagg.messages import Signed
@@ -296,7 +296,12 @@ class Coordinator:
         total = Sum(*await asyncio.to_thread(spool.load_sum, path), context.first_cohort, server.survivors)
         following = await asyncio.to_thread(self._next_state, contract, state, total)
         self.ledger.round.add_seconds("open the sum", asyncio.get_running_loop().time() - began)
-        self.ledger.note_sum(server.survivors, summarise(contract, state, total), digest)
+        summary = summarise(contract, state, total)
+        if isinstance(summary, RoundSummary):
+            self.ledger.round.bias = await asyncio.to_thread(
+                bias_of_means, contract, state, total, summary, ordered_map
+            )
+        self.ledger.note_sum(server.survivors, summary, digest)
         publication = Publication(announcement(context), server.survivors, digest).encode()
         header = self.reception.sign("publication", contract.run_context, publication)
         return Ending(

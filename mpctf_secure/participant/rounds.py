@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpctf_secure.aggregation.bias import project
 from mpctf_secure.aggregation.lora import Vector, pick
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
@@ -34,6 +35,7 @@ from mpctf_secure.rounds.terms import (
     is_survey,
     most_sum_chunks,
     moving_tensors,
+    projections,
     round_context,
     state_chunks,
     turn,
@@ -177,7 +179,14 @@ class Participant:
         cap = weight_cap(contract, state)
         counted = min(trained.rows, cap)
         loss = round(trained.loss * counted * codec.LOSS_SCALE)
-        return Contribution(update, counted / cap, (counted, loss, int(norm_clipped)))
+        scalars = (counted, loss, int(norm_clipped), *self._projected(state.adapter, update, counted / cap))
+        return Contribution(update, counted / cap, scalars)
+
+    def _projected(self, adapter: Vector, update: Vector, weight: float) -> list[int]:
+        if not projections(self._contract):
+            return []
+        values = project(adapter + update, self._contract.tensors, self._contract.seed)
+        return [round(weight * value * codec.PROJECTION_SCALE) for value in values]
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         told = 0.0

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mpctf_secure.aggregation import server
+from mpctf_secure.aggregation import bias, server
 from mpctf_secure.aggregation.lora import Vector, pick, put
 from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, Survey
-from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, weight_cap
+from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, projections, weight_cap
 from mpctf_secure.secagg.chunks import Lanes
-from mpctf_secure.secagg.codec import Grid, Run, decode_mean, decode_scalars
+from mpctf_secure.secagg.codec import LOSS_SCALE, PROJECTION_SCALE, Grid, Run, decode_mean, decode_scalars
 from mpctf_secure.secagg.parameters import Context
 
 MOST_CLIPPED = 0.01
@@ -45,19 +45,41 @@ class RoundSummary:
     mean_loss: float
     norm_clipped: int
     coordinates_clipped: float  # share of all
+    projections: tuple[float, ...] = ()
+    """Of the mean product of the factors, where both are averaged."""
 
 
 def summarise(contract: Contract, state: State, total: Sum) -> RoundSummary | Survey:
     """Read the scalar block of the round after `state`."""
     if is_survey(contract, state):
         return Survey(*decode_scalars(total.scalars))
-    return _summary(total)
+    return _summary(contract, state, total)
 
 
-def _summary(total: Sum) -> RoundSummary:
-    rows, loss, norm_clipped, *clipped = decode_scalars(total.scalars)
+def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
+    rows, loss, norm_clipped, *others = decode_scalars(total.scalars)
+    projected, clipped = others[: projections(contract)], others[projections(contract) :]
+    counted = max(rows, 1)
     share = sum(clipped) / (len(total.survivors) * total.lanes.size)
-    return RoundSummary(rows, loss / 2**20 / max(rows, 1), norm_clipped, share)
+    scale = weight_cap(contract, state) / (PROJECTION_SCALE * counted)
+    return RoundSummary(
+        rows, loss / LOSS_SCALE / counted, norm_clipped, share, tuple(value * scale for value in projected)
+    )
+
+
+def bias_of_means(contract: Contract, state: State, total: Sum, summary: RoundSummary, run: Run = map) -> float | None:
+    """How far averaging both factors has led from averaging their products, as a share of the round's movement.
+
+    An estimate, by a fifth or so up or down; None where only one factor moves, which has no bias.
+    """
+    if not summary.projections:
+        return None
+    lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
+    mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
+    before, after = (
+        bias.project(vector, contract.tensors, contract.seed) for vector in (state.adapter, state.adapter + mean)
+    )
+    return bias.share(summary.projections, after, before)
 
 
 def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> State:
@@ -68,7 +90,7 @@ def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> 
     if is_survey(contract, state):
         return replace(state, round=state.round + 1, survey=_checked_survey(total))
     lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
-    summary = _summary(total)
+    summary = _summary(contract, state, total)
     most_rows = len(total.survivors) * cap
     if not 0 < summary.rows <= most_rows:
         raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])

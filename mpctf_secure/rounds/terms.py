@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import moving
 from mpctf_secure.config.strategies import FixedSize, MaxVolume, MemoryAware, Percentage
 from mpctf_secure.hazmat.encoding import enc
@@ -83,16 +84,21 @@ def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
 
 
 def scalar_count(contract: Contract, state: State) -> int:
-    """Lanes of the scalar block: the survey's, or the round's with a clip counter for each tensor that moves."""
+    """Lanes of the scalar block: the survey's, or the round's."""
     if is_survey(contract, state):
         return len(Survey._fields)
-    return len(SCALAR_NAMES) + sum(moving_tensors(contract, state))
+    return len(SCALAR_NAMES) + projections(contract) + sum(moving_tensors(contract, state))
+
+
+def projections(contract: Contract) -> int:
+    """How many projections of the product B·A a round adds up: where both factors are averaged, to see the bias."""
+    return PROJECTIONS if contract.aggregation.lora == "both" else 0
 
 
 def most_sum_chunks(contract: Contract) -> int:
     """How many chunks a published sum has at the most, in the wide ring."""
     dimension = sum(math.prod(shape) for _, shape in contract.tensors)
-    return len(Layout(WIDE_BITS, dimension, len(SCALAR_NAMES) + len(contract.tensors)).sizes)
+    return len(Layout(WIDE_BITS, dimension, len(SCALAR_NAMES) + PROJECTIONS + len(contract.tensors)).sizes)
 
 
 def state_chunks(state: State) -> int:

@@ -22,8 +22,9 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Like the built-in `map`, in order; a caller with threads to spare brings its own."""
 
 LOSS_SCALE = 2**20
+PROJECTION_SCALE = 2**40
 SCALAR_NAMES = ("rows", "loss", "norm_clipped")
-"""The scalar block holds these sums, then one clip counter for each tensor."""
+"""The scalar block holds these sums, then projections if there are any, then a clip counter for each tensor."""
 SLAB = CHUNK_BYTES // 4  # a draw a coordinate, as wide as its lane, fits into a chunk
 _WORK_TYPES = {16: np.float32, 32: np.float64}  # beside max|q| these hold 10 and 22 bits of fraction
 

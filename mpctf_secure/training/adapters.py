@@ -8,18 +8,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mpctf_secure import files
-from mpctf_secure.aggregation.lora import Schema, Vector, split_flat
+from mpctf_secure.aggregation.lora import A_SUFFIX, Schema, Vector, split_flat
 from mpctf_secure.config.run import Lora
 from mpctf_secure.errors import EnvironmentUnfitError
 
 _STATE_PREFIX = "base_model.model."
-_A_SUFFIX = ".lora_A.weight"
 
 
 def target_modules(schema: Schema) -> list[str]:
     """Full names, in the base model, of the modules that carry LoRA."""
-    suffix = len(_A_SUFFIX)
-    return [name.removeprefix(_STATE_PREFIX)[:-suffix] for name, _ in schema if name.endswith(_A_SUFFIX)]
+    suffix = len(A_SUFFIX)
+    return [name.removeprefix(_STATE_PREFIX)[:-suffix] for name, _ in schema if name.endswith(A_SUFFIX)]
 
 
 def save_adapter_folder(folder: Path, flat: Vector, schema: Schema, lora: Lora, base_name: str) -> None:

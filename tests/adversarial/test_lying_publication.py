@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from samples import make_contract
 
+from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import initial_adapter
 from mpctf_secure.errors import DecodeError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
@@ -36,7 +37,7 @@ MEMBERS = tuple(IdentityKey(key.public) for key in KEYS)
 STRANGERS = tuple(IdentityKey(SigningKey(bytes([i]) * 32).public) for i in range(5, 9))
 CONTRACT = make_contract()
 STATE = initial_state(CONTRACT)
-SIZES = Layout(32, 600, 3 + 2).sizes
+SIZES = Layout(32, 600, 3 + PROJECTIONS + 2).sizes
 FIRST = Announce(1, 1, MEMBERS, MEMBERS)
 
 

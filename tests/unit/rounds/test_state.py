@@ -19,7 +19,7 @@ from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.outcome import Sum, next_state
 from mpctf_secure.rounds.state import State, Survey, initial_state
-from mpctf_secure.rounds.terms import grid, round_context, weight_cap
+from mpctf_secure.rounds.terms import grid, projections, round_context, weight_cap
 from mpctf_secure.secagg import codec
 
 COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
@@ -31,7 +31,9 @@ def total_of(agreed: Contract, state: State, updates: list[np.ndarray], rows: in
     for number, update in enumerate(updates):
         encoded, clipped = codec.encode(update, rows / weight_cap(agreed, state), lattice, bytes([number]) * 32)
         lanes.append(encoded)
-        scalars.append(codec.encode_scalars([rows, rows * codec.LOSS_SCALE, 0, *clipped], len(COHORT)))
+        scalars.append(
+            codec.encode_scalars([rows, rows * codec.LOSS_SCALE, 0, *[0] * projections(agreed), *clipped], len(COHORT))
+        )
     kinds = (lanes[0].dtype, scalars[0].dtype)
     sums = [np.sum(part, axis=0, dtype=kind) for part, kind in zip((lanes, scalars), kinds, strict=True)]
     return Sum(*sums, COHORT, COHORT[: len(updates)])

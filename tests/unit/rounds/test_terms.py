@@ -4,13 +4,24 @@ import numpy as np
 import pytest
 from samples import make_contract as contract
 
+from mpctf_secure.aggregation.bias import project
+from mpctf_secure.aggregation.lora import flat_size, split_flat
 from mpctf_secure.config.strategies import FedAdam, FedAvg, FixedSize, MaxVolume, MemoryAware, Percentage
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.outcome import Sum, next_state, summarise
+from mpctf_secure.rounds.outcome import RoundSummary, Sum, bias_of_means, next_state, summarise
 from mpctf_secure.rounds.state import State, Survey, initial_state
-from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, round_context, turn, volume, weight_cap
+from mpctf_secure.rounds.terms import (
+    grid,
+    is_survey,
+    moving_tensors,
+    projections,
+    round_context,
+    turn,
+    volume,
+    weight_cap,
+)
 from mpctf_secure.secagg import codec
 
 COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
@@ -31,7 +42,9 @@ def total_of(agreed: Contract, state: State, parts: list[np.ndarray], rows: list
     for number, (update, count) in enumerate(zip(parts, rows, strict=True)):
         encoded, clipped = codec.encode(update, count / cap, lattice, bytes([number]) * 32)
         lanes.append(encoded)
-        scalars.append(codec.encode_scalars([count, count * codec.LOSS_SCALE, 0, *clipped], len(COHORT)))
+        projected = project(state.adapter + update, agreed.tensors, agreed.seed) if projections(agreed) else []
+        shown = [round(count / cap * value * codec.PROJECTION_SCALE) for value in projected]
+        scalars.append(codec.encode_scalars([count, count * codec.LOSS_SCALE, 0, *shown, *clipped], len(COHORT)))
     kinds = (lanes[0].dtype, scalars[0].dtype)
     sums = [np.sum(part, axis=0, dtype=kind) for part, kind in zip((lanes, scalars), kinds, strict=True)]
     return Sum(*sums, COHORT, COHORT)
@@ -141,3 +154,51 @@ def test_small_weights_do_not_coarsen_the_narrow_ring() -> None:
         following = next_state(agreed, state, total_of(agreed, state, draws(600), [10] * 4))
         errors[cap] = np.abs(following.adapter - state.adapter - np.mean(draws(600), axis=0)).max()
     assert errors[1000] < 2.5 * errors[10]
+
+
+MODULES = tuple(
+    (f"m{number}.lora_{factor}.weight", shape)
+    for number in range(6)
+    for factor, shape in (("A", (4, 30)), ("B", (40, 4)))
+)
+
+
+def products(flat: np.ndarray) -> np.ndarray:
+    parts = split_flat(flat, MODULES)
+    return np.stack([parts[f"m{n}.lora_B.weight"] @ parts[f"m{n}.lora_A.weight"] for n in range(6)])
+
+
+def test_bias_of_averaging_both_factors_is_estimated_from_the_sum_alone() -> None:
+    agreed = contract(tensors=MODULES, data=FixedSize(size=10))
+    state = initial_state(agreed)
+    updates = draws(flat_size(MODULES), 0.05)
+    total = total_of(agreed, state, updates, [10] * 4)
+    summary = summarise(agreed, state, total)
+    assert isinstance(summary, RoundSummary)
+    estimate = bias_of_means(agreed, state, total, summary)
+    locals_ = [products(state.adapter + update) for update in updates]
+    means = products(state.adapter + np.mean(updates, axis=0))
+    moved = np.mean(locals_, axis=0) - products(state.adapter)
+    assert estimate == pytest.approx(np.linalg.norm(np.mean(locals_, axis=0) - means) / np.linalg.norm(moved), rel=0.6)
+    assert estimate > 0.05
+
+
+@pytest.mark.parametrize("lora", ["freeze_a", "alternating"])
+def test_one_factor_at_a_time_adds_up_no_projections(lora: str) -> None:
+    agreed = contract(aggregation=FedAvg(lora=lora))
+    state = initial_state(agreed)
+    total = total_of(agreed, state, draws(200), [10] * 4)
+    summary = summarise(agreed, state, total)
+    assert isinstance(summary, RoundSummary)
+    assert bias_of_means(agreed, state, total, summary) is None
+
+
+def test_sites_that_are_alike_have_no_bias() -> None:
+    agreed = contract(tensors=MODULES, data=FixedSize(size=10))
+    state = initial_state(agreed)
+    total = total_of(agreed, state, draws(flat_size(MODULES))[:1] * 4, [10] * 4)
+    summary = summarise(agreed, state, total)
+    assert isinstance(summary, RoundSummary)
+    estimate = bias_of_means(agreed, state, total, summary)
+    assert estimate is not None
+    assert estimate < 0.01
