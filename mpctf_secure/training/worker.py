@@ -45,7 +45,7 @@ from mpctf_secure.training.spec import JobSpec
 _NO_MEMORY = "can't allocate memory"  # of the processor's allocator, which has no exception of its own
 
 
-class _FailedError(Exception):
+class FailedError(Exception):
     """A mistake that the site's operator can mend."""
 
     def __init__(self, code: FaultCode, error: MpctfError) -> None:
@@ -58,7 +58,7 @@ def _blaming(code: FaultCode) -> Iterator[None]:
     try:
         yield
     except MpctfError as error:
-        raise _FailedError(code, error) from error
+        raise FailedError(code, error) from error
 
 
 class Worker:
@@ -134,7 +134,7 @@ class Worker:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                 raise
-            raise _FailedError(FaultCode.OUT_OF_MEMORY, _advice(recipe, examples, self._group)) from error
+            raise FailedError(FaultCode.OUT_OF_MEMORY, _advice(recipe, examples, self._group)) from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -218,7 +218,7 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         traceback.print_exc()
-        code, hint = (error.code, error.hint) if isinstance(error, _FailedError) else (FaultCode.DEFECT, "")
+        code, hint = (error.code, error.hint) if isinstance(error, FailedError) else (FaultCode.DEFECT, "")
         faults.tell(code, options.node, own_rank(), str(error), hint)
         sys.exit(1)
 

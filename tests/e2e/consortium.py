@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from mpctf_secure.config import load
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.experiments.intents import write_intents
@@ -62,6 +64,8 @@ class Consortium:
             "model": {"base": "tiny", "lora": {"r": 4, "alpha": 8}},
             "training": {"learning_rate": 3e-3, "max_length": 128},
             "data": {"size": 16},
+            # With moments, and another factor each round: what has to survive a crash.
+            "aggregation": {"strategy": "fedadam", "lora": "alternating", "server_learning_rate": 1e-2},
             "timeouts": {"join": 120, "training": 120, "stage": 60, "absence": 60},
             **settings,
         }
@@ -203,6 +207,12 @@ def assert_complete(joint: Consortium) -> None:
         assert {("round_started", number), ("sum_opened", number), ("round_finished", number)} <= set(told)
     assert ("contract_closed", None) in told
     assert told[-1] == ("run_ended", None)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The training processes below a process, neither shell nor torchrun."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [child.pid for child in below if "-u" in child.cmdline()]
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """A participant's training job on several processes and nodes, through real torchrun and real sshd."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -7,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from e2e import sshd
-from e2e.consortium import processes_of
+from e2e.consortium import COORDINATOR, FOUR, consortium, processes_of, workers_of
 
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import initial_adapter
@@ -154,12 +154,8 @@ def test_job_that_hangs_is_ended_and_started_again(site: Site, alone: Trained, m
 
 
 def workers(job: Job) -> list[int]:
-    """The training processes themselves, neither shell nor torchrun."""
     assert job._running
-    below = [
-        child for process in job._running._processes for child in psutil.Process(process.pid).children(recursive=True)
-    ]
-    return [child.pid for child in below if "-u" in child.cmdline()]
+    return [worker for process in job._running._processes for worker in workers_of(process.pid)]
 
 
 def no_such_gpu(site: Site, port: int, folder: Path) -> Compute:
@@ -194,3 +190,32 @@ def test_job_that_cannot_start_says_what_is_wrong_on_which_node(
     assert [(fault.code, fault.node, again) for fault, again in site.faults] == [(code, node, False)]
     assert caught.value.hint
     assert not processes_of(site.folder)
+
+
+def test_job_that_fails_for_good_is_told_to_the_coordinator_and_the_round_goes_on_without_that_site(
+    tmp_path: Path,
+) -> None:
+    """The data file is another one than that with which the site accepted the contract, when its job starts again."""
+    with consortium(tmp_path / "joint", FOUR, rounds=2) as joint:
+        joint.begin()
+        joint.wait_for_event("contract_closed")
+        data = joint.root / "data" / "insurer-d.jsonl"
+        old = data.read_bytes()
+        data.write_bytes(b"".join(reversed(old.splitlines(keepends=True))))
+        for worker in workers_of(joint.processes["insurer-d"].pid):
+            os.kill(worker, signal.SIGKILL)
+        joint.end("insurer-d", 2)
+        joint.end(COORDINATOR, 0)
+        failed = [event for event in joint.events() if event["event"] == "training_failed"]
+        assert [(e["participant"], e["code"], e["again"]) for e in failed] == [
+            ("insurer-d", "killed", True), ("insurer-d", "bad_data", False),
+        ]  # fmt: skip
+        assert "changed since this site joined the run" in joint.log("insurer-d")
+        assert str(data) not in json.dumps(failed)
+        rounds = joint.report()["rounds"]
+        assert [len(record["survivors"]) for record in rounds][-1] == 3
+        assert "bad_data" in json.dumps(rounds)
+        joint.serve_the_end()
+        joint.site("insurer-d", once=True)
+        joint.end("insurer-d", 2)
+        assert "the data file has changed since this site accepted the run" in joint.log("insurer-d")
