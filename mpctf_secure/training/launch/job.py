@@ -17,6 +17,7 @@ from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.monitoring.resources import Sampler
 from mpctf_secure.rounds.messages import STATED
 from mpctf_secure.training.faults import HOPELESS, Fault
+from mpctf_secure.training.launch.endpoint import Endpoint, TlsEndpoint
 from mpctf_secure.training.launch.launchers import LAUNCHERS, Errand, Launch
 from mpctf_secure.training.launch.running import START_SECONDS, JobFailedError, Running
 from mpctf_secure.training.spec import JobSpec
@@ -92,7 +93,9 @@ class Job:
                 restarts -= 1
 
     def _start(self) -> dict[str, Any]:
-        self._running = Running(lambda path: launches(self._site.compute, path, gpus_here()), self._site.work)
+        compute, work = self._site.compute, self._site.work
+        endpoint = TlsEndpoint(compute.slurm.listen, work) if compute.slurm else Endpoint()
+        self._running = Running(endpoint, lambda agent: launches(compute, agent, work, gpus_here()), work)
         self._running.send({"spec": self._spec.model_dump(mode="json")})
         return self._running.receive(START_SECONDS)[0]
 
@@ -115,9 +118,9 @@ class Job:
             progress(header["step"], header["steps"])
 
 
-def launches(compute: Compute, socket: Path, gpus: int) -> list[Launch]:
+def launches(compute: Compute, agent: str, work: Path, gpus: int) -> list[Launch]:
     """What is started for a `compute` section, by its launcher."""
-    errand = Errand(compute, socket, str(compute.python or sys.executable), gpus)
+    errand = Errand(compute, agent, work, str(compute.python or sys.executable), gpus)
     return LAUNCHERS[compute.launcher](errand)
 
 
