@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mpctf_secure import __version__
+from mpctf_secure.cli.resources import over_the_run
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import MpctfError
 from mpctf_secure.hazmat.kdf import sha256
@@ -40,6 +41,7 @@ def build(
         "privacy": {"strategy": proposal.privacy.strategy, "statement": NO_PRIVACY},
         "choices": coordinator.choices if coordinator else {},
         "rounds": coordinator.reports if coordinator else [],
+        "resources": over_the_run(folder / "events.jsonl"),
         "held_out_accuracy": accuracies,
         "versions": {"mpctf-secure": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
         "hardware": {"machine": platform.machine(), "processors": os.cpu_count(), "python": platform.python_version()},

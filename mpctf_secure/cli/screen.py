@@ -9,9 +9,10 @@ from typing import Any, Self
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from mpctf_secure.cli.report import NO_PRIVACY
+from mpctf_secure.cli.resources import in_short
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.training import Choice
 from mpctf_secure.monitoring.events import Event
@@ -25,9 +26,18 @@ class Screen:
 
     def __init__(self, *, quiet: bool) -> None:
         self._console = Console(stderr=quiet, highlight=False)
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            # The only one that is cut off where the terminal is narrow.
+            TextColumn("{task.fields[uses]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+        )
+        silent = not self._console.is_terminal
+        self._bars = Progress(*columns, console=self._console, transient=True, expand=True, disable=silent)
         self._tasks: dict[str, TaskID] = {}
+        self._nodes: dict[str, dict[int, dict[str, Any]]] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -44,6 +54,8 @@ class Screen:
         """One event."""
         if event.kind == "progress":
             self._advance(event.fields)
+        elif event.kind == "resources":
+            self._measure(event.fields)
         elif event.kind not in _QUIET:
             fields = {name: _listed(value) for name, value in event.fields.items()}
             self.line(_TEXTS[event.kind].format(**fields))
@@ -77,10 +89,19 @@ class Screen:
 
     def _advance(self, fields: dict[str, Any]) -> None:
         name = fields["participant"]
-        if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name)
         description = f"{name} round {fields['round']}"
-        self._bars.update(self._tasks[name], description=description, total=fields["steps"], completed=fields["step"])
+        self._bars.update(self._task(name), description=description, total=fields["steps"], completed=fields["step"])
+
+    def _measure(self, fields: dict[str, Any]) -> None:
+        name = fields["participant"]
+        nodes = self._nodes.setdefault(name, {})
+        nodes[fields["node"]] = fields
+        self._bars.update(self._task(name), uses=in_short(list(nodes.values())))
+
+    def _task(self, name: str) -> TaskID:
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=None, uses="")
+        return self._tasks[name]
 
 
 def _plain(value: Any) -> str:

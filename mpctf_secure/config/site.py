@@ -4,12 +4,21 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.strategies import Count
 from mpctf_secure.config.training import Choice
+
+
+def _name_of_false(value: object) -> object:
+    """YAML takes `off` for a truth value."""
+    return "off" if value is False else value
+
+
+Sharing = Annotated[Literal["off", "coarse", "exact"], BeforeValidator(_name_of_false)]
+"""Coarse: quarters, and powers of two; no names and temperatures of GPUs."""
 
 
 class Policy(Frozen):
@@ -21,6 +30,8 @@ class Policy(Frozen):
     """The fewest organisations whose updates may be opened as one sum; the protocol itself asks for 3 and for t."""
     size_step: Annotated[int, Field(ge=0, lt=2**20)] = 100
     """`max_volume` needs the number of this site's rows: it is told rounded up to a multiple; 0 refuses such runs."""
+    share_resources: Sharing = "coarse"
+    """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""
 
 
 def _check_ip(text: str) -> str:

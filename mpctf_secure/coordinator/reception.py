@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
@@ -18,6 +20,7 @@ from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
+from mpctf_secure.monitoring.usage import Usage
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Fetch, Position, Progress, TrainingFault
 from mpctf_secure.rounds.state import State
@@ -30,10 +33,10 @@ _TICK_SECONDS = 0.01
 _MOST_VETOES = 3
 _MOST_FAULTS = 100  # of one site that are told
 _MOST_REFUSALS = 10  # of one sender that are told
-_PROGRESS_SECONDS = 0.2
+_PROGRESS_SECONDS, _RESOURCES_SECONDS = 0.2, 10.0
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
-_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "fault", "done"}
+_OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "resources", "fault", "done"}
 _POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
 _UNTIL_CLOSED = {"facts", "accept", *_POSITIONED}  # what came counts once the stage is closed
 
@@ -75,7 +78,7 @@ class Reception:
         self._row_read = asyncio.Event()
         self._undecided: set[tuple[int, int]] = set()
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
-        self._progress_at: dict[str, float] = {}
+        self._recorded_at: dict[tuple[str, str], float] = {}
         self._ended: str | None = None
         self._dismissed: set[IdentityKey] = set()
         self._failure: EnvironmentUnfitError | None = None
@@ -394,10 +397,12 @@ class Reception:
             case _ if label in _OF_THE_RUN and ctx != self.run_context:
                 self._check_sender(peer, signed, label, ctx)
                 return Answer("abort", b"another run is on")
-            case "alive" | "progress" | "fault" | "done" if self._ended is None:
+            case "alive" | "progress" | "resources" | "fault" | "done" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
                 if label == "progress":
                     self._note_progress(peer, Progress.decode(signed.body))
+                elif label == "resources":
+                    self._note_resources(peer, Usage.decode(signed.body))
                 elif label == "fault":
                     self._note_fault(peer, TrainingFault.decode(signed.body))
                 elif label == "done":
@@ -407,11 +412,22 @@ class Reception:
         return NOTED
 
     def _note_progress(self, peer: Member, progress: Progress) -> None:
-        """A few events a second from one participant at the most, whatever it sends."""
-        now = asyncio.get_running_loop().time()
-        if now - self._progress_at.get(peer.name, 0) > _PROGRESS_SECONDS:
-            self._progress_at[peer.name] = now
+        if self._is_due("progress", peer, _PROGRESS_SECONDS):
             self._record("progress", participant=peer.name, **vars(progress))
+
+    def _note_resources(self, peer: Member, usage: Usage) -> None:
+        """For people to look at: nothing is decided by it."""
+        if self._is_due("resources", peer, _RESOURCES_SECONDS):
+            for node, resources in usage.nodes.items():
+                self._record("resources", participant=peer.name, node=node, **asdict(resources))
+
+    def _is_due(self, kind: str, peer: Member, seconds: float) -> bool:
+        """Whether a participant's events of this kind are recorded again: no more of them, whatever it sends."""
+        now = asyncio.get_running_loop().time()
+        due = now - self._recorded_at.get((kind, peer.name), -math.inf) > seconds
+        if due:
+            self._recorded_at[kind, peer.name] = now
+        return due
 
     def _note_fault(self, peer: Member, fault: TrainingFault) -> None:
         """A site whose job fails for good is not waited for, until it is back."""

@@ -18,6 +18,7 @@ COORDINATOR_KINDS = frozenset(
         "roster_changed",
         "round_started",
         "progress",
+        "resources",
         "stage_closed",
         "training_failed",
         "dropout",
@@ -43,6 +44,7 @@ SITE_KINDS = frozenset(
         "job_started",
         "job_failed",
         "contract_accepted",
+        "resources",
         "round_trained",
         "round_sat_out",
         "attempt_refused",
@@ -65,6 +67,7 @@ class Event(NamedTuple):
     fields: dict[str, Any]
 
 
+_LOSABLE = {"progress", "resources"}
 Listener = Callable[[Event], None]
 Record = Callable[..., None]
 
@@ -82,13 +85,13 @@ class EventLog:
         self.listeners: list[Listener] = []
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Write one event; it is on disk when this returns, except for progress, which may be lost."""
+        """Write one event; it is on disk when this returns, except for what comes often, which may be lost."""
         if kind not in self._kinds:
             raise ValueError(f"unknown kind of event: {kind}")
         line = {"time": self._now().isoformat(timespec="milliseconds"), "event": kind, **fields}
         with files.writing(self._path):
             self._append(json.dumps(line).encode() + b"\n")
-            if kind != "progress":
+            if kind not in _LOSABLE:
                 os.fsync(self._stream.fileno())
         for listener in self.listeners:
             listener(Event(kind, fields))

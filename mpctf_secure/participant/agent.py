@@ -20,6 +20,7 @@ from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.policy import check_contract, check_proposal, told_size
 from mpctf_secure.participant.rounds import Participant
+from mpctf_secure.participant.sharing import ResourceSharing
 from mpctf_secure.participant.store import Store
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, TrainingFault
@@ -145,7 +146,9 @@ class _Agent:
                 )
         self._record("run_joined", run=run_id)
         spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation)
-        job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash))
+        tell_resources = functools.partial(self._tell_resources, link)
+        sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
+        job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash), sharing.note)
         with contextlib.closing(job):
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
             facts = Facts(
@@ -195,6 +198,10 @@ class _Agent:
             elif not again:
                 reason = f"its training job does not start: {known.code}, node {known.node}, rank {known.rank}"
                 link.tell("veto", roster_hash, reason.encode())
+
+    def _tell_resources(self, link: Link, body: bytes) -> None:
+        if self._run_context:  # as there is when a job trains
+            link.tell("resources", self._run_context, body)
 
     def _close_finished_runs(self) -> None:
         """Whose last state a quorum had signed when this site was killed."""

@@ -1,7 +1,9 @@
 """Messages of a run around the secure aggregation: all travel as `secagg.messages.Signed`, these are their bodies.
 
+That of `resources` is `monitoring.usage.Usage`.
+
 participant → coordinator    hello, facts, veto (in the context roster hash; veto also in an attempt's);
-                             accept, ready, progress, fault, alive, fetch, behind, transition (run context);
+                             accept, ready, progress, resources, fault, alive, fetch, behind, transition (run context);
                              advert, shares, offset, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);
                              go, announce, noted, publication, void, next, behind, current, state (run context);

@@ -12,7 +12,7 @@ import json
 import platform
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import torch
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import Vector
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
-from mpctf_secure.monitoring.resources import free_memory
+from mpctf_secure.monitoring.resources import MOST_GPUS, free_memory
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import faults
 from mpctf_secure.training.channel import JobChannel
@@ -41,6 +41,7 @@ from mpctf_secure.training.model import (
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import load_rows
 from mpctf_secure.training.spec import JobSpec
+from mpctf_secure.training.watch import Watch
 
 _NO_MEMORY = "can't allocate memory"  # of the processor's allocator, which has no exception of its own
 
@@ -89,7 +90,7 @@ class Worker:
             "memory": self._memory,
         }
 
-    def serve(self, channel: JobChannel) -> None:
+    def serve(self, channel: JobChannel, watch: Watch) -> None:
         """The head: train on request until the agent hangs up, which the others are told."""
         while True:
             try:
@@ -102,7 +103,7 @@ class Worker:
             self._group.share(json.dumps({"names": request["names"], "rows": rows}).encode())
 
             def tell(step: int, steps: int) -> None:
-                channel.send({"step": step, "steps": steps})
+                channel.send({"step": step, "steps": steps, "resources": watch.take()})
 
             result = self._train(self._group.share_vector(adapter), request["names"], examples, tell)
             figures = {"loss": result.loss, "tokens": result.tokens, "seconds": result.seconds}
@@ -182,7 +183,12 @@ def hardware() -> dict[str, Any]:
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def _run(agent: str | None, gpus: list[int]) -> None:
+def _own_gpus(gpus: list[int]) -> Collection[int]:
+    """Those that are named, else all that a job sees which uses any."""
+    return gpus or range(MOST_GPUS if torch.cuda.is_available() else 0)
+
+
+def _run(node: int, gpus: list[int], agent: str | None) -> None:
     with _blaming(FaultCode.NO_GPU):
         if gpus and local_rank() == 0:
             free_memory(gpus)  # which knows what there is
@@ -193,12 +199,16 @@ def _run(agent: str | None, gpus: list[int]) -> None:
     if group.is_head and agent is not None:
         channel = JobChannel(connect(agent))
         raw = json.dumps(channel.receive()[0]["spec"]).encode()
-    worker = Worker(JobSpec.model_validate_json(group.share(raw)), group)
+    spec = JobSpec.model_validate_json(group.share(raw))
+    watch = Watch(node, _own_gpus(gpus), spec.model, gathers=group.is_head)
+    if local_rank() == 0:
+        watch.start()
+    worker = Worker(spec, group)
     if channel is None:
         worker.follow()
     else:
         channel.send(worker.describe())
-        worker.serve(channel)
+        worker.serve(channel, watch)
     group.leave()
 
 
@@ -211,7 +221,7 @@ def main() -> None:
     options = parser.parse_args()
     die_with_parent()
     try:
-        _run(options.agent, options.gpus)
+        _run(options.node, options.gpus, options.agent)
     except EnvironmentUnfitError:  # the agent is gone, or hung up while this trained
         sys.exit(0)
     except Exception as error:

@@ -73,6 +73,7 @@ def messages(site: Participant) -> dict[str, tuple[str, Any]]:
         "a veto for another roster": (EXCHANGE, envelope("veto", OTHER, b"no")),
         "a hello signed for something else": (EXCHANGE, envelope("hello", roster, signed_for=OTHER)),
         "progress that is none": (EXCHANGE, envelope("progress", run, b"\1")),
+        "resources that are none": (EXCHANGE, envelope("resources", run, b"\1")),
         "a ready of another run": (EXCHANGE, envelope("ready", OTHER, position.encode())),
         "a transition of a later round": (EXCHANGE, envelope("transition", run, Position(9, OTHER).encode())),
         "shares that are none": (EXCHANGE, enc("shares", OTHER, b"")),

@@ -22,6 +22,7 @@ from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.monitoring.resources import Resources
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training.faults import Fault
 from mpctf_secure.training.launch import job as job_module
@@ -41,6 +42,7 @@ class Site:
         write_intents(folder, ["a", "b"], 40, 24, 0)
         write_tiny_llama(folder / "model", (folder / "a.jsonl").read_text().splitlines())
         self.faults: list[tuple[Fault, bool]] = []
+        self.uses: dict[int, Resources] = {}
 
     def job(self, compute: Compute, name: str = "work") -> Job:
         work = self.folder / name
@@ -49,7 +51,7 @@ class Site:
         site = SiteConfig(coordinator="127.0.0.1:1", model=model, data=data, work=work, compute=compute)
         terms = Training(batch_size=8, max_length=128, learning_rate=1e-3)
         spec = JobSpec.of(site, (hash_model(model), files.digest(data)), Lora(r=4), terms, FedAvg())
-        return Job(spec, site, lambda *fault: self.faults.append(fault))
+        return Job(spec, site, lambda *fault: self.faults.append(fault), self.uses.update)
 
     def trained(self, compute: Compute, name: str = "work") -> Trained:
         job = self.job(compute, name)
@@ -107,7 +109,17 @@ def check_same(site: Site, trained: Trained, alone: Trained) -> None:
 def test_two_nodes_over_ssh_with_two_processes_each_train_like_one_process(
     site: Site, alone: Trained, port: int, tmp_path: Path
 ) -> None:
-    check_same(site, site.trained(over_ssh(tmp_path, port), "ssh"), alone)
+    site.uses.clear()
+    job = site.job(over_ssh(tmp_path, port), "ssh")
+    try:
+        check_same(site, train(job), alone)
+        for _ in range(30):
+            if site.uses.keys() == {1, 2}:
+                break
+            train(job)
+    finally:
+        job.close()
+    assert site.uses.keys() == {1, 2}  # nodes that are looked at while they train
     assert not list(Path("/tmp").glob("mpctf-*.sock"))  # noqa: S108
     assert not processes_of(site.folder)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e.consortium import processes_of
@@ -46,6 +47,28 @@ def test_run_folder_holds_all_that_was_promised(smoke) -> None:
     kinds = [event["event"] for event in events]
     assert kinds.count("round_finished") == 2
     assert kinds[-1] == "run_ended"
+
+
+def test_nodes_of_every_site_are_watched_exactly_at_home_and_coarsely_by_the_coordinator(smoke) -> None:
+    result, folder = smoke
+    sites = [f"site-{i}" for i in range(1, 5)]
+    told = resources_in(folder / "events.jsonl")
+    assert sorted({(event["participant"], event["node"]) for event in told}) == [(name, 1) for name in sites]
+    for event in told:
+        assert event["cpu"] in {0, 0.25, 0.5, 0.75, 1}
+        assert event["memory_used"].bit_count() == event["memory_total"].bit_count() == 1
+    for first in {event["participant"]: event for event in reversed(told)}.values():
+        kept = resources_in(folder / "sites" / first["participant"] / "work" / "events.jsonl")[0]
+        assert 0 < kept["memory_used"] < first["memory_used"]
+    report = json.loads((folder / "report.json").read_text())["resources"]
+    assert {name: [record["node"] for record in nodes] for name, nodes in report.items()} == {n: [1] for n in sites}
+    assert all(nodes[0]["memory_used_max"] > 0 and 0 <= nodes[0]["cpu_mean"] <= 1 for nodes in report.values())
+    assert "GiB" not in result.stdout
+
+
+def resources_in(events: Path) -> list[dict[str, Any]]:
+    found = map(json.loads, events.read_text().splitlines())
+    return [event for event in found if event["event"] == "resources"]
 
 
 def test_output_says_what_happened(smoke) -> None:

@@ -1,11 +1,12 @@
 """A participant's training job through all rounds: started again, with the round's inputs, if it dies or hangs."""
 
+import contextlib
 import math
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ import numpy as np
 
 from mpctf_secure.aggregation.lora import Vector, flat_size
 from mpctf_secure.config.site import Compute, SiteConfig
-from mpctf_secure.monitoring.resources import Sampler
+from mpctf_secure.errors import DecodeError
+from mpctf_secure.monitoring.resources import Resources, Sampler
 from mpctf_secure.rounds.messages import STATED
 from mpctf_secure.training.faults import HOPELESS, Fault
 from mpctf_secure.training.launch.endpoint import Endpoint, TlsEndpoint
@@ -28,6 +30,8 @@ _LEAST_SILENCE, _STEPS_OF_SILENCE = 120.0, 20
 _REMEMBERED_STEPS = 50
 
 T = TypeVar("T")
+OnResources = Callable[[dict[int, Resources]], None]
+"""Called while it trains with new samples of its nodes, by their numbers."""
 OnFault = Callable[[Fault, bool], None]
 """Called with each fault, and whether the job is started again."""
 
@@ -46,9 +50,16 @@ class Trained:
 class Job:
     """`schema`, `rows`, `truncated`, `hardware` and `memory` [MiB] are what rank 0 reported."""
 
-    def __init__(self, spec: JobSpec, site: SiteConfig, on_fault: OnFault = lambda *_: None) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        site: SiteConfig,
+        on_fault: OnFault = lambda *_: None,
+        on_resources: OnResources = lambda _: None,
+    ) -> None:
         """MpctfError where it cannot be started: for people to mend, so it is tried once."""
-        self._spec, self._site, self._on_fault = spec, site, on_fault
+        self._spec, self._site = spec, site
+        self._on_fault, self._on_resources = on_fault, on_resources
         self._step_seconds: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
         self._running: Running | None = None
         described = self._insisting(self._start, restarts=0)
@@ -116,6 +127,17 @@ class Job:
             self._step_seconds.append(time.monotonic() - began)
             limit = max(_LEAST_SILENCE, _STEPS_OF_SILENCE * statistics.median(self._step_seconds))
             progress(header["step"], header["steps"])
+            if samples := _read(header["resources"]):
+                self._on_resources(samples)
+
+
+def _read(samples: Mapping[str, str]) -> dict[int, Resources]:
+    """By node; without those whose program may be of another version."""
+    found = dict[int, Resources]()
+    for node, text in samples.items():
+        with contextlib.suppress(DecodeError):
+            found[int(node)] = Resources.from_json(text.encode())
+    return found
 
 
 def launches(compute: Compute, agent: str, work: Path, gpus: int) -> list[Launch]:

@@ -3,7 +3,7 @@
 import asyncio
 import datetime
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ from mpctf_secure.coordinator.gate import Answer
 from mpctf_secure.coordinator.journal import Banned, Finished, Journal
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.spool import Spool
-from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import IdentityKey, ParticipantName
+from mpctf_secure.monitoring.resources import Gpu, Resources
+from mpctf_secure.monitoring.usage import Usage
 from mpctf_secure.rounds.messages import Fetch, Position, Progress
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.chunks import digest
@@ -29,6 +31,7 @@ from mpctf_secure.secagg.messages import Signed
 
 NAMES = ("bank-b", "hospital-a", "telecom-c")
 YES = Answer("survivors", b"")
+SAMPLE = Resources(0.5, *[1 << 30] * 4, 0, 0, (Gpu(0, "", 1 << 30, 1 << 31, 0.25, None),))
 
 
 class World:
@@ -40,6 +43,7 @@ class World:
         self.keys = {name: keystore.unseal(home / name, b"x").identity for name in (*NAMES, "coordinator")}
         self.peers = {str(member.name): member for member in self.roster.members}
         self.events: list[str] = []
+        self.recorded: list[dict[str, object]] = []
         self.context = make_context([self.keys[name] for name in NAMES], dimension=600_000)
         self.ctx = self.context.digest()
         self.folder = home / "spool"
@@ -57,8 +61,9 @@ class World:
         self.spool = self.reception.spools[self.ctx] = Spool(self.folder, self.context)
         self.gate = self.reception.open("upload", self.ctx, 1, self.context.cohort, self.keep)
 
-    def record(self, kind: str, **_: object) -> None:
+    def record(self, kind: str, **fields: object) -> None:
         self.events.append(kind)
+        self.recorded.append(fields)
 
     def keep(self, sender: IdentityKey, message: bytes) -> None:
         with Reader(message) as reader:
@@ -295,6 +300,27 @@ def test_flood_of_progress_makes_few_events(world: World) -> None:
             message = Signed.make("progress", world.ctx, world.keys["bank-b"], body).encode()
             await world.reception.exchange(world.peers["bank-b"], enc("progress", world.ctx, message))
         assert 0 < world.events.count("progress") < 10
+
+    asyncio.run(scenario())
+
+
+def test_flood_of_resources_makes_one_event_of_each_node(world: World) -> None:
+    async def scenario() -> None:
+        world.open()
+        usage = Usage({1: SAMPLE, 7: replace(SAMPLE, cpu=1.0)})
+        for body in [usage.encode()] * 300:
+            message = Signed.make("resources", world.ctx, world.keys["bank-b"], body).encode()
+            reply = await world.reception.exchange(world.peers["bank-b"], enc("resources", world.ctx, message))
+            assert world.label(reply) == "noted"
+        assert world.events == ["resources"] * 2
+        assert world.recorded == [
+            {"participant": "bank-b", "node": 1, **asdict(SAMPLE)},
+            {"participant": "bank-b", "node": 7, **asdict(SAMPLE), "cpu": 1.0},
+        ]
+        message = Signed.make("resources", world.ctx, world.keys["bank-b"], b"spoilt").encode()
+        with pytest.raises(DecodeError):
+            await world.reception.exchange(world.peers["bank-b"], enc("resources", world.ctx, message))
+        assert world.reception.banned == world.reception.lost == {}
 
     asyncio.run(scenario())
 

@@ -39,7 +39,7 @@ def test_every_kind_is_recorded_somewhere_and_has_a_line_or_none() -> None:
         recorded = set(re.findall(r'(?:tell|record|_record)\(\s*"(\w+)"', "".join(p.read_text() for p in sources)))
         assert kinds <= recorded | {"run_ended", "run_interrupted"}
     assert join._TEXTS.keys() <= SITE_KINDS
-    assert screen._TEXTS.keys() | screen._QUIET | {"progress"} == COORDINATOR_KINDS
+    assert screen._TEXTS.keys() | screen._QUIET | {"progress", "resources"} == COORDINATOR_KINDS
 
 
 def test_what_a_power_cut_left_of_a_line_goes(tmp_path: Path) -> None:
