@@ -164,7 +164,9 @@ class RealRun:
         return asyncio.run(self._main(killable, interfere))
 
     async def _main(self, killable: str | None, interfere: Callable[["RealRun", Member], None] | None) -> Outcome:
-        proposal = start_module._propose(self.config, "real-run", self.roster, start_module._cohort_rules(self.config))
+        proposal = start_module._propose(
+            self.config, "real-run", self.roster.hash, start_module._cohort_rules(self.config)
+        )
         spool = self.folder / "spool"
         spool.mkdir()
         journal = Journal(self.folder)
