@@ -14,6 +14,7 @@ from mpctf_secure.cli.local_sites import Material
 from mpctf_secure.cli.plan import Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.errors import EnvironmentUnfitError
+from mpctf_secure.partition.held_out import divide
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.training import children
@@ -74,7 +75,8 @@ def _variants(
 
 def _slices(proposal: Proposal, name: str, path: Path, folder: Path) -> dict[str, object]:
     """The very rows that the participant trained on, by its own account."""
-    rows, events = len(load_rows(path)), _read(folder / "sites" / name / "work" / "events.jsonl")
+    rows, _ = divide(proposal.training.validation, len(load_rows(path)), proposal.seed, name)
+    events = _read(folder / "sites" / name / "work" / "events.jsonl")
     trained = {event["turn"]: event["rows"] for event in events if event["event"] == "round_trained"}
-    rounds = [round_slice(turn, count, rows, proposal.seed, name) for turn, count in sorted(trained.items())]
-    return {"data": str(path), "rounds": rounds}
+    slices = (round_slice(turn, count, len(rows), proposal.seed, name) for turn, count in sorted(trained.items()))
+    return {"data": str(path), "rounds": [[rows[index] for index in part] for part in slices]}

@@ -31,6 +31,7 @@ _TEXTS = {
     "caught_up": "catches up from round {held} to {round}",
     "run_done": "run {run} is over; the adapter: {adapter}",
 }
+_VALIDATED = "; sends the adapter after step {sent_step}, validation loss {validation_loss:.3f}"
 
 
 def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
@@ -59,7 +60,8 @@ def _resolved(compute: Compute, beside: Path) -> Compute:
 
 def _show(event: Event) -> None:
     if text := _TEXTS.get(event.kind):
-        typer.echo(one_line(text.format(**event.fields)))
+        validated = _VALIDATED if event.fields.get("validation_loss") is not None else ""
+        typer.echo(one_line((text + validated).format(**event.fields)))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

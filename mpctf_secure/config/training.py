@@ -1,15 +1,16 @@
 """Local training: what the run proposes, and what a site may choose within the bounds of the contract."""
 
 import json
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.strategies import Count
 from mpctf_secure.errors import DecodeError, UsageError
 
 Rate = Annotated[float, Field(gt=0, le=1)]
+Send = Literal["last", "best"]
 Length = Annotated[int, Field(ge=8, lt=2**31)]
 
 
@@ -54,7 +55,18 @@ class Training(Frozen):
     batch_size: Count = 8
     local_epochs: Count = 1
     max_length: Length = 512
+    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The share of each site's rows that it never trains on but measures its adapter with, in every round."""
+    send: Send = "last"
+    """The adapter after the round's last step, or that with the lowest validation loss at four points of the round."""
     bounds: Bounds = Bounds()
+
+    @field_validator("send")
+    @classmethod
+    def _best_by_held_out_rows(cls, send: str, info: ValidationInfo) -> str:
+        if send == "best" and info.data.get("validation") == 0:
+            raise ValueError("best needs training.validation above 0")
+        return send
 
     @model_validator(mode="after")
     def _defaults_are_inside(self) -> Self:

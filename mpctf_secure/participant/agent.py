@@ -145,7 +145,7 @@ class _Agent:
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
-        spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation)
+        spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation, proposal.seed, name)
         tell_resources = functools.partial(self._tell_resources, link)
         sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
         job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash), sharing.note)

@@ -170,6 +170,8 @@ class Participant:
             tokens=trained.tokens,
             loss=trained.loss,
             seconds=trained.seconds,
+            validation_loss=trained.validation_loss,
+            sent_step=trained.sent_step,
         )
         # Whatever is wrong with an update shows before this site is counted in a cohort.
         if not math.isfinite(trained.loss):

@@ -90,15 +90,15 @@ def _backward(model: torch.nn.Module, rows: Sequence[Example], recipe: Recipe, g
     """This process's part of the batch's loss, whose gradients are added up in the parameters."""
     device, answers = device_of(model), answer_tokens(rows)
     total = torch.zeros((), device=device)
-    for batch in _shares(rows, recipe, group, device):
+    for batch in shares(rows, recipe, group, device):
         with attention(batch):  # also of what gradient checkpointing computes again
-            loss = cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="sum") / answers
+            loss = summed_loss(model, batch) / answers
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 
 
-def _shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch.device) -> Iterator[Batch]:
+def shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch.device) -> Iterator[Batch]:
     """What this process computes of a batch: as many passes as all the others, since a sharded model needs all."""
     mine, most = rows[group.rank :: group.size], math.ceil(len(rows) / group.size)
     size = min(recipe.micro_batch or most, most)
@@ -106,6 +106,11 @@ def _shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch
         part = mine[start : start + size]
         batch = pack(part or rows[:1], device) if recipe.packing else collate(part or rows[:1], recipe.pad_id, device)
         yield batch if part else batch.silent()
+
+
+def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy in nats, added up over the batch's answer tokens."""
+    return cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="sum")
 
 
 def answer_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

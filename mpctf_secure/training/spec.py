@@ -20,12 +20,23 @@ class JobSpec(Frozen):
     training: Training
     mu: float
     compute: Compute
+    seed: int
+    participant: str
+    """With the seed it chooses the rows that are held out; nothing else."""
 
     @classmethod
     def of(
-        cls, site: SiteConfig, hashes: tuple[bytes, bytes], lora: Lora, training: Training, aggregation: Aggregation
+        cls,
+        site: SiteConfig,
+        hashes: tuple[bytes, bytes],
+        lora: Lora,
+        training: Training,
+        aggregation: Aggregation,
+        seed: int = 0,
+        participant: str = "",
     ) -> "JobSpec":
-        """From the site file, the hashes of base model and data file, and the run's terms."""
+        """From the site file, the hashes of base model and data file, and the run's terms; seed and name only matter
+        where rows are held out."""
         return cls(
             model=site.model,
             model_hash=hashes[0].hex(),
@@ -35,4 +46,6 @@ class JobSpec(Frozen):
             training=training,
             mu=aggregation.mu if isinstance(aggregation, FedProx) else 0.0,
             compute=site.compute,
+            seed=seed,
+            participant=participant,
         )

@@ -12,7 +12,7 @@ import json
 import platform
 import sys
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from mpctf_secure import files
 from mpctf_secure.aggregation.lora import Vector
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
 from mpctf_secure.monitoring.resources import MOST_GPUS, free_memory
+from mpctf_secure.partition.held_out import divide
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import faults
-from mpctf_secure.training.channel import JobChannel
+from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.group import Group, local_rank, own_rank
@@ -39,8 +40,9 @@ from mpctf_secure.training.model import (
     write_adapter,
 )
 from mpctf_secure.training.model_hash import hash_model
-from mpctf_secure.training.rows import load_rows
+from mpctf_secure.training.rows import Row, load_rows
 from mpctf_secure.training.spec import JobSpec
+from mpctf_secure.training.validation import Measured, Search, held_out_loss
 from mpctf_secure.training.watch import Watch
 
 _NO_MEMORY = "can't allocate memory"  # of the processor's allocator, which has no exception of its own
@@ -73,12 +75,16 @@ class Worker:
                 _check_model(spec)
             tokenizer = load_tokenizer(spec.model)
             self.model = load_adapter_model(spec.model, spec.lora, spec.compute)
-        self._pad_id = pad_id(tokenizer)
-        self._examples, self._truncated = list[Example](), 0
+        self._recipe = _recipe(spec, pad_id(tokenizer))
+        self._examples, self._held_out, self._truncated = list[Example](), list[Example](), 0
         if group.is_head:
             with _blaming(FaultCode.BAD_DATA):
                 _check_data(spec)
-                self._examples, self._truncated = tokenise(load_rows(spec.data), tokenizer, spec.training.max_length)
+                rows, held_out = _divide(spec, load_rows(spec.data))
+                self._examples, self._truncated = tokenise(rows, tokenizer, spec.training.max_length)
+                self._held_out, _ = tokenise(held_out, tokenizer, spec.training.max_length)
+        if spec.training.validation:
+            self._held_out = _examples(json.loads(group.share(json.dumps(_plain(self._held_out)).encode())))
 
     def describe(self) -> dict[str, Any]:
         """What the agent tells the coordinator (schema) or keeps at the site (the rest)."""
@@ -99,43 +105,83 @@ class Worker:
                 self._group.share(b"")
                 return
             examples = [self._examples[index] for index in request["rows"]]
-            rows = [(example.answer_start, example.input_ids) for example in examples]
-            self._group.share(json.dumps({"names": request["names"], "rows": rows}).encode())
+            self._group.share(json.dumps({"names": request["names"], "rows": _plain(examples)}).encode())
+            adapter = self._group.share_vector(adapter)
 
-            def tell(step: int, steps: int) -> None:
-                channel.send({"step": step, "steps": steps, "resources": watch.take()})
+            def say(header: Header) -> None:
+                channel.send({**header, "resources": watch.take()})
 
-            result = self._train(self._group.share_vector(adapter), request["names"], examples, tell)
+            result, best = self._train(adapter, request["names"], examples, say)
             figures = {"loss": result.loss, "tokens": result.tokens, "seconds": result.seconds}
-            channel.send({"rows": len(examples), **figures}, read_adapter(self.model))
+            if best:
+                figures |= {"validation_loss": best.loss, "sent_step": best.step}
+            channel.send({"rows": len(examples), **figures}, best.adapter if best else read_adapter(self.model))
 
     def follow(self) -> None:
         """The others: train with the head until it says that all is over."""
         zeros = read_adapter(self.model)
         while shared := self._group.share(b""):
             request = json.loads(shared)
-            examples = [Example(tuple(ids), start) for start, ids in request["rows"]]
-            self._train(self._group.share_vector(zeros), request["names"], examples, lambda *_: None)
+            examples = _examples(request["rows"])
+            self._train(self._group.share_vector(zeros), request["names"], examples, lambda _: None)
 
-    def _train(self, adapter: Vector, names: list[str], examples: list[Example], after_step: Any) -> TrainResult:
-        training = self._spec.training
+    def _train(
+        self, adapter: Vector, names: list[str], examples: list[Example], say: Callable[[Header], None]
+    ) -> tuple[TrainResult, Measured | None]:
+        """With the adapter to send where rows are held out; otherwise it is the one that the model has."""
         write_adapter(self.model, adapter)
         train_only(self.model, names)
-        recipe = Recipe(
-            batch_size=training.batch_size,
-            epochs=training.local_epochs,
-            learning_rate=training.learning_rate,
-            pad_id=self._pad_id,
-            mu=self._spec.mu,
-            micro_batch=self._spec.compute.micro_batch,
-            packing=self._spec.compute.packing,
-        )
+        search = Search(self._spec.training.send, lambda: self._measure(say), lambda: read_adapter(self.model))
+
+        def after_step(step: int, steps: int) -> None:
+            say({"step": step, "steps": steps})
+            if self._held_out:
+                search.after_step(step, steps)
+
         try:
-            return train_steps(self.model, examples, recipe, self._group, after_step)
+            result = train_steps(self.model, examples, self._recipe, self._group, after_step)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                 raise
-            raise FailedError(FaultCode.OUT_OF_MEMORY, _advice(recipe, examples, self._group)) from error
+            raise FailedError(FaultCode.OUT_OF_MEMORY, _advice(self._recipe, examples, self._group)) from error
+        return result, search.best
+
+    def _measure(self, say: Callable[[Header], None]) -> float:
+        """The loss on the held-out rows; between their batches a sign of life, since they may take long."""
+        return held_out_loss(self.model, self._held_out, self._recipe, self._group, lambda: say({}))
+
+
+def _recipe(spec: JobSpec, pad_id: int) -> Recipe:
+    return Recipe(
+        batch_size=spec.training.batch_size,
+        epochs=spec.training.local_epochs,
+        learning_rate=spec.training.learning_rate,
+        pad_id=pad_id,
+        mu=spec.mu,
+        micro_batch=spec.compute.micro_batch,
+        packing=spec.compute.packing,
+    )
+
+
+def _plain(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:
+    """For JSON."""
+    return [(example.answer_start, example.input_ids) for example in examples]
+
+
+def _examples(plain: list[tuple[int, list[int]]]) -> list[Example]:
+    return [Example(tuple(ids), start) for start, ids in plain]
+
+
+def _divide(spec: JobSpec, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows to train on, and those held out."""
+    parts = divide(spec.training.validation, len(rows), spec.seed, spec.participant)
+    if not parts[0]:
+        raise UsageError(
+            f"{spec.data}: training.validation holds out its only row, none is left to train on",
+            hint="add rows, or validation: 0 in the run file",
+        )
+    trained, held_out = ([rows[index] for index in part] for part in parts)
+    return trained, held_out
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -32,6 +32,9 @@ from mpctf_secure.training.spec import JobSpec
 
 ROWS = list(range(30))
 ONE = Compute(precision="float32")
+TERMS = Training(batch_size=8, max_length=128, learning_rate=1e-3)
+BEST = TERMS.model_copy(update={"learning_rate": 0.03, "validation": 0.25, "send": "best"})
+"""Thirty rows are left, and the third of four steps is the best."""
 
 
 class Site:
@@ -44,17 +47,16 @@ class Site:
         self.faults: list[tuple[Fault, bool]] = []
         self.uses: dict[int, Resources] = {}
 
-    def job(self, compute: Compute, name: str = "work") -> Job:
+    def job(self, compute: Compute, name: str = "work", terms: Training = TERMS) -> Job:
         work = self.folder / name
         work.mkdir(exist_ok=True)
         model, data = self.folder / "model", self.folder / "a.jsonl"
         site = SiteConfig(coordinator="127.0.0.1:1", model=model, data=data, work=work, compute=compute)
-        terms = Training(batch_size=8, max_length=128, learning_rate=1e-3)
         spec = JobSpec.of(site, (hash_model(model), files.digest(data)), Lora(r=4), terms, FedAvg())
         return Job(spec, site, lambda *fault: self.faults.append(fault), self.uses.update)
 
-    def trained(self, compute: Compute, name: str = "work") -> Trained:
-        job = self.job(compute, name)
+    def trained(self, compute: Compute, name: str = "work", terms: Training = TERMS) -> Trained:
+        job = self.job(compute, name, terms)
         try:
             return train(job)
         finally:
@@ -79,6 +81,12 @@ def no_faults_yet(site: Site) -> None:
 def alone(site: Site) -> Trained:
     """What one process makes of the same global batches."""
     return site.trained(ONE)
+
+
+@pytest.fixture(scope="module")
+def chosen_alone(site: Site) -> Trained:
+    """What one process sends of several adapters."""
+    return site.trained(ONE, terms=BEST)
 
 
 @pytest.fixture
@@ -182,6 +190,18 @@ def test_launcher_that_is_not_installed_is_named(site: Site, slurm: Compute, mon
 )
 def test_processes_however_they_share_the_work_train_like_one(site: Site, alone: Trained, compute: Compute) -> None:
     check_same(site, site.trained(compute), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_processes_send_the_best_adapter_that_one_process_would(
+    site: Site, chosen_alone: Trained, sharded: bool
+) -> None:
+    nodes = (Node(processes=2),)
+    chosen = site.trained(ONE.model_copy(update={"nodes": nodes, "sharded": sharded}), terms=BEST)
+    assert chosen.sent_step == chosen_alone.sent_step == 3
+    assert chosen.validation_loss == pytest.approx(chosen_alone.validation_loss, rel=1e-5)
+    check_same(site, chosen, chosen_alone)
 
 
 def test_worker_that_is_killed_is_started_again_with_the_rounds_inputs(site: Site, alone: Trained) -> None:

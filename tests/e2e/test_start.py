@@ -246,6 +246,11 @@ BAD_FILES = {
     "one participant": (GOOD.replace("local: 4", "local: 1"), 2, "participants.local", "got 1"),
     "a strategy that does not exist yet": (
         GOOD + "privacy: {strategy: client_fixed}\n", 2, "privacy.strategy", "client_fixed"),
+    "the best adapter without rows to choose it by": (
+        GOOD + "training:\n  send: best\n", 2,
+        "line 4: training.send: best needs training.validation above 0", "'best'"),
+    "more than half of the rows held out": (
+        GOOD + "training: {validation: 0.6}\n", 2, "line 3: training.validation: ", "got 0.6"),
     "a missing model": (
         GOOD.replace("builtin:tiny-llama", "no-such-model"), 3, "no model 'no-such-model'", "make demo"),
     "missing data": (

@@ -38,13 +38,19 @@ OnFault = Callable[[Fault, bool], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of one round: the local adapter [d], mean loss, rows and seconds."""
+    """The outcome of one round: the local adapter [d], mean loss, rows and seconds.
+
+    Where rows are held out, the mean loss over them in nats per answer token, and the step after which the adapter was
+    as it is here.
+    """
 
     adapter: Vector
     loss: float
     rows: int
     tokens: int
     seconds: float
+    validation_loss: float | None = None
+    sent_step: int | None = None
 
 
 class Job:
@@ -123,10 +129,11 @@ class Job:
             began = time.monotonic()
             header, body = running.receive(limit)
             if "loss" in header:
-                return Trained(body, header["loss"], header["rows"], header["tokens"], header["seconds"])
-            self._step_seconds.append(time.monotonic() - began)
-            limit = max(_LEAST_SILENCE, _STEPS_OF_SILENCE * statistics.median(self._step_seconds))
-            progress(header["step"], header["steps"])
+                return Trained(body, **header)
+            if "step" in header:  # and not one of the signs of life while held-out rows are measured
+                self._step_seconds.append(time.monotonic() - began)
+                limit = max(_LEAST_SILENCE, _STEPS_OF_SILENCE * statistics.median(self._step_seconds))
+                progress(header["step"], header["steps"])
             if samples := _read(header["resources"]):
                 self._on_resources(samples)
 

@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> SiteConfig:
 def spec(site: SiteConfig, **changes: object) -> JobSpec:
     hashes = hash_model(site.model), files.digest(site.data)
     terms = Training(batch_size=8, max_length=128)
-    return JobSpec.of(site, hashes, Lora(r=2), terms, FedProx()).model_copy(update=changes)
+    return JobSpec.of(site, hashes, Lora(r=2), terms, FedProx(), 0, "a").model_copy(update=changes)
 
 
 SPOILT = {
