@@ -29,7 +29,8 @@ from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import load_rows
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.training.validation import Search, held_out_loss, points
-from mpctf_secure.training.worker import Worker, FailedError
+from mpctf_secure.training.watch import Watch
+from mpctf_secure.training.worker import FailedError, Worker
 
 LORA = Lora(r=4, alpha=8)
 RECIPE = Recipe(batch_size=8, epochs=1, learning_rate=1e-2, pad_id=0)
@@ -198,7 +199,7 @@ def make_worker(folder: Path, data: Path, **terms: Any) -> Worker:
 def trained(folder: Path, data: Path, start: np.ndarray | None = None, **terms: Any) -> Agent:
     worker = make_worker(folder, data, **terms)
     agent = Agent(worker, start)
-    worker.serve(agent)  # type: ignore[arg-type]
+    worker.serve(agent, Watch(1, (), folder, gathers=False))  # type: ignore[arg-type]
     return agent
 
 
@@ -218,8 +219,9 @@ def test_last_adapter_is_that_of_the_same_rows_without_held_out_ones_bit_by_bit(
     assert np.array_equal(held.adapter, plain.adapter)
     assert held.heard[-1]["sent_step"] == 8
     assert {"validation_loss", "sent_step"}.isdisjoint(plain.heard[-1])
-    assert {} not in plain.heard
-    assert held.heard.count({}) == 2  # ten rows in batches of eight
+    sign_of_life = {"resources": {}}
+    assert sign_of_life not in plain.heard
+    assert held.heard.count(sign_of_life) == 2  # ten rows in batches of eight
     assert held.heard[-1]["loss"] == plain.heard[-1]["loss"]
 
 
