@@ -30,7 +30,6 @@ from mpctf_secure.participant import agent
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State
-from mpctf_secure.secagg import codec
 from mpctf_secure.training.launch.job import Trained
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.transport.server import listen
@@ -215,5 +214,5 @@ class RealRun:
 def published(outcome: Outcome, round_number: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Lanes and scalars of a published sum, read from the coordinator's disk."""
     data = (outcome.folder / "spool" / f"round-{round_number}.sum").read_bytes()
-    split = len(data) - 8 * (len(codec.SCALAR_NAMES) + len(outcome.contract.tensors))
+    split = len(data) - 8 * next(iter(outcome.inputs.values())).scalars.size
     return np.frombuffer(data[:split], f"<u{bits // 8}"), np.frombuffer(data[split:], "<u8")
