@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-compare test test-slow soak bench-secagg bench-load lint format clean
+.PHONY: demo demo-compare test test-slow soak bench-secagg bench-load bench-training lint format clean
 
 demo: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone
@@ -48,6 +48,15 @@ soak: $(STAMP)
 
 bench-load: $(STAMP)
 	$(BIN)/python benchmarks/load.py
+
+# The peer's packages, beside ours and in the versions of constraints.txt.
+$(VENV)/.bench: $(STAMP)
+	$(PIP) install -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench-training: $(VENV)/.bench $(DEMO_MODEL)/config.json
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/rounds.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -54,8 +54,8 @@ class ReadyJob:
 
     rows, truncated, memory, hardware_text = 64, 0, 1, "nothing"
 
-    def __init__(self, spec: object, compute: object, work: Path) -> None:
-        count = int((work / "tensors").read_text())
+    def __init__(self, spec: object, site: SiteConfig, *_: object) -> None:
+        count = int((site.work / "tensors").read_text())
         self.schema = tuple((f"layer-{number:05}.lora_A.weight", SHAPE) for number in range(count))
         draw = np.random.default_rng(0).standard_normal(count * SHAPE[0] * SHAPE[1], dtype=np.float32)
         self.update = np.float32(1e-4) * draw
@@ -113,7 +113,9 @@ def participant(setting: dict[str, Any]) -> None:
     if setting["clear"]:
         Participant._take_part = take_part_in_the_clear  # type: ignore[method-assign]
     home = Path(setting["home"])
-    site = SiteConfig(coordinator=setting["address"], model=home, data=home, keys=home / "keys", work=home / "work")
+    work = home / "work"
+    paths = {"model": home, "data": work / "tensors", "keys": home / "keys", "work": work}
+    site = SiteConfig(coordinator=setting["address"], **paths)
     agent.join(site, keystore.unseal(site.keys, b"x"), lambda _: None)
 
 

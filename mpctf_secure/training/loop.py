@@ -91,7 +91,7 @@ def _backward(model: torch.nn.Module, rows: Sequence[Example], recipe: Recipe, g
     device, answers = device_of(model), answer_tokens(rows)
     total = torch.zeros((), device=device)
     for batch in shares(rows, recipe, group, device):
-        with attention(batch):  # also of what gradient checkpointing computes again
+        with attention(model, batch):  # also of what gradient checkpointing computes again
             loss = summed_loss(model, batch) / answers
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()

@@ -1,12 +1,13 @@
 """The language model, its LoRA adapter, and the one way to run it."""
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,7 +20,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.training.batching import Batch
 from mpctf_secure.training.data import ChatTokenizer
 
-_SHORT = 128
+_SHORT = 256
 
 
 def base_dtype(precision: str = "auto") -> torch.dtype:
@@ -98,9 +99,18 @@ def add_lora(base: PreTrainedModel, lora: Lora) -> PeftModel:
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        return get_peft_model(base, config, autocast_adapter_dtype=True)
+        model = get_peft_model(base, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UsageError(f"target_modules: {error}", hint='"all-linear" fits every model') from error
+    _leave_casts_to_autocast(model)
+    return model
+
+
+def _leave_casts_to_autocast(model: PeftModel) -> None:
+    """PEFT would copy every layer's input to float32, and autocast that back, and autograd keep it: the same bits."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.cast_input_dtype_enabled = False
 
 
 def adapter_schema(model: PeftModel) -> Schema:
@@ -150,7 +160,7 @@ def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     hook = _head(model).register_forward_pre_hook(narrow)
     try:
-        with _autocast(model), attention(batch):
+        with _autocast(model), attention(model, batch):
             logits: torch.Tensor = model(
                 input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False
             ).logits
@@ -161,14 +171,30 @@ def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 def _autocast(model: torch.nn.Module) -> torch.autocast:
     """The float32 adapter multiplies as bfloat16 where the base is bfloat16: casting activations up costs more."""
-    weight = next(model.parameters())
-    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
+    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=_is_bfloat16(model))
 
 
-def attention(batch: Batch) -> AbstractContextManager[None]:
-    """On CPU and short rows the fused kernel, whose bfloat16 backward is slow, costs a fifth of the step."""
-    short = batch.input_ids.device.type == "cpu" and batch.input_ids.shape[1] <= _SHORT
-    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
+def _is_bfloat16(model: torch.nn.Module) -> bool:
+    return next(model.parameters()).dtype == torch.bfloat16
+
+
+def attention(model: torch.nn.Module, batch: Batch) -> AbstractContextManager[None]:
+    """On CPU the fused kernel's bfloat16 backward is slow: up to this length plain products take less than half."""
+    plain = device_of(model).type == "cpu" and _is_bfloat16(model) and batch.input_ids.shape[1] <= _SHORT
+    return _plain_attention() if plain else nullcontext()
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """In bfloat16 throughout; left to itself torch multiplies in float32 here, on a CPU too."""
+    cuda = torch.backends.cuda
+    allowed = cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 def _head(model: Any) -> torch.nn.Module:

@@ -215,7 +215,7 @@ def test_round_whose_sum_no_honest_sites_can_make_is_void(tmp_path: Path, monkey
         if (name, number) != ("site-2", 1):
             return contribution
         spoilt.append(name)
-        return replace(contribution, rows=10_000)
+        return replace(contribution, scalars=(10_000, *contribution.scalars[1:]))
 
     run.change = spoil
     outcome = run.run()

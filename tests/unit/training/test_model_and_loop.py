@@ -14,8 +14,9 @@ from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.training import model as model_module
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
-from mpctf_secure.training.batching import batches, collate, pack
+from mpctf_secure.training.batching import Batch, batches, collate, pack
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.loop import Recipe, answer_loss, train_steps
 from mpctf_secure.training.model import (
@@ -265,3 +266,49 @@ def test_a_process_without_rows_computes_a_silent_pass(model: PeftModel, example
     loss = torch.nn.functional.cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="sum")
     assert float(loss) == 0
     assert all(not gradient.any() for gradient in gradients(loss, model))
+
+
+@pytest.fixture
+def bfloat16_model(folder: Path) -> PeftModel:
+    model = add_lora(load_base(folder, torch.bfloat16), LORA)
+    write_adapter(model, some_adapter(model))
+    return model
+
+
+def test_without_casts_to_float32_less_is_kept_for_the_same_loss_and_gradients(
+    bfloat16_model: PeftModel, examples: list[Example]
+) -> None:
+    batch = collate(examples[:8], 0, CPU)
+    lean_bytes, lean = kept_and_computed(bfloat16_model, batch)
+    layers = [layer for layer in bfloat16_model.modules() if hasattr(layer, "cast_input_dtype_enabled")]
+    assert len(layers) == 2 * 7
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+    cast_bytes, cast = kept_and_computed(bfloat16_model, batch)
+    assert all(map(torch.equal, lean, cast))
+    assert lean_bytes < cast_bytes
+
+
+def kept_and_computed(model: PeftModel, batch: Batch) -> tuple[int, list[torch.Tensor]]:
+    """Bytes that autograd keeps for the backward pass, each storage once; loss and gradients."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = answer_loss(model, batch)
+    return sum(kept.values()), [loss, *gradients(loss, model)]
+
+
+def test_attention_in_plain_bfloat16_products_agrees_with_the_fused_kernel(
+    bfloat16_model: PeftModel, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(examples[:8], 0, CPU)
+    plain = answer_loss(bfloat16_model, batch)
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    monkeypatch.setattr(model_module, "_SHORT", 0)
+    fused = answer_loss(bfloat16_model, batch)
+    assert not torch.equal(plain, fused)
+    torch.testing.assert_close(plain, fused, rtol=1e-2, atol=0)
