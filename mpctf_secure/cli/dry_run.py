@@ -9,12 +9,11 @@ from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.site import Compute
 from mpctf_secure.training.launch.job import gpus_here, launches
 
-_AGENT = "/run/agent.sock"  # stands for one in a folder that is made at the start
+_SOCKET = Path("/run/agent.sock")  # stands for one in a folder that is made at the start
 
 
-def show_scripts(name: str, compute: Compute, work: Path) -> None:
+def show_scripts(name: str, compute: Compute) -> None:
     """Print the scripts of a site's nodes; ports, ids and the agent's socket are others in a real start."""
-    agent = f"tls:{compute.slurm.listen}:PORT:{work}/job.pem" if compute.slurm else _AGENT
-    for launch in launches(compute, agent, work, gpus_here()):
+    for launch in launches(compute, _SOCKET, gpus_here()):
         typer.echo(one_line(f"# {name}, node {launch.node}: {shlex.join(launch.argv)}"))
         typer.echo(launch.script)

@@ -35,13 +35,10 @@ def spawn(
     extra: Mapping[str, str] | None = None,
     keep: Sequence[int] = (),
     script: str | None = None,
-    *,
-    hold: bool = True,
 ) -> subprocess.Popen[bytes]:
     """A child in a process group of its own, its output in `log`, offline, dying with this process.
 
-    It inherits the file descriptors in `keep` and no others. Its input is `script`, or there is none; with `hold` it
-    stays open.
+    It inherits the file descriptors in `keep` and no others. Its input is `script` and stays open, or there is none.
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -58,8 +55,6 @@ def spawn(
         with contextlib.suppress(BrokenPipeError):  # how it ended is seen from its exit code
             child.stdin.write(script.encode())
             child.stdin.flush()
-        if not hold:
-            child.stdin.close()
     return child
 
 

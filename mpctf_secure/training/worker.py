@@ -3,13 +3,14 @@
 One process, on the first node, is the head: it talks to the agent, reads the rows, and shares everything with the
 others, which need the base model only.
 
-Usage: torchrun … -m mpctf_secure.training.worker NODE GPUS [AGENT], with GPUS 0,1,… or -, AGENT on the first node
+Usage: torchrun … -m mpctf_secure.training.worker NODE GPUS [SOCKET], with GPUS 0,1,… or -, SOCKET on the first node
 """
 
 import argparse
 import contextlib
 import json
 import platform
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -28,7 +29,6 @@ from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.group import Group, local_rank, own_rank
-from mpctf_secure.training.launch.endpoint import connect
 from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
@@ -243,7 +243,9 @@ def _run(node: int, gpus: list[int], agent: str | None) -> None:
     group = Group.join(as_head=agent is not None and local_rank() == 0)
     channel, raw = None, b""
     if group.is_head and agent is not None:
-        channel = JobChannel(connect(agent))
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(agent)
+        channel = JobChannel(connection)
         raw = json.dumps(channel.receive()[0]["spec"]).encode()
     spec = JobSpec.model_validate_json(group.share(raw))
     watch = Watch(node, _own_gpus(gpus), spec.model, gathers=group.is_head)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from e2e.consortium import COORDINATOR, FOUR, consortium, processes_of, workers_
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import initial_adapter
 from mpctf_secure.config.run import Lora
-from mpctf_secure.config.site import Compute, Node, SiteConfig, Slurm, Ssh
+from mpctf_secure.config.site import Compute, Node, SiteConfig, Ssh
 from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError
@@ -130,49 +129,6 @@ def test_two_nodes_over_ssh_with_two_processes_each_train_like_one_process(
     assert site.uses.keys() == {1, 2}  # nodes that are looked at while they train
     assert not list(Path("/tmp").glob("mpctf-*.sock"))  # noqa: S108
     assert not processes_of(site.folder)
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compute:
-    """Two nodes of a cluster that runs on this machine."""
-    stand_ins = Path(__file__).parent / "slurm"
-    monkeypatch.setenv("PATH", f"{stand_ins}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SLURM", str(tmp_path))
-    settings = Slurm(nodes=2, workers=1, listen="127.0.0.1", environment={"GLOO_SOCKET_IFNAME": "lo"})
-    port = sshd.free_port()
-    return ONE.model_copy(update={"launcher": "slurm", "slurm": settings, "rendezvous_port": port})
-
-
-def test_batch_job_on_two_nodes_trains_like_one_process_and_again_after_it_was_cancelled(
-    site: Site, alone: Trained, slurm: Compute, tmp_path: Path
-) -> None:
-    """Rank 0 dials the agent over TLS; at the wall limit Slurm ends a job as scancel does."""
-    job = site.job(slurm, "slurm")
-    try:
-        (name,) = [path.name for path in tmp_path.glob("mpctf-*")]
-        subprocess.run(["scancel", f"--name={name}"], check=True)
-        trained = train(job)
-    finally:
-        job.close()
-    assert [(fault.code, again) for fault, again in site.faults] == [(FaultCode.KILLED, True)]
-    site.faults.clear()
-    check_same(site, trained, alone)
-    assert not list((site.folder / "slurm").glob("*.pem"))
-    assert len(list(tmp_path.glob("mpctf-*"))) == 2
-
-
-def test_batch_job_that_is_refused_is_named(site: Site, slurm: Compute, tmp_path: Path) -> None:
-    (tmp_path / "refuse").touch()
-    with pytest.raises(EnvironmentUnfitError, match=r"sbatch: .*Invalid partition name"):
-        site.job(slurm, "refused")
-    assert [fault.code for fault, _ in site.faults] == [FaultCode.NO_START]
-
-
-def test_launcher_that_is_not_installed_is_named(site: Site, slurm: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(EnvironmentUnfitError, match="sbatch: not installed here"):
-        site.job(slurm, "missing")
-    assert not list((site.folder / "missing").glob("*.pem"))
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ from mpctf_secure.errors import DecodeError
 from mpctf_secure.monitoring.resources import Resources, Sampler
 from mpctf_secure.rounds.messages import STATED
 from mpctf_secure.training.faults import HOPELESS, Fault
-from mpctf_secure.training.launch.endpoint import Endpoint, TlsEndpoint
 from mpctf_secure.training.launch.launchers import LAUNCHERS, Errand, Launch
 from mpctf_secure.training.launch.running import START_SECONDS, JobFailedError, Running
 from mpctf_secure.training.spec import JobSpec
@@ -110,9 +109,7 @@ class Job:
                 restarts -= 1
 
     def _start(self) -> dict[str, Any]:
-        compute, work = self._site.compute, self._site.work
-        endpoint = TlsEndpoint(compute.slurm.listen, work) if compute.slurm else Endpoint()
-        self._running = Running(endpoint, lambda agent: launches(compute, agent, work, gpus_here()), work)
+        self._running = Running(lambda path: launches(self._site.compute, path, gpus_here()), self._site.work)
         self._running.send({"spec": self._spec.model_dump(mode="json")})
         return self._running.receive(START_SECONDS)[0]
 
@@ -147,9 +144,9 @@ def _read(samples: Mapping[str, str]) -> dict[int, Resources]:
     return found
 
 
-def launches(compute: Compute, agent: str, work: Path, gpus: int) -> list[Launch]:
+def launches(compute: Compute, socket: Path, gpus: int) -> list[Launch]:
     """What is started for a `compute` section, by its launcher."""
-    errand = Errand(compute, agent, work, str(compute.python or sys.executable), gpus)
+    errand = Errand(compute, socket, str(compute.python or sys.executable), gpus)
     return LAUNCHERS[compute.launcher](errand)
 
 

@@ -1,10 +1,10 @@
 """One start of a training job: its processes, and the socket to its rank 0."""
 
 import contextlib
-import math
 import select
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,13 +16,11 @@ from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import children, faults
 from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.faults import HOPELESS, Fault
-from mpctf_secure.training.launch.endpoint import Endpoint, has_arrived
-from mpctf_secure.training.launch.launchers import Launch, log_of
+from mpctf_secure.training.launch.launchers import Launch
 
 START_SECONDS = 600.0
 _POLL_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 20.0
-_CANCEL_SECONDS = 30.0
 _SSH_FAILED = 255
 
 
@@ -37,31 +35,26 @@ class JobFailedError(Exception):
 class Running:
     """A job that has met its agent, until `close`; whatever goes wrong is a JobFailedError, and the job has ended."""
 
-    def __init__(self, endpoint: Endpoint, launches: Callable[[str], Sequence[Launch]], work: Path) -> None:
-        """`launches` says what to start, given where rank 0 finds the agent; logs of nodes go to the `work` folder."""
-        self._met = False
-        with endpoint:
-            self._launches = launches(endpoint.agent)
-            self._logs = {launch.node: log_of(work, launch.node) for launch in self._launches}
+    def __init__(self, launches: Callable[[Path], Sequence[Launch]], work: Path) -> None:
+        """`launches` says what to start, given the agent's socket; logs of nodes go to the `work` folder."""
+        with contextlib.ExitStack() as undo:
+            folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="mpctf-"))  # short: sun_path has 108 bytes
+            path = Path(folder) / "job.sock"
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(path))
+            listener.listen(1)
+            self._launches = launches(path)
+            self._logs = {launch.node: work / f"worker-{launch.node}.log" for launch in self._launches}
             self._began = {node: log.stat().st_size if log.exists() else 0 for node, log in self._logs.items()}
-            self._processes: list[subprocess.Popen[bytes]] = []
+            self._processes = [
+                children.spawn(one.argv, self._logs[one.node], script=one.script) for one in self._launches
+            ]
             try:
-                self._spawn()
-                self._connection = self._accept(endpoint)
+                self._connection = self._accept(listener)
             except BaseException:
-                self._end()
+                children.end(self._processes)
                 raise
-        self._met = True
         self._channel = JobChannel(self._connection)
-
-    def _spawn(self) -> None:
-        for one in self._launches:
-            try:
-                log = self._logs[one.node]
-                self._processes.append(children.spawn(one.argv, log, script=one.script, hold=not one.is_batch))
-            except FileNotFoundError as error:
-                missing = Fault(FaultCode.NO_START, 0, 0, f"{one.argv[0]}: not installed here", "is it in the PATH?")
-                raise JobFailedError(missing) from error
 
     def send(self, header: Header, body: Vector | None = None) -> None:
         """A request to rank 0."""
@@ -72,7 +65,7 @@ class Running:
         """What rank 0 says next; silence for `limit` seconds is a hang."""
         deadline = time.monotonic() + limit
         with self._failing():
-            while not has_arrived(self._connection) and not self._wait_for_bytes():
+            while not select.select([self._connection], [], [], _POLL_SECONDS)[0]:
                 self._check_running()
                 if time.monotonic() > deadline:
                     raise self._failure(_hang(limit))
@@ -82,17 +75,6 @@ class Running:
         """Hang up, upon which every process exits, and wait for them."""
         self._channel.close()
         self._wait(_LAST_WORDS_SECONDS)
-        self._end()
-
-    def _wait_for_bytes(self) -> bool:
-        return bool(select.select([self._connection], [], [], _POLL_SECONDS)[0])
-
-    def _end(self) -> None:
-        """Of a batch job only `sbatch` is our child: the job itself may run, or wait to."""
-        for launch in self._launches:
-            if launch.cancel:
-                with contextlib.suppress(OSError, subprocess.TimeoutExpired), self._logs[launch.node].open("ab") as log:
-                    subprocess.run(launch.cancel, stdout=log, stderr=log, timeout=_CANCEL_SECONDS, check=False)
         children.end(self._processes)
 
     @contextlib.contextmanager
@@ -102,12 +84,12 @@ class Running:
         except EnvironmentUnfitError as error:
             raise self._failure() from error
 
-    def _accept(self, endpoint: Endpoint) -> socket.socket:
-        queued = any(launch.is_batch for launch in self._launches)
-        deadline = math.inf if queued else time.monotonic() + START_SECONDS
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        listener.settimeout(_POLL_SECONDS)
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                return endpoint.accept(_POLL_SECONDS)
+                return listener.accept()[0]
             self._check_running()
         raise self._failure(Fault(FaultCode.NO_START, 0, 0, "the training job did not start", self._look()))
 
@@ -122,7 +104,7 @@ class Running:
         ended = next(
             ((one, p.returncode) for one, p in zip(self._launches, self._processes, strict=True) if p.poll()), None
         )
-        self._end()
+        children.end(self._processes)
         words = [fault for node, log in self._logs.items() for fault in faults.read(log, self._began[node])]
         words.sort(key=lambda fault: fault.code not in HOPELESS)  # the others only lost their neighbours
         return JobFailedError((words or [otherwise or self._ending(ended)])[0])
@@ -146,8 +128,6 @@ class Running:
         launch, code = ended
         if launch.argv[0] == "ssh" and code == _SSH_FAILED:
             return Fault(FaultCode.UNREACHABLE, launch.node, 0, f"ssh: {self._last_line(launch.node)}", self._look())
-        if launch.is_batch and not self._met:
-            return Fault(FaultCode.NO_START, 0, 0, f"sbatch: {self._last_line(launch.node)}", self._look())
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", self._look())
 

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mpctf_secure.config.site import Slurm
 from mpctf_secure.training.children import OFFLINE
 
 _JOIN_SECONDS = 300
@@ -16,8 +15,7 @@ class Place:
 
     number: int
     address: str
-    gpus: tuple[int, ...] | None
-    """None: whatever the node shows."""
+    gpus: tuple[int, ...]
     workers: int
     environment: Mapping[str, str]
 
@@ -62,60 +60,13 @@ def node_script(place: Place, rendezvous: Rendezvous, python: str, agent: str | 
     )
 
 
-def slurm_script(name: str, settings: Slurm, rendezvous_port: int, python: str, agent: str, log: str) -> str:
-    """For sbatch: one task on each node, which starts torchrun there; GPUs are those that Slurm grants."""
-    options = [
-        f"--job-name={name}",
-        f"--nodes={settings.nodes}",
-        "--ntasks-per-node=1",
-        f"--output={log}",
-        "--open-mode=append",
-        *settings.options,
-    ]
-    task = shlex.quote(_task(name, settings, rendezvous_port, python, agent))
-    return "\n".join(
-        [
-            "#!/bin/sh",
-            *(f"#SBATCH {option}" for option in options),
-            _ADDRESS_OF,
-            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            'MPCTF_HEAD=$(address_of "$first"); export MPCTF_HEAD',
-            f"exec srun --kill-on-bad-exit=1 sh -c {task}",
-            "",
-        ]
-    )
-
-
-_ADDRESS_OF = "address_of() { getent ahostsv4 \"$1\" | awk 'NR == 1 { print $1 }'; }"
-
-
-def _task(name: str, settings: Slurm, rendezvous_port: int, python: str, agent: str) -> str:
-    """What each node runs; only the first is told where the agent is."""
-    place = Place(0, '"$(address_of "$SLURMD_NODENAME")"', None, settings.workers, settings.environment)
-    rendezvous = Rendezvous(name, settings.nodes, f'"$MPCTF_HEAD":{rendezvous_port}')
-    return "\n".join(
-        [
-            "set -u",
-            "umask 077",
-            _ADDRESS_OF,
-            *_exports(place),
-            "agent=",
-            f'[ "$SLURM_NODEID" != 0 ] || agent={shlex.quote(agent)}',
-            "logs=$(mktemp -d) && trap 'rm -rf \"$logs\"' EXIT || exit 3",
-            f"{_torchrun(place, rendezvous, python)} -m mpctf_secure.training.worker $((SLURM_NODEID + 1)) - "
-            '${agent:+"$agent"}',
-        ]
-    )
-
-
 def _removal(agent: str | None) -> str:
-    """Only what ssh has put there: the agent tidies up after itself."""
     return f"; rm -f {shlex.quote(agent)}" if agent else ""
 
 
 def _exports(place: Place) -> list[str]:
-    shown = {} if place.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, place.gpus))}
-    variables = {**OFFLINE, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **shown, **place.environment}
+    shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, place.gpus))}
+    variables = {**OFFLINE, **shown, **place.environment}
     threads = f"$(( $(nproc) / {place.workers} > 0 ? $(nproc) / {place.workers} : 1 ))"
     return [
         f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"',
@@ -137,7 +88,7 @@ def _torchrun(place: Place, rendezvous: Rendezvous, python: str) -> str:
 
 def _worker(place: Place, agent: str | None) -> str:
     # Not by name: torchrun would take an abbreviation of one of its own options for that.
-    gpus = ",".join(map(str, place.gpus or ())) or "-"
+    gpus = ",".join(map(str, place.gpus)) or "-"
     return f"-m mpctf_secure.training.worker {place.number} {gpus} {shlex.quote(agent) if agent else ''}".rstrip()
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.site import Compute, Node, Slurm, Ssh
-from mpctf_secure.training.launch.launchers import Errand, local, slurm, ssh
+from mpctf_secure.config.site import Compute, Node, Ssh
+from mpctf_secure.training.launch.launchers import Errand, local, ssh
 from mpctf_secure.training.launch.scripts import Place, Rendezvous, node_script
 
 FAKE = """#!/bin/sh
@@ -97,7 +97,7 @@ GPUS = {
 
 @pytest.mark.parametrize(("node", "here", "shown", "processes"), GPUS.values(), ids=GPUS.keys())
 def test_gpus_of_a_local_job(node: Node, here: int, shown: str, processes: int) -> None:
-    (launch,) = local(Errand(Compute(nodes=(node,)), "/tmp/job.sock", Path("/site/work"), "python", here))  # noqa: S108
+    (launch,) = local(Errand(Compute(nodes=(node,)), Path("/tmp/job.sock"), "python", here))  # noqa: S108
     assert f"export CUDA_VISIBLE_DEVICES={shown}" in launch.script.replace("''", "").splitlines()
     assert f"--nproc-per-node={processes} " in launch.script
 
@@ -105,9 +105,7 @@ def test_gpus_of_a_local_job(node: Node, here: int, shown: str, processes: int) 
 def test_ssh_takes_pinned_host_keys_only_and_the_first_node_gets_the_socket() -> None:
     keys = Ssh(known_hosts=Path("/site/known_hosts"), identity=Path("/site/key"))
     nodes = (Node(address="192.0.2.1", gpus=(0,)), Node(address="192.0.2.2", gpus=(0, 1), user="ml", port=2222))
-    first, second = ssh(
-        Errand(Compute(launcher="ssh", ssh=keys, nodes=nodes), "/run/job.sock", Path("/site/work"), "python", 0)
-    )
+    first, second = ssh(Errand(Compute(launcher="ssh", ssh=keys, nodes=nodes), Path("/run/job.sock"), "python", 0))
     for launch in (first, second):
         line = " ".join(launch.argv)
         for option in ("StrictHostKeyChecking=yes", 'UserKnownHostsFile="/site/known_hosts"', "BatchMode=yes"):
@@ -118,17 +116,3 @@ def test_ssh_takes_pinned_host_keys_only_and_the_first_node_gets_the_socket() ->
     assert second.argv[-3:] == ["192.0.2.2", "sh", "-s"]
     assert tuple(second.argv[second.argv.index("-l") :][:2]) == ("-l", "ml")
     assert "mpctf_secure.training.worker 2 0,1" in second.script
-
-
-def test_batch_script_has_the_options_and_keeps_the_gpus_that_slurm_grants() -> None:
-    settings = Slurm(nodes=3, workers=4, listen="10.0.0.9", options=("--partition=gpu",), environment={"X": "a 'b'"})
-    errand = Errand(Compute(launcher="slurm", slurm=settings), "tls:10.0.0.9:5000:/w/job.pem", Path("/w"), "python", 0)
-    (launch,) = slurm(errand)
-    lines = launch.script.splitlines()
-    name = next(line for line in lines if "--job-name" in line).partition("=")[2]
-    for option in ("--nodes=3", "--ntasks-per-node=1", "--partition=gpu", "--output=/w/worker-1.log"):
-        assert f"#SBATCH {option}" in lines
-    assert launch.cancel == ["scancel", f"--name={name}"]
-    assert "CUDA_VISIBLE_DEVICES" not in launch.script
-    assert "--nnodes=3 --nproc-per-node=4" in launch.script
-    subprocess.run(["sh", "-n"], input=launch.script, text=True, check=True)
