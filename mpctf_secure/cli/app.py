@@ -118,7 +118,8 @@ def join(
     from mpctf_secure.cli.join import join_run, load_site  # noqa: PLC0415 - --help must not wait for grpc
 
     if dry_run:
-        show_scripts(site_file.name, load_site(site_file).compute)
+        site = load_site(site_file)
+        show_scripts(site_file.name, site.compute, site.work)
         return
     join_run(site_file, passphrase_fd, once=once)
 

@@ -10,10 +10,12 @@ from mpctf_secure.config.site import Compute
 from mpctf_secure.training.launch.job import gpus_here, launches
 
 _SOCKET = Path("/run/agent.sock")  # stands for one in a folder that is made at the start
+_TICKET = "agent.tls"  # stands for one whose name is made at the start
 
 
-def show_scripts(name: str, compute: Compute) -> None:
+def show_scripts(name: str, compute: Compute, work: Path) -> None:
     """Print the scripts of a site's nodes; ports, ids and the agent's socket are others in a real start."""
-    for launch in launches(compute, _SOCKET, gpus_here()):
+    meeting = work / _TICKET if compute.slurm else _SOCKET
+    for launch in launches(compute, meeting, gpus_here()):
         typer.echo(one_line(f"# {name}, node {launch.node}: {shlex.join(launch.argv)}"))
         typer.echo(launch.script)

@@ -93,7 +93,7 @@ def show_plan(run_file: Path | None, overrides: Sequence[str]) -> None:
         typer.echo("each site shows its own scripts: mpctf-secure join SITE.yaml --dry-run")
         return
     for name in proposal.participants:
-        show_scripts(name, Compute())
+        show_scripts(name, Compute(), Path(name) / "work")
 
 
 def resume_run(folder: Path, passphrase_fd: int | None, *, as_json: bool) -> None:

@@ -1,7 +1,7 @@
-"""The talk between a participant's agent and rank 0 of its training job, over a Unix socket.
+"""The talk between a participant's agent and rank 0 of its training job, over a Unix socket or TLS.
 
 A frame is u32be(header length) ‖ JSON header ‖ u64be(body length) ‖ body, the body a flat float32 adapter or nothing.
-Both ends belong to one site and one user: the socket's folder has mode 0700.
+Both ends belong to one site and one user: the socket's folder has mode 0700, or both have shown certificates.
 """
 
 import json
@@ -64,4 +64,4 @@ class JobChannel:
 
 
 def _gone() -> EnvironmentUnfitError:
-    return EnvironmentUnfitError("the other end of the training job's socket is gone", hint="see the worker's log")
+    return EnvironmentUnfitError("the other end of the training job's connection is gone", hint="see the worker's log")

@@ -3,17 +3,18 @@
 One process, on the first node, is the head: it talks to the agent, reads the rows, and shares everything with the
 others, which need the base model only.
 
-Usage: torchrun … -m mpctf_secure.training.worker NODE GPUS [SOCKET], with GPUS 0,1,… or -, SOCKET on the first node
+Usage: torchrun … -m mpctf_secure.training.worker NODE GPUS [AGENT], with GPUS 0,1,… or -, AGENT on the first node: the
+path of a socket, or of a ticket
 """
 
 import argparse
 import contextlib
 import json
 import platform
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.group import Group, local_rank, own_rank
+from mpctf_secure.training.launch.endpoint import dial
 from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
@@ -234,7 +236,7 @@ def _own_gpus(gpus: list[int]) -> Collection[int]:
     return gpus or range(MOST_GPUS if torch.cuda.is_available() else 0)
 
 
-def _run(node: int, gpus: list[int], agent: str | None) -> None:
+def _run(node: int, gpus: list[int], agent: Path | None) -> None:
     with _blaming(FaultCode.NO_GPU):
         if gpus and local_rank() == 0:
             free_memory(gpus)  # which knows what there is
@@ -243,9 +245,8 @@ def _run(node: int, gpus: list[int], agent: str | None) -> None:
     group = Group.join(as_head=agent is not None and local_rank() == 0)
     channel, raw = None, b""
     if group.is_head and agent is not None:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(agent)
-        channel = JobChannel(connection)
+        with _blaming(FaultCode.UNREACHABLE):
+            channel = JobChannel(dial(agent))
         raw = json.dumps(channel.receive()[0]["spec"]).encode()
     spec = JobSpec.model_validate_json(group.share(raw))
     watch = Watch(node, _own_gpus(gpus), spec.model, gathers=group.is_head)
@@ -265,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("node", type=int)
     parser.add_argument("gpus", type=lambda text: [] if text == "-" else [int(part) for part in text.split(",")])
-    parser.add_argument("agent", nargs="?")
+    parser.add_argument("agent", type=Path, nargs="?")
     options = parser.parse_args()
     die_with_parent()
     try:

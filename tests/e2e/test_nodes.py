@@ -1,4 +1,4 @@
-"""A participant's training job on several processes and nodes, through real torchrun and real sshd."""
+"""A participant's training job on several processes and nodes, through real torchrun and sshd and a stand-in Slurm."""
 
 import json
 import os
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from e2e import sshd
 from e2e.consortium import COORDINATOR, FOUR, consortium, processes_of, workers_of
+from slurm import Cluster
 
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import initial_adapter
 from mpctf_secure.config.run import Lora
-from mpctf_secure.config.site import Compute, Node, SiteConfig, Ssh
+from mpctf_secure.config.site import Compute, Node, SiteConfig, Slurm, Ssh
 from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError
@@ -26,6 +27,7 @@ from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training.faults import Fault
 from mpctf_secure.training.launch import job as job_module
 from mpctf_secure.training.launch.job import Job, Trained
+from mpctf_secure.training.launch.running import Running
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.spec import JobSpec
 
@@ -129,6 +131,71 @@ def test_two_nodes_over_ssh_with_two_processes_each_train_like_one_process(
     assert site.uses.keys() == {1, 2}  # nodes that are looked at while they train
     assert not list(Path("/tmp").glob("mpctf-*.sock"))  # noqa: S108
     assert not processes_of(site.folder)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster(tmp_path / "cluster")
+    monkeypatch.setenv("PATH", f"{cluster.path}:{os.environ['PATH']}")
+    return cluster
+
+
+def under_slurm(nodes: int, *options: str) -> Compute:
+    section = Slurm(nodes=nodes, listen="127.0.0.1", options=options, environment={"GLOO_SOCKET_IFNAME": "lo"})
+    return ONE.model_copy(update={"launcher": "slurm", "slurm": section, "rendezvous_port": sshd.free_port()})
+
+
+def test_two_nodes_under_slurm_train_like_one_process(site: Site, alone: Trained, cluster: Cluster) -> None:
+    check_same(site, site.trained(under_slurm(2), "slurm"), alone)
+    assert [path.name for path in (site.folder / "slurm").iterdir()] == ["worker-1.log"]
+    assert not cluster.jobs()
+    assert not processes_of(site.folder)
+
+
+def test_job_that_slurm_ends_is_started_again_with_the_rounds_inputs(
+    site: Site, alone: Trained, cluster: Cluster
+) -> None:
+    job = site.job(under_slurm(1), "cancelled")
+    try:
+        cluster.cancel()
+        trained = train(job)
+    finally:
+        job.close()
+    assert [(fault.code, again) for fault, again in site.faults] == [(FaultCode.KILLED, True)]
+    assert np.array_equal(trained.adapter, alone.adapter)
+    assert not cluster.jobs()
+
+
+def test_job_that_waits_in_the_queue_is_cancelled_when_its_agent_is_interrupted(
+    site: Site, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.closed.touch()
+    seen = []
+
+    def interrupt(running: Running) -> None:
+        if jobs := cluster.jobs():
+            seen.extend(jobs)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Running, "_check_running", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        site.job(under_slurm(2), "interrupted")
+    assert len(seen) == 1
+    while cluster.jobs():
+        pass
+    assert [path.name for path in (site.folder / "interrupted").iterdir()] == ["worker-1.log"]
+
+
+@pytest.mark.parametrize(("installed", "text"), [(True, "sbatch: error: .*Invalid partition"), (False, "not found")])
+def test_job_that_slurm_does_not_take_says_why(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, text: str
+) -> None:
+    if installed:
+        monkeypatch.setenv("PATH", f"{Cluster(tmp_path / 'cluster').path}:{os.environ['PATH']}")
+    with pytest.raises(EnvironmentUnfitError, match=text) as caught:
+        site.trained(under_slurm(2, "--partition=none"), "refused")
+    assert [(fault.code, fault.node, again) for fault, again in site.faults] == [(FaultCode.UNREACHABLE, 1, False)]
+    assert (caught.value.exit_code, "worker-1.log" in caught.value.hint) == (3, True)
 
 
 @pytest.mark.slow

@@ -19,8 +19,10 @@ from mpctf_secure.errors import DecodeError
 from mpctf_secure.monitoring.resources import Resources, Sampler
 from mpctf_secure.rounds.messages import STATED
 from mpctf_secure.training.faults import HOPELESS, Fault
+from mpctf_secure.training.launch import endpoint
+from mpctf_secure.training.launch.endpoint import START_SECONDS
 from mpctf_secure.training.launch.launchers import LAUNCHERS, Errand, Launch
-from mpctf_secure.training.launch.running import START_SECONDS, JobFailedError, Running
+from mpctf_secure.training.launch.running import JobFailedError, Running
 from mpctf_secure.training.spec import JobSpec
 
 FIRST_STEP_SECONDS = 600.0
@@ -109,7 +111,9 @@ class Job:
                 restarts -= 1
 
     def _start(self) -> dict[str, Any]:
-        self._running = Running(lambda path: launches(self._site.compute, path, gpus_here()), self._site.work)
+        compute, work = self._site.compute, self._site.work
+        meeting = endpoint.tls(compute.slurm.listen, work) if compute.slurm else endpoint.unix()
+        self._running = Running(lambda path: launches(compute, path, gpus_here()), meeting, work)
         self._running.send({"spec": self._spec.model_dump(mode="json")})
         return self._running.receive(START_SECONDS)[0]
 
@@ -145,7 +149,7 @@ def _read(samples: Mapping[str, str]) -> dict[int, Resources]:
 
 
 def launches(compute: Compute, socket: Path, gpus: int) -> list[Launch]:
-    """What is started for a `compute` section, by its launcher."""
+    """What is started for a `compute` section, by its launcher; for slurm, `socket` is the ticket's path."""
     errand = Errand(compute, socket, str(compute.python or sys.executable), gpus)
     return LAUNCHERS[compute.launcher](errand)
 

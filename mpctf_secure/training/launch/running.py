@@ -1,12 +1,11 @@
-"""One start of a training job: its processes, and the socket to its rank 0."""
+"""One start of a training job: its processes, and the connection to its rank 0."""
 
 import contextlib
-import select
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import children, faults
 from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.faults import HOPELESS, Fault
-from mpctf_secure.training.launch.launchers import Launch
+from mpctf_secure.training.launch.endpoint import Endpoint, wait_readable
+from mpctf_secure.training.launch.launchers import Launch, log_of
+from mpctf_secure.training.launch.scripts import CARRIER_FAILED
 
-START_SECONDS = 600.0
 _POLL_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 20.0
-_SSH_FAILED = 255
 
 
 class JobFailedError(Exception):
@@ -35,22 +34,19 @@ class JobFailedError(Exception):
 class Running:
     """A job that has met its agent, until `close`; whatever goes wrong is a JobFailedError, and the job has ended."""
 
-    def __init__(self, launches: Callable[[Path], Sequence[Launch]], work: Path) -> None:
-        """`launches` says what to start, given the agent's socket; logs of nodes go to the `work` folder."""
-        with contextlib.ExitStack() as undo:
-            folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="mpctf-"))  # short: sun_path has 108 bytes
-            path = Path(folder) / "job.sock"
-            listener = undo.enter_context(socket.socket(socket.AF_UNIX))
-            listener.bind(str(path))
-            listener.listen(1)
-            self._launches = launches(path)
-            self._logs = {launch.node: work / f"worker-{launch.node}.log" for launch in self._launches}
+    def __init__(
+        self, launches: Callable[[Path], Sequence[Launch]], meeting: AbstractContextManager[Endpoint], work: Path
+    ) -> None:
+        """`launches` says what to start, given the path of the endpoint; logs of nodes go to the `work` folder."""
+        with meeting as endpoint:
+            self._launches = launches(endpoint.path)
+            self._logs = {launch.node: log_of(work, launch.node) for launch in self._launches}
             self._began = {node: log.stat().st_size if log.exists() else 0 for node, log in self._logs.items()}
             self._processes = [
                 children.spawn(one.argv, self._logs[one.node], script=one.script) for one in self._launches
             ]
             try:
-                self._connection = self._accept(listener)
+                self._connection = self._accept(endpoint)
             except BaseException:
                 children.end(self._processes)
                 raise
@@ -65,7 +61,7 @@ class Running:
         """What rank 0 says next; silence for `limit` seconds is a hang."""
         deadline = time.monotonic() + limit
         with self._failing():
-            while not select.select([self._connection], [], [], _POLL_SECONDS)[0]:
+            while not wait_readable(self._connection, _POLL_SECONDS):
                 self._check_running()
                 if time.monotonic() > deadline:
                     raise self._failure(_hang(limit))
@@ -84,12 +80,11 @@ class Running:
         except EnvironmentUnfitError as error:
             raise self._failure() from error
 
-    def _accept(self, listener: socket.socket) -> socket.socket:
-        listener.settimeout(_POLL_SECONDS)
-        deadline = time.monotonic() + START_SECONDS
+    def _accept(self, endpoint: Endpoint) -> socket.socket:
+        deadline = time.monotonic() + endpoint.patience
         while time.monotonic() < deadline:
-            with contextlib.suppress(TimeoutError):
-                return listener.accept()[0]
+            if connection := endpoint.accept(_POLL_SECONDS):
+                return connection
             self._check_running()
         raise self._failure(Fault(FaultCode.NO_START, 0, 0, "the training job did not start", self._look()))
 
@@ -126,8 +121,9 @@ class Running:
         if ended is None:
             return Fault(FaultCode.KILLED, 1, 0, "the training job hung up", self._look())
         launch, code = ended
-        if launch.argv[0] == "ssh" and code == _SSH_FAILED:
-            return Fault(FaultCode.UNREACHABLE, launch.node, 0, f"ssh: {self._last_line(launch.node)}", self._look())
+        if code == CARRIER_FAILED:
+            line = self._last_line(launch.node).removeprefix(f"{launch.carrier}: ")
+            return Fault(FaultCode.UNREACHABLE, launch.node, 0, f"{launch.carrier}: {line}", self._look())
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", self._look())
 
