@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,7 @@ from mpctf_secure.training.model import (
     load_base,
     load_tokenizer,
     pad_id,
+    read_adapter,
     write_adapter,
 )
 from mpctf_secure.training.rows import load_rows
@@ -54,7 +55,7 @@ DEMO = cache() / "models" / "smollm2-135m-instruct"
 LORA, LEARNING_RATE = Lora(), 1e-3
 PASSES = 5
 CUDA = torch.cuda.is_available()
-SAME_LOSS = 1e-2 if base_dtype() == torch.bfloat16 else 1e-4
+SAME_LOSS, SAME_WAY = (1e-2, 0.3) if base_dtype() == torch.bfloat16 else (1e-5, 0.01)
 
 
 class Shape(NamedTuple):
@@ -75,7 +76,7 @@ class Pass(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A loaded model, and what trains it on rows from the same adapter each time."""
+    """A loaded model, and what trains its adapter on rows."""
 
     model: PeftModel
     train: Callable[[Sequence[Example]], Pass]
@@ -100,17 +101,11 @@ def joined(lines: list[str], messages: int) -> list[str]:
     return [json.dumps({"prompt": " ".join(group[:half]), "completion": " ".join(group[half:])}) for group in groups]
 
 
-def reset(model: PeftModel) -> None:
-    """To an adapter that changes the logits: with B zero a first step could not tell whether it is there."""
-    write_adapter(model, (np.sin(np.arange(flat_size(adapter_schema(model)))) / 100).astype(np.float32))
-
-
 def our_side(folder: Path, batch_size: int) -> Side:
     """As the training job does it."""
     model, pad = load_adapter_model(folder, LORA, Compute()), pad_id(load_tokenizer(folder))
 
     def train(rows: Sequence[Example]) -> Pass:
-        reset(model)
         started = clock()
         result = train_steps(model, rows, Recipe(batch_size, 1, LEARNING_RATE, pad))
         return Pass(result.loss, clock() - started)
@@ -147,7 +142,6 @@ def trl_side(folder: Path, batch_size: int) -> Side:
     trainer.remove_callback(transformers.PrinterCallback)
 
     def train(rows: Sequence[Example]) -> Pass:
-        reset(trainer.model)
         trainer.optimizer, trainer.train_dataset = None, dataset(rows)
         result = trainer.train()
         return Pass(result.training_loss, result.metrics["train_runtime"])
@@ -198,8 +192,8 @@ def rates(folder: Path, shape: Shape, rows: Sequence[Example]) -> dict[str, floa
     """Tokens a second of each side, once it is sure that they compute the same."""
     sides = {name: load(folder, shape.batch_size) for name, load in SIDES.items()}
     assert len({side.model.num_parameters(only_trainable=True) for side in sides.values()}) == 1
-    agree(side.train(rows[: shape.batch_size]).loss for side in sides.values())
-    agree(side.train(rows).loss for side in sides.values())
+    agree(*sides.values(), rows[: shape.batch_size])
+    agree(*sides.values(), rows)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(PASSES):
         for name, side in sides.items():
@@ -208,39 +202,48 @@ def rates(folder: Path, shape: Shape, rows: Sequence[Example]) -> dict[str, floa
     return {name: tokens / statistics.median(found) for name, found in seconds.items()}
 
 
-def agree(losses: Iterable[float]) -> None:
-    """Within the rounding of the base's dtype."""
-    ours, theirs = losses
-    assert abs(ours - theirs) <= SAME_LOSS * theirs, (ours, theirs)
+def agree(ours: Side, theirs: Side, rows: Sequence[Example]) -> None:
+    """From one adapter, same loss and same way moved; Adam makes a whole step of a gradient that is but rounding."""
+    start = (np.sin(np.arange(flat_size(adapter_schema(ours.model)))) / 10).astype(np.float32)
+    losses, ways = [], []
+    for side in (ours, theirs):
+        write_adapter(side.model, start)
+        losses.append(side.train(rows).loss)
+        ways.append(read_adapter(side.model) - start)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=SAME_LOSS)
+    apart = np.linalg.norm(ways[0] - ways[1]) / np.linalg.norm(ways[1])
+    assert apart < SAME_WAY, apart
 
 
-def peak(folder: Path, shape: Shape, side: str, batches: int) -> float:
+def measure(folder: Path, shape: Shape, side: str, batches: int) -> float:
     """Bytes in this process while the side trains once."""
     SIDES[side](folder, shape.batch_size).train(examples(folder, shape, batches))
     return torch.cuda.max_memory_allocated() if CUDA else memory("VmHWM") - BASELINE
 
 
-def peak_in_child(folder: Path, shape: str, side: str, batches: int) -> float:
+def measure_in_child(folder: Path, shape: str, side: str, batches: int) -> float:
     """The same in a fresh process."""
     argv = [sys.executable, __file__, "--model", str(folder), "--batches", str(batches), "--measure", side, shape]
-    return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def compare(folder: Path, batches: int) -> bool:
     """Print a line for each shape; whether ours is at least as good in all."""
-    print("| rows | tokens/s | TRL | × | MB | TRL | × | |\n|---|---|---|---|---|---|---|---|")
+    # Before this process holds memory on the GPU.
+    peaks = {shape: {side: measure_in_child(folder, shape, side, batches) / 1e6 for side in SIDES} for shape in SHAPES}
+    print("| rows | tokens/s | TRL | × | MB | TRL | × | must be ≥ 1 |\n|---|---|---|---|---|---|---|---|")
     reached = True
     for name, shape in SHAPES.items():
         rows = examples(folder, shape, batches)
-        width = statistics.mean(len(row.input_ids) for row in rows)
-        rate = rates(folder, shape, rows)
-        peaks = {side: peak_in_child(folder, name, side, batches) / 1e6 for side in SIDES}
-        faster, leaner = rate["ours"] / rate["TRL"], peaks["TRL"] / peaks["ours"]
-        reached &= min(faster, leaner) >= 1
+        rate, peak = rates(folder, shape, rows), peaks[name]
+        faster, leaner = rate["ours"] / rate["TRL"], peak["TRL"] / peak["ours"]
+        good = min(faster, leaner) >= 1
+        reached &= good
         cells = (
-            f"{shape.batch_size} of {width:.0f} tokens", f"{rate['ours']:.0f}", f"{rate['TRL']:.0f}", f"{faster:.2f}",
-            f"{peaks['ours']:.0f}", f"{peaks['TRL']:.0f}", f"{leaner:.2f}",
-            "reached" if min(faster, leaner) >= 1 else "MISSED",
+            f"{shape.batch_size} of {statistics.mean(len(row.input_ids) for row in rows):.0f} tokens",
+            f"{rate['ours']:.0f}", f"{rate['TRL']:.0f}", f"{faster:.2f}",
+            f"{peak['ours']:.0f}", f"{peak['TRL']:.0f}", f"{leaner:.2f}",
+            "reached" if good else "MISSED",
         )  # fmt: skip
         print("|", " | ".join(cells), "|", flush=True)
     return reached
@@ -272,11 +275,12 @@ def main() -> int:
     quiet()
     if options.measure:
         side, shape = options.measure
-        print(json.dumps(peak(options.model, SHAPES[shape], side, options.batches)))
+        print(json.dumps(measure(options.model, SHAPES[shape], side, options.batches)))
         return 0
     with tempfile.TemporaryDirectory() as work:
         folder = model_folder(options.model, Path(work))
-        print(f"{machine()}, {hardware()}, TRL {trl.__version__}; {folder.name} in {base_dtype()}")
+        print(f"{machine()}; {', '.join(f'{name} {value}' for name, value in hardware().items())}")
+        print(f"TRL {trl.__version__}; {folder.name} in {base_dtype()}\n")
         return 0 if compare(folder, options.batches) else 1
 
 
