@@ -74,6 +74,10 @@ class Group:
             dist.destroy_process_group()
 
 
+ALONE = Group()
+"""One process."""
+
+
 def own_rank() -> int:
     """This process's number over all nodes, as far as torchrun has given one."""
     return int(os.environ.get("RANK", "0"))

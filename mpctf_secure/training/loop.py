@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from mpctf_secure.training.batching import Batch, answer_tokens, batches, collate, pack
 from mpctf_secure.training.data import Example
-from mpctf_secure.training.group import Group
+from mpctf_secure.training.group import ALONE, Group
 from mpctf_secure.training.model import answer_logits, attention, device_of
 
 AfterStep = Callable[[int, int], None]
@@ -45,7 +45,7 @@ def train_steps(
     model: torch.nn.Module,
     examples: Sequence[Example],
     recipe: Recipe,
-    group: Group | None = None,
+    group: Group = ALONE,
     after_step: AfterStep = lambda *_: None,
 ) -> TrainResult:
     """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives.
@@ -63,12 +63,12 @@ def train_steps(
     weighted = torch.zeros((), device=device_of(model))
     for number, rows in enumerate(steps, 1):
         optimizer.zero_grad()
-        weighted += len(rows) * _backward(model, rows, recipe, group or Group())
-        (group or Group()).add([gradient for p in trained if (gradient := p.grad) is not None])
+        weighted += len(rows) * _backward(model, rows, recipe, group)
+        group.add([gradient for p in trained if (gradient := p.grad) is not None])
         pull()
         optimizer.step()
         after_step(number, len(steps))
-    (group or Group()).add([weighted])
+    group.add([weighted])
     rows_seen = recipe.epochs * len(examples)
     tokens = recipe.epochs * sum(len(example.input_ids) for example in examples)
     return TrainResult(weighted.item() / rows_seen, rows_seen, tokens, time.monotonic() - started)
