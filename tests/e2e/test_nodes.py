@@ -152,6 +152,7 @@ def test_two_nodes_under_slurm_train_like_one_process(site: Site, alone: Trained
     assert not processes_of(site.folder)
 
 
+@pytest.mark.slow
 def test_job_that_slurm_ends_is_started_again_with_the_rounds_inputs(
     site: Site, alone: Trained, cluster: Cluster
 ) -> None:
@@ -227,6 +228,7 @@ def test_processes_send_the_best_adapter_that_one_process_would(
     check_same(site, chosen, chosen_alone)
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_is_started_again_with_the_rounds_inputs(site: Site, alone: Trained) -> None:
     job = site.job(ONE)
     try:
@@ -239,6 +241,7 @@ def test_worker_that_is_killed_is_started_again_with_the_rounds_inputs(site: Sit
     assert np.array_equal(trained.adapter, alone.adapter)
 
 
+@pytest.mark.slow
 def test_job_that_hangs_is_ended_and_started_again(site: Site, alone: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     job = site.job(ONE)
     monkeypatch.setattr(job_module, "FIRST_STEP_SECONDS", 10.0)

@@ -16,7 +16,7 @@ DATA = ("fixed_size", "percentage", "max_volume", "memory_aware")
 AGGREGATION = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad")
 ROWS = {"fixed_size": 3 * 24, "percentage": 24 + 12 + 6, "max_volume": 3 * 50}
 """What sites of 96, 48 and 24 rows train on together in a round; memory_aware goes by the machine's memory."""
-FAST = {("memory_aware", "fedadam"), ("max_volume", "fedprox")}
+FAST = {("memory_aware", "fedadam")}
 PAIRS = [
     pytest.param(data, aggregation, marks=() if (data, aggregation) in FAST else pytest.mark.slow)
     for data in DATA
