@@ -1,5 +1,6 @@
 """Machines on this machine: network namespaces with one cable each to a switch beside the coordinator's. Needs root."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -74,5 +75,6 @@ class Machines:
 
     def _die(self, name: str) -> None:
         for process in ip("netns", "pids", self._namespace(name)).split():
-            os.kill(int(process), 9)
+            with contextlib.suppress(ProcessLookupError):  # ended by itself in between
+                os.kill(int(process), 9)
         ip("netns", "delete", self._namespace(name))
