@@ -24,13 +24,13 @@ def step(strategy: Adaptive, vectors: tuple[Vector, ...], mean: Vector) -> tuple
     """The next adapter, m and v [d] from the last ones, each operation rounded to float32 by itself."""
     adapter, first, second = vectors
     rate, tau, beta1 = np.float32(strategy.server_learning_rate), np.float32(strategy.tau), np.float32(strategy.beta1)
-    new = tuple(np.empty_like(adapter) for _ in range(3))
+    new, step_second = tuple(np.empty_like(adapter) for _ in range(3)), _second(strategy)
     for start in range(0, adapter.size, _SLAB):
         where = slice(start, start + _SLAB)
         moved, m, v = (vector[where] for vector in new)
         delta = mean[where]
         m[:] = beta1 * first[where] + (np.float32(1) - beta1) * delta
-        v[:] = _second(strategy)(second[where], delta * delta)
+        v[:] = step_second(second[where], delta * delta)
         moved[:] = adapter[where] + rate * m / (np.sqrt(v) + tau)
     return new
 

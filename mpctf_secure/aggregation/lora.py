@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,8 @@ def put(flat: Vector, schema: Schema, which: Sequence[bool], part: Vector) -> Ve
 
 
 def _places(schema: Schema, which: Sequence[bool]) -> list[slice]:
-    ends = [int(end) for end in np.cumsum([math.prod(shape) for _, shape in schema])]
-    return [slice(*ends) for *ends, wanted in zip([0, *ends[:-1]], ends, which, strict=True) if wanted]
+    ends = [int(end) for end in np.cumsum([0, *(math.prod(shape) for _, shape in schema)])]
+    return [slice(*ends) for ends in compress(pairwise(ends), which)]
 
 
 def flat_size(schema: Schema) -> int:

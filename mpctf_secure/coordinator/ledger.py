@@ -10,7 +10,7 @@ from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
-from mpctf_secure.rounds.outcome import RoundSummary
+from mpctf_secure.rounds.outcome import Aggregate, RoundSummary
 from mpctf_secure.rounds.state import Survey
 from mpctf_secure.secagg.parameters import Context
 
@@ -118,16 +118,16 @@ class Ledger:
         arrived = len(gate.arrived)
         self.tell("stage_closed", round=self.round.round, stage=stage, arrived=arrived, seconds=gate.seconds)
 
-    def note_sum(self, survivors: Iterable[IdentityKey], summary: RoundSummary | Survey, digest: bytes) -> None:
+    def note_sum(self, survivors: Iterable[IdentityKey], said: Aggregate | Survey, digest: bytes) -> None:
         """A sum is on disk."""
         record = self.round
         record.survivors = self.names(survivors)
-        if isinstance(summary, Survey):
-            record.survey = summary
-            sums = {"rows": summary.rows, "products": summary.products, "digest": digest.hex()}
+        if isinstance(said, Survey):
+            record.survey = said
+            sums = {"rows": said.rows, "products": said.products, "digest": digest.hex()}
             self.tell("sizes_added_up", round=record.round, survivors=record.survivors, **sums)
             return
-        record.summary = summary
+        record.summary = summary = said.summary
         training = record.seconds["training"]
         self.tell(
             "sum_opened",

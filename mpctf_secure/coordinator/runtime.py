@@ -40,8 +40,8 @@ from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, Position, Publication, Void
-from mpctf_secure.rounds.outcome import RoundSummary, Sum, bias_of_means, next_state, summarise, void_state
-from mpctf_secure.rounds.state import State, initial_state
+from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, next_state, read_sum, void_state
+from mpctf_secure.rounds.state import State, Survey, initial_state
 from mpctf_secure.rounds.terms import round_context
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
@@ -294,23 +294,21 @@ class Coordinator:
         began = asyncio.get_running_loop().time()
         digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
         total = Sum(*await asyncio.to_thread(spool.load_sum, path), context.first_cohort, server.survivors)
-        following = await asyncio.to_thread(self._next_state, contract, state, total)
+        said = await asyncio.to_thread(self._read, contract, state, total)
+        following = await asyncio.to_thread(next_state, contract, state, said)
         self.ledger.round.add_seconds("open the sum", asyncio.get_running_loop().time() - began)
-        summary = summarise(contract, state, total)
-        if isinstance(summary, RoundSummary):
-            self.ledger.round.bias = await asyncio.to_thread(
-                bias_of_means, contract, state, total, summary, ordered_map
-            )
-        self.ledger.note_sum(server.survivors, summary, digest)
+        if isinstance(said, Aggregate):
+            self.ledger.round.bias = await asyncio.to_thread(bias_of_means, contract, state, said)
+        self.ledger.note_sum(server.survivors, said, digest)
         publication = Publication(announcement(context), server.survivors, digest).encode()
         header = self.reception.sign("publication", contract.run_context, publication)
         return Ending(
             following.after(publication), publication, Outcome(header, partial(spool.read_sum, path)), release
         )
 
-    def _next_state(self, contract: Contract, state: State, total: Sum) -> State:
+    def _read(self, contract: Contract, state: State, total: Sum) -> Aggregate | Survey:
         try:
-            return next_state(contract, state, total, ordered_map)
+            return read_sum(contract, state, total, ordered_map)
         except SecurityError as error:
             # Not the coordinator's fault, whatever a participant would say of the same sum.
             raise ParticipationError(

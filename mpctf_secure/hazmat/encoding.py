@@ -75,6 +75,10 @@ class Reader:
             raise DecodeError(f"sequence of {count} items is longer than the limit of {max_items}")
         return [self.bytes(length) for _ in range(count)]
 
+    def integers(self, max_items: int = MAX_ITEMS) -> tuple[int, ...]:
+        """The items of a sequence of integers."""
+        return tuple(int.from_bytes(item, "big") for item in self.sequence(8, max_items))
+
     def __enter__(self) -> Self:
         return self
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress, Publication, Void
-from mpctf_secure.rounds.outcome import Sum, next_state, sum_of, void_state
+from mpctf_secure.rounds.outcome import Sum, next_state, read_sum, sum_of, void_state
 from mpctf_secure.rounds.state import State, extend_history
 from mpctf_secure.rounds.terms import (
     grid,
@@ -160,7 +161,7 @@ class Participant:
         contract, which = self._contract, moving_tensors(self._contract, state)
         count = volume(contract, state, self._job.rows, self._job.memory)
         rows = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
-        names = [name for (name, _), moves in zip(contract.tensors, which, strict=True) if moves]
+        names = [name for name, _ in compress(contract.tensors, which)]
         trained = self._job.train(state.adapter, rows, names, self._progress(state.round + 1))
         self._record(
             "round_trained",
@@ -291,7 +292,8 @@ class Participant:
         if isinstance(outcome, Void):
             return self._accept_void(state, outcome)
         total = self._verified_sum(state, attempts, outcome)
-        return next_state(self._contract, state, total, ordered_map).after(outcome.header.encode())
+        said = read_sum(self._contract, state, total, ordered_map)
+        return next_state(self._contract, state, said).after(outcome.header.encode())
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)

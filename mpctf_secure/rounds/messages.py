@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Self
 
 from mpctf_secure.errors import DecodeError
-from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
+from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence, u64
 from mpctf_secure.hazmat.kdf import HASH_BYTES
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.parameters import MAX_COHORT
@@ -54,18 +54,13 @@ class Facts:
 
     def encode(self) -> bytes:
         """The body of `facts`."""
-        tensors = (enc(name) + enc_sequence(enc(size) for size in shape) for name, shape in self.tensors)
+        tensors = (enc(name) + enc_sequence(map(u64, shape)) for name, shape in self.tensors)
         return enc(self.package, self.base_model_hash) + enc_sequence(tensors) + enc(self.size, self.memory)
 
 
 def _decode_tensor(data: bytes) -> tuple[str, tuple[int, ...]]:
     with Reader(data) as reader:
-        return reader.text(limit=1024), tuple(map(_decode_integer, reader.sequence()))
-
-
-def _decode_integer(data: bytes) -> int:
-    with Reader(data) as reader:
-        return reader.integer()
+        return reader.text(limit=1024), reader.integers()
 
 
 class FaultCode(StrEnum):

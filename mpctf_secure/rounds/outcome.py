@@ -49,11 +49,58 @@ class RoundSummary:
     """Of the mean product of the factors, where both are averaged."""
 
 
-def summarise(contract: Contract, state: State, total: Sum) -> RoundSummary | Survey:
-    """Read the scalar block of the round after `state`."""
+@dataclass(frozen=True)
+class Aggregate:
+    """What the sum of a round that trained says of the tensors that moved: mean update [d] and next ranges [T]."""
+
+    summary: RoundSummary
+    mean: Vector
+    ranges: tuple[float, ...]
+
+
+def read_sum(contract: Contract, state: State, total: Sum, run: Run = map) -> Aggregate | Survey:
+    """What was published after `state`; SecurityError where it cannot be an honest sum.
+
+    A forged sum inside the bounds stays undetected: secure aggregation proves nothing about the sum itself.
+    """
     if is_survey(contract, state):
-        return Survey(*decode_scalars(total.scalars))
-    return _summary(contract, state, total)
+        return _checked_survey(total)
+    lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
+    summary = _summary(contract, state, total)
+    most_rows = len(total.survivors) * cap
+    if not 0 < summary.rows <= most_rows:
+        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
+    mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
+    _check_norm(contract, lattice, mean, most_rows / summary.rows)
+    return Aggregate(summary, mean, _next_ranges(contract, lattice, summary, mean, summary.rows / most_rows))
+
+
+def next_state(contract: Contract, state: State, said: Aggregate | Survey) -> State:
+    """Apply the aggregation strategy to what a sum has said."""
+    if isinstance(said, Survey):
+        return replace(state, round=state.round + 1, survey=said)
+    which, ranges = moving_tensors(contract, state), iter(said.ranges)
+    adapter, *moments = _step(contract, state, said.mean)
+    return replace(
+        state,
+        round=state.round + 1,
+        adapter=adapter,
+        moments=tuple(moments),
+        ranges=tuple(next(ranges) if moves else width for width, moves in zip(state.ranges, which, strict=True)),
+    )
+
+
+def bias_of_means(contract: Contract, state: State, said: Aggregate) -> float | None:
+    """How far averaging both factors has led from averaging their products, as a share of the round's movement.
+
+    An estimate, by a fifth or so up or down; None where only one factor moves, which has no bias.
+    """
+    if not said.summary.projections:
+        return None
+    before, after = (
+        bias.project(vector, contract.tensors, contract.seed) for vector in (state.adapter, state.adapter + said.mean)
+    )
+    return bias.share(said.summary.projections, after, before)
 
 
 def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
@@ -64,47 +111,6 @@ def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
     scale = weight_cap(contract, state) / (PROJECTION_SCALE * counted)
     return RoundSummary(
         rows, loss / LOSS_SCALE / counted, norm_clipped, share, tuple(value * scale for value in projected)
-    )
-
-
-def bias_of_means(contract: Contract, state: State, total: Sum, summary: RoundSummary, run: Run = map) -> float | None:
-    """How far averaging both factors has led from averaging their products, as a share of the round's movement.
-
-    An estimate, by a fifth or so up or down; None where only one factor moves, which has no bias.
-    """
-    if not summary.projections:
-        return None
-    lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
-    mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
-    before, after = (
-        bias.project(vector, contract.tensors, contract.seed) for vector in (state.adapter, state.adapter + mean)
-    )
-    return bias.share(summary.projections, after, before)
-
-
-def next_state(contract: Contract, state: State, total: Sum, run: Run = map) -> State:
-    """Apply the aggregation strategy to the sum; SecurityError where the sum cannot be an honest one.
-
-    A forged sum inside the bound stays undetected: secure aggregation proves nothing about the sum itself.
-    """
-    if is_survey(contract, state):
-        return replace(state, round=state.round + 1, survey=_checked_survey(total))
-    lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
-    summary = _summary(contract, state, total)
-    most_rows = len(total.survivors) * cap
-    if not 0 < summary.rows <= most_rows:
-        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
-    mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
-    _check_norm(contract, lattice, mean, most_rows / summary.rows)
-    ranges = _next_ranges(contract, lattice, summary, mean, summary.rows / most_rows)
-    adapter, *moments = _step(contract, state, mean)
-    which = moving_tensors(contract, state)
-    return replace(
-        state,
-        round=state.round + 1,
-        adapter=adapter,
-        moments=tuple(moments),
-        ranges=tuple(ranges.pop(0) if moves else width for width, moves in zip(state.ranges, which, strict=True)),
     )
 
 
@@ -137,7 +143,7 @@ def void_state(contract: Contract, state: State, convicted: IdentityKey | None) 
 
 def _next_ranges(
     contract: Contract, lattice: Grid, summary: RoundSummary, mean: Vector, mean_weight: float
-) -> list[float]:
+) -> tuple[float, ...]:
     """For each tensor that moved 2^e just above 8 times the largest weighted mean, between 2⁻²⁰·C and C.
 
     C again for all where too much was clipped, or where a tensor did not move and so gives no scale.
@@ -145,9 +151,9 @@ def _next_ranges(
     clip_norm = contract.privacy.clip_norm
     largest = [top * mean_weight for top in _largest(lattice, mean)]
     if summary.coordinates_clipped > MOST_CLIPPED or min(largest) == 0:
-        return [clip_norm] * len(largest)
+        return (clip_norm,) * len(largest)
     powers = (float(np.ldexp(1.0, int(np.frexp(_HEADROOM * top)[1]))) for top in largest)
-    return [min(max(power, _SMALLEST_RANGE * clip_norm), clip_norm) for power in powers]
+    return tuple(min(max(power, _SMALLEST_RANGE * clip_norm), clip_norm) for power in powers)
 
 
 def _largest(lattice: Grid, mean: Vector) -> list[float]:

@@ -11,7 +11,7 @@ import numpy as np
 from mpctf_secure.aggregation.lora import Vector, initial_adapter
 from mpctf_secure.aggregation.server import initial_moments
 from mpctf_secure.errors import DecodeError
-from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence
+from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence, u64
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.hazmat.prg import CHUNK_BYTES
 from mpctf_secure.ids import IdentityKey
@@ -55,7 +55,7 @@ class State:
     def header(self) -> bytes:
         """Everything but the vectors."""
         ranges = np.array(self.ranges, "<f8").tobytes()
-        survey = enc_sequence(map(enc, self.survey or ()))
+        survey = enc_sequence(map(u64, self.survey or ()))
         return (
             enc(self.round, self.voids, len(self.vectors), ranges, self.history) + enc_sequence(self.convicted) + survey
         )
@@ -66,7 +66,7 @@ class State:
         with Reader(header) as reader:
             number, voids, count, ranges = reader.integer(), reader.integer(), reader.integer(), reader.bytes()
             history, convicted = reader.bytes(HASH_BYTES), reader.sequence(KEY_BYTES, MAX_COHORT)
-            survey = tuple(map(_decode_integer, reader.sequence(max_items=len(Survey._fields))))
+            survey = reader.integers(len(Survey._fields))
         if len(ranges) % 8 or not 1 <= count <= _MOST_VECTORS or len(survey) == 1:
             raise DecodeError("not the header of a state")
         if len(body) % (4 * count):
@@ -115,11 +115,6 @@ class State:
         for vector in self.vectors:
             total.update(vector.astype("<f4", copy=False).data)
         return total.digest()
-
-
-def _decode_integer(data: bytes) -> int:
-    with Reader(data) as reader:
-        return reader.integer()
 
 
 def chunks_of(dimension: int) -> int:

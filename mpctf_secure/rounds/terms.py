@@ -1,6 +1,7 @@
 """What contract and state say of the next round: whether it trains, on how many rows, what travels, and how."""
 
 import math
+from itertools import compress
 
 import numpy as np
 
@@ -76,10 +77,10 @@ def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
     A tensor of which nothing is known yet, as its range says, needs the wide ring.
     """
     which = moving_tensors(contract, state)
-    ranges = tuple(width for width, moves in zip(state.ranges, which, strict=True) if moves)
+    ranges = tuple(compress(state.ranges, which))
     known = all(width < contract.privacy.clip_norm for width in ranges)
     bits = NARROW_BITS if ranges and known and cohort_size <= MOST_IN_NARROW_RING else WIDE_BITS
-    sizes = tuple(math.prod(shape) for (_, shape), moves in zip(contract.tensors, which, strict=True) if moves)
+    sizes = tuple(math.prod(shape) for _, shape in compress(contract.tensors, which))
     return Grid(sizes, ranges, bits, cohort_size)
 
 

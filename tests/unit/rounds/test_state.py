@@ -9,34 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import TENSORS
 from samples import make_contract as contract
+from sums import COHORT, after, total_of
 
 from mpctf_secure.aggregation.lora import initial_adapter
 from mpctf_secure.config.run import Privacy
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
-from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.outcome import Sum, next_state
-from mpctf_secure.rounds.state import State, Survey, initial_state
-from mpctf_secure.rounds.terms import grid, projections, round_context, weight_cap
-from mpctf_secure.secagg import codec
-
-COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
-
-
-def total_of(agreed: Contract, state: State, updates: list[np.ndarray], rows: int = 10) -> Sum:
-    lattice = grid(agreed, state, len(COHORT))
-    lanes, scalars = [], []
-    for number, update in enumerate(updates):
-        encoded, clipped = codec.encode(update, rows / weight_cap(agreed, state), lattice, bytes([number]) * 32)
-        lanes.append(encoded)
-        scalars.append(
-            codec.encode_scalars([rows, rows * codec.LOSS_SCALE, 0, *[0] * projections(agreed), *clipped], len(COHORT))
-        )
-    kinds = (lanes[0].dtype, scalars[0].dtype)
-    sums = [np.sum(part, axis=0, dtype=kind) for part, kind in zip((lanes, scalars), kinds, strict=True)]
-    return Sum(*sums, COHORT, COHORT[: len(updates)])
+from mpctf_secure.rounds.outcome import Sum
+from mpctf_secure.rounds.state import Survey, initial_state
+from mpctf_secure.rounds.terms import grid, round_context
 
 
 def updates(scale: float = 0.01) -> list[np.ndarray]:
@@ -55,7 +38,7 @@ def test_next_state_is_the_mean_update_added_and_the_ring_narrows() -> None:
     agreed = contract()
     state = initial_state(agreed)
     assert grid(agreed, state, 4).bits == 32
-    following = next_state(agreed, state, total_of(agreed, state, updates()))
+    following = after(agreed, state, total_of(agreed, state, updates()))
     assert np.allclose(following.adapter - state.adapter, np.mean(updates(), axis=0), atol=1e-7)
     assert grid(agreed, following, 4).bits == 16
     assert grid(agreed, following, 17).bits == 32
@@ -65,15 +48,15 @@ def test_next_state_is_the_mean_update_added_and_the_ring_narrows() -> None:
 def test_tensor_that_has_not_moved_keeps_the_ring_wide() -> None:
     agreed = contract()
     still = [np.where(np.arange(600) < 400, 0, update).astype(np.float32) for update in updates()]
-    following = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), still))
+    following = after(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), still))
     assert following.ranges == (1.0, 1.0)
     assert grid(agreed, following, 4).bits == 32
 
 
 def test_clipping_in_the_narrow_ring_widens_it_again() -> None:
     agreed = contract()
-    state = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), updates(0.0001)))
-    wide = next_state(agreed, state, total_of(agreed, state, updates(0.03)))
+    state = after(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), updates(0.0001)))
+    wide = after(agreed, state, total_of(agreed, state, updates(0.03)))
     assert wide.ranges == (1.0, 1.0)
     assert grid(agreed, wide, 4).bits == 32
 
@@ -82,7 +65,7 @@ def test_mean_above_the_clip_norm_is_refused() -> None:
     agreed = contract()
     state = initial_state(agreed)
     with pytest.raises(SecurityError, match="above the clip norm") as caught:
-        next_state(agreed, state, total_of(agreed, state, updates(1.0)))
+        after(agreed, state, total_of(agreed, state, updates(1.0)))
     assert caught.value.culprits == ("coordinator",)
 
 
@@ -94,7 +77,7 @@ def test_sum_with_an_impossible_row_count_is_refused(rows: int) -> None:
     scalars = good.scalars.copy()
     scalars[0] = np.array(rows, np.int64).view(np.uint64)
     with pytest.raises(SecurityError, match="rows"):
-        next_state(agreed, state, Sum(good.lanes, scalars, good.first_cohort, good.survivors))
+        after(agreed, state, Sum(good.lanes, scalars, good.first_cohort, good.survivors))
 
 
 CHANGES = {
@@ -140,7 +123,7 @@ import sys; sys.path[:0] = [{tests!r}, {here!r}]
 from test_state import *
 agreed = contract(); state = initial_state(agreed)
 for scale in (0.01, 0.002, 0.03):
-    state = next_state(agreed, state, total_of(agreed, state, updates(scale)))
+    state = after(agreed, state, total_of(agreed, state, updates(scale)))
 print(state.hash(agreed).hex())
 """
 SETTINGS = {

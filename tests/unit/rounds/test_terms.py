@@ -3,20 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from samples import make_contract as contract
+from sums import COHORT, after, total_of
 
-from mpctf_secure.aggregation.bias import project
 from mpctf_secure.aggregation.lora import flat_size, split_flat
 from mpctf_secure.config.strategies import FedAdam, FedAvg, FixedSize, MaxVolume, MemoryAware, Percentage
 from mpctf_secure.errors import SecurityError
-from mpctf_secure.ids import IdentityKey
-from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.outcome import RoundSummary, Sum, bias_of_means, next_state, summarise
+from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, read_sum
 from mpctf_secure.rounds.state import State, Survey, initial_state
 from mpctf_secure.rounds.terms import (
     grid,
     is_survey,
     moving_tensors,
-    projections,
     round_context,
     turn,
     volume,
@@ -24,7 +21,6 @@ from mpctf_secure.rounds.terms import (
 )
 from mpctf_secure.secagg import codec
 
-COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
 SITES = [(100, 8), (300, 8), (100, 24), (500, 16)]
 A, B = (True, False), (False, True)
 
@@ -34,20 +30,6 @@ def survey_of(sites: list[tuple[int, int]]) -> Sum:
     scalars = [codec.encode_scalars([rows, rows * memory], len(COHORT)) for rows, memory in sites]
     lanes = np.zeros(0, np.uint32)
     return Sum(lanes, np.sum(scalars, axis=0, dtype=scalars[0].dtype), COHORT, COHORT[: len(sites)])
-
-
-def total_of(agreed: Contract, state: State, parts: list[np.ndarray], rows: list[int]) -> Sum:
-    lattice, cap = grid(agreed, state, len(COHORT)), weight_cap(agreed, state)
-    lanes, scalars = [], []
-    for number, (update, count) in enumerate(zip(parts, rows, strict=True)):
-        encoded, clipped = codec.encode(update, count / cap, lattice, bytes([number]) * 32)
-        lanes.append(encoded)
-        projected = project(state.adapter + update, agreed.tensors, agreed.seed) if projections(agreed) else []
-        shown = [round(count / cap * value * codec.PROJECTION_SCALE) for value in projected]
-        scalars.append(codec.encode_scalars([count, count * codec.LOSS_SCALE, 0, *shown, *clipped], len(COHORT)))
-    kinds = (lanes[0].dtype, scalars[0].dtype)
-    sums = [np.sum(part, axis=0, dtype=kind) for part, kind in zip((lanes, scalars), kinds, strict=True)]
-    return Sum(*sums, COHORT, COHORT)
 
 
 def draws(size: int, scale: float = 0.01) -> list[np.ndarray]:
@@ -77,8 +59,8 @@ def test_memory_aware_first_adds_up_sizes_and_then_shares_them_out() -> None:
     assert is_survey(agreed, state)
     assert (context.dimension, context.scalars, weight_cap(agreed, state)) == (0, 2, 0)
     total = survey_of(SITES)
-    following = next_state(agreed, state, total)
-    assert summarise(agreed, state, total) == Survey(1000, 13600)
+    following = after(agreed, state, total)
+    assert read_sum(agreed, state, total) == Survey(1000, 13600)
     assert (following.survey, following.round, turn(agreed, following)) == (Survey(1000, 13600), 1, 1)
     assert np.array_equal(following.adapter, state.adapter)
     assert weight_cap(agreed, following) == 250
@@ -94,7 +76,7 @@ def test_memory_aware_first_adds_up_sizes_and_then_shares_them_out() -> None:
 def test_a_survey_that_counts_nothing_is_refused(sites: list[tuple[int, int]]) -> None:
     agreed = contract(data=MemoryAware(), rounds=2)
     with pytest.raises(SecurityError, match="rows") as caught:
-        next_state(agreed, initial_state(agreed), survey_of(sites))
+        after(agreed, initial_state(agreed), survey_of(sites))
     assert caught.value.culprits == ("coordinator",)
 
 
@@ -110,7 +92,7 @@ def test_alternating_moves_one_factor_a_turn_and_each_is_narrow_once_its_scale_i
         which = moving_tensors(agreed, state)
         lattice = grid(agreed, state, 4)
         seen.append((which, lattice.bits, lattice.dimension))
-        following = next_state(agreed, state, total_of(agreed, state, draws(lattice.dimension), [10] * 4))
+        following = after(agreed, state, total_of(agreed, state, draws(lattice.dimension)))
         moved = following.adapter != state.adapter
         assert (bool(moved[:400].any()), bool(moved[400:].any())) == which
         state = following
@@ -120,7 +102,7 @@ def test_alternating_moves_one_factor_a_turn_and_each_is_narrow_once_its_scale_i
 def test_freeze_a_never_moves_a_and_its_upload_is_the_smaller() -> None:
     agreed = contract(aggregation=FedAvg(lora="freeze_a"))
     state = initial_state(agreed)
-    following = next_state(agreed, state, total_of(agreed, state, draws(200), [10] * 4))
+    following = after(agreed, state, total_of(agreed, state, draws(200)))
     assert np.array_equal(following.adapter[:400], state.adapter[:400])
     assert round_context(agreed, following, COHORT).layout.size < round_context(contract(), state, COHORT).layout.size
 
@@ -128,7 +110,7 @@ def test_freeze_a_never_moves_a_and_its_upload_is_the_smaller() -> None:
 def test_moments_are_part_of_the_state_and_of_its_bytes() -> None:
     agreed = contract(aggregation=FedAdam())
     state = initial_state(agreed)
-    following = next_state(agreed, state, total_of(agreed, state, draws(600), [10] * 4))
+    following = after(agreed, state, total_of(agreed, state, draws(600)))
     assert [vector.size for vector in following.vectors] == [600] * 3
     assert not any(np.array_equal(old, new) for old, new in zip(state.vectors, following.vectors, strict=True))
     again = State.from_bytes(following.to_bytes())
@@ -140,7 +122,7 @@ def test_moments_are_part_of_the_state_and_of_its_bytes() -> None:
 def test_mean_is_weighted_by_rows_up_to_the_cap() -> None:
     agreed = contract(data=Percentage(weight_cap=40))
     state, updates, rows = initial_state(agreed), draws(600), [10, 20, 30, 40]
-    following = next_state(agreed, state, total_of(agreed, state, updates, rows))
+    following = after(agreed, state, total_of(agreed, state, updates, rows))
     assert np.allclose(following.adapter - state.adapter, np.average(updates, axis=0, weights=rows), atol=1e-7)
 
 
@@ -149,9 +131,9 @@ def test_small_weights_do_not_coarsen_the_narrow_ring() -> None:
     errors = {}
     for cap in (10, 1000):
         agreed = contract(data=Percentage(weight_cap=cap))
-        state = next_state(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), draws(600), [10] * 4))
+        state = after(agreed, initial_state(agreed), total_of(agreed, initial_state(agreed), draws(600)))
         assert grid(agreed, state, 4).bits == 16
-        following = next_state(agreed, state, total_of(agreed, state, draws(600), [10] * 4))
+        following = after(agreed, state, total_of(agreed, state, draws(600)))
         errors[cap] = np.abs(following.adapter - state.adapter - np.mean(draws(600), axis=0)).max()
     assert errors[1000] < 2.5 * errors[10]
 
@@ -172,10 +154,10 @@ def test_bias_of_averaging_both_factors_is_estimated_from_the_sum_alone() -> Non
     agreed = contract(tensors=MODULES, data=FixedSize(size=10))
     state = initial_state(agreed)
     updates = draws(flat_size(MODULES), 0.05)
-    total = total_of(agreed, state, updates, [10] * 4)
-    summary = summarise(agreed, state, total)
-    assert isinstance(summary, RoundSummary)
-    estimate = bias_of_means(agreed, state, total, summary)
+    total = total_of(agreed, state, updates)
+    said = read_sum(agreed, state, total)
+    assert isinstance(said, Aggregate)
+    estimate = bias_of_means(agreed, state, said)
     locals_ = [products(state.adapter + update) for update in updates]
     means = products(state.adapter + np.mean(updates, axis=0))
     moved = np.mean(locals_, axis=0) - products(state.adapter)
@@ -187,18 +169,18 @@ def test_bias_of_averaging_both_factors_is_estimated_from_the_sum_alone() -> Non
 def test_one_factor_at_a_time_adds_up_no_projections(lora: str) -> None:
     agreed = contract(aggregation=FedAvg(lora=lora))
     state = initial_state(agreed)
-    total = total_of(agreed, state, draws(200), [10] * 4)
-    summary = summarise(agreed, state, total)
-    assert isinstance(summary, RoundSummary)
-    assert bias_of_means(agreed, state, total, summary) is None
+    total = total_of(agreed, state, draws(200))
+    said = read_sum(agreed, state, total)
+    assert isinstance(said, Aggregate)
+    assert bias_of_means(agreed, state, said) is None
 
 
 def test_sites_that_are_alike_have_no_bias() -> None:
     agreed = contract(tensors=MODULES, data=FixedSize(size=10))
     state = initial_state(agreed)
-    total = total_of(agreed, state, draws(flat_size(MODULES))[:1] * 4, [10] * 4)
-    summary = summarise(agreed, state, total)
-    assert isinstance(summary, RoundSummary)
-    estimate = bias_of_means(agreed, state, total, summary)
+    total = total_of(agreed, state, draws(flat_size(MODULES))[:1] * 4)
+    said = read_sum(agreed, state, total)
+    assert isinstance(said, Aggregate)
+    estimate = bias_of_means(agreed, state, said)
     assert estimate is not None
     assert estimate < 0.01
