@@ -13,7 +13,6 @@ from mpctf_secure import __version__
 from mpctf_secure.attestation.hardening import harden
 from mpctf_secure.cli import enroll
 from mpctf_secure.cli import runs as runs_commands
-from mpctf_secure.cli.dry_run import show_scripts
 from mpctf_secure.cli.harden import show
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
@@ -118,6 +117,8 @@ def join(
     from mpctf_secure.cli.join import join_run, load_site  # noqa: PLC0415 - --help must not wait for grpc
 
     if dry_run:
+        from mpctf_secure.cli.dry_run import show_scripts  # noqa: PLC0415 - as above
+
         site = load_site(site_file)
         show_scripts(site_file.name, site.compute, site.work)
         return

@@ -66,7 +66,7 @@ class Screen:
             self.line(f"  {name}: {_plain(getattr(proposal, name))}")
         training = proposal.training
         table = Table("training", *Choice.model_fields)
-        table.add_row("bounds", *(_range(*training.range_of(name)) for name in Choice.model_fields))
+        table.add_row("bounds", *map(training.shown_range, Choice.model_fields))
         for participant in proposal.participants:
             used = training.model_copy(update=choices.get(participant, {}))
             table.add_row(participant, *(f"{getattr(used, name):g}" for name in Choice.model_fields))
@@ -107,10 +107,6 @@ class Screen:
 def _plain(value: Any) -> str:
     fields = value.model_dump(mode="json").items() if isinstance(value, BaseModel) else ()
     return ", ".join(f"{name} {part}" for name, part in fields) or str(value)
-
-
-def _range(least: float, most: float) -> str:
-    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
 def _listed(value: Any) -> Any:

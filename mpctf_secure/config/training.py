@@ -1,38 +1,25 @@
 """Local training: what the run proposes, and what a site may choose within the bounds of the contract."""
 
-import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.base import Frozen, Wire
 from mpctf_secure.config.strategies import Count
-from mpctf_secure.errors import DecodeError, UsageError
+from mpctf_secure.errors import UsageError
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Send = Literal["last", "best"]
 Length = Annotated[int, Field(ge=8, lt=2**31)]
 
 
-class Choice(Frozen):
-    """What one site trains with instead of the run's defaults; nothing where it keeps them."""
+class Choice(Wire):
+    """What one site trains with instead of the run's defaults, nothing where it keeps them: the body of `accept`."""
 
     learning_rate: Rate | None = None
     batch_size: Count | None = None
     local_epochs: Count | None = None
     max_length: Length | None = None
-
-    @classmethod
-    def decode(cls, body: bytes) -> Self:
-        """The body of `accept`; DecodeError for anything else."""
-        try:
-            return cls.model_validate_json(body)
-        except ValidationError as error:
-            raise DecodeError(f"choice of settings cannot be parsed: {error.errors()[0]['msg']}") from error
-
-    def encode(self) -> bytes:
-        """Canonical JSON: sorted keys, no white space, only what is set."""
-        return json.dumps(self.chosen(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def chosen(self) -> dict[str, float]:
         """The fields that are set."""
@@ -81,17 +68,18 @@ class Training(Frozen):
         fixed = (getattr(self, name), getattr(self, name))
         return getattr(self.bounds, name) or fixed
 
+    def shown_range(self, name: str) -> str:
+        """The same for people."""
+        least, most = self.range_of(name)
+        return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+
     def with_choice(self, choice: Choice) -> "Training":
         """What a site with this choice trains with; UsageError names the field that is out of bounds."""
         for name, value in choice.chosen().items():
             least, most = self.range_of(name)
             if not least <= value <= most:
                 raise UsageError(
-                    f"training.{name}: {value} in the site file, and the run file allows {_range(least, most)}",
+                    f"training.{name}: {value} in the site file, and the run file allows {self.shown_range(name)}",
                     hint=f"change it, or agree on training.bounds.{name} of the run file",
                 )
         return self.model_copy(update=choice.chosen())
-
-
-def _range(least: float, most: float) -> str:
-    return f"{least}" if least == most else f"{least} to {most}"

@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Banned, Closed, Finished, GateKey, Journal, Message, Row
 from mpctf_secure.coordinator.ledger import VETO, RoundRecord
 from mpctf_secure.coordinator.news import Archive
+from mpctf_secure.coordinator.notices import Notices
 from mpctf_secure.coordinator.results import KEPT_ROUNDS
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
@@ -30,10 +29,6 @@ NOTED = Answer("noted", b"")
 AGAIN = Answer("again", b"")
 _PRESENT_SECONDS = 60.0
 _TICK_SECONDS = 0.01
-_MOST_VETOES = 3
-_MOST_FAULTS = 100  # of one site that are told
-_MOST_REFUSALS = 10  # of one sender that are told
-_PROGRESS_SECONDS, _RESOURCES_SECONDS = 0.2, 10.0
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
 _OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "resources", "fault", "done"}
@@ -66,19 +61,15 @@ class Reception:
         self._proposal = proposal
         self._roster = roster
         self._key = key
-        self._record = record
+        self._record, self._notices = record, Notices(record)
         self._journal = journal
         self._attempts: dict[tuple[int, int], tuple[IdentityKey, ...]] = {}
         self._calls: Counter[IdentityKey] = Counter()
-        self._vetoes: Counter[str] = Counter()
-        self._refusals: Counter[str] = Counter()
-        self._faults: Counter[str] = Counter()
         self._heard: dict[IdentityKey, float] = {}
         self._gates: dict[GateKey, Gate] = {}
         self._row_read = asyncio.Event()
         self._undecided: set[tuple[int, int]] = set()
         self._uploading: dict[IdentityKey, asyncio.Task[Any]] = {}
-        self._recorded_at: dict[tuple[str, str], float] = {}
         self._ended: str | None = None
         self._dismissed: set[IdentityKey] = set()
         self._failure: EnvironmentUnfitError | None = None
@@ -293,7 +284,7 @@ class Reception:
         try:
             yield
         except SecurityError as error:
-            self._note_refusal(peer.name, error.message)
+            self._notices.refused(peer.name, error.message)
             raise
         finally:
             self._calls[member] -= 1
@@ -301,13 +292,7 @@ class Reception:
 
     def turned_away(self, caller: str, reason: str) -> None:
         """See `transport.server.Handler`. Only members get through the handshake, so that addresses are few."""
-        self._note_refusal(caller, reason)
-
-    def _note_refusal(self, sender: str, reason: str) -> None:
-        self._refusals[sender] += 1
-        if self._refusals[sender] <= _MOST_REFUSALS:
-            last = "" if self._refusals[sender] < _MOST_REFUSALS else "; its next ones are not told"
-            self._record("refused", participant=sender, reason=f"{reason}{last}")
+        self._notices.refused(caller, reason)
 
     @contextlib.contextmanager
     def _newest_stream(self, peer: Member) -> Iterator[None]:
@@ -400,9 +385,9 @@ class Reception:
             case "alive" | "progress" | "resources" | "fault" | "done" if self._ended is None:
                 self._check_sender(peer, signed, label, ctx)
                 if label == "progress":
-                    self._note_progress(peer, Progress.decode(signed.body))
+                    self._notices.progress(peer.name, Progress.decode(signed.body))
                 elif label == "resources":
-                    self._note_resources(peer, Usage.decode(signed.body))
+                    self._notices.resources(peer.name, Usage.decode(signed.body))
                 elif label == "fault":
                     self._note_fault(peer, TrainingFault.decode(signed.body))
                 elif label == "done":
@@ -411,29 +396,9 @@ class Reception:
                 return None if self._ended is None else self._abort
         return NOTED
 
-    def _note_progress(self, peer: Member, progress: Progress) -> None:
-        if self._is_due("progress", peer, _PROGRESS_SECONDS):
-            self._record("progress", participant=peer.name, **vars(progress))
-
-    def _note_resources(self, peer: Member, usage: Usage) -> None:
-        """For people to look at: nothing is decided by it."""
-        if self._is_due("resources", peer, _RESOURCES_SECONDS):
-            for node, resources in usage.nodes.items():
-                self._record("resources", participant=peer.name, node=node, **asdict(resources))
-
-    def _is_due(self, kind: str, peer: Member, seconds: float) -> bool:
-        """Whether a participant's events of this kind are recorded again: no more of them, whatever it sends."""
-        now = asyncio.get_running_loop().time()
-        due = now - self._recorded_at.get((kind, peer.name), -math.inf) > seconds
-        if due:
-            self._recorded_at[kind, peer.name] = now
-        return due
-
     def _note_fault(self, peer: Member, fault: TrainingFault) -> None:
         """A site whose job fails for good is not waited for, until it is back."""
-        self._faults[peer.name] += 1
-        if self._faults[peer.name] <= _MOST_FAULTS:
-            self._record("training_failed", participant=peer.name, **vars(fault))
+        self._notices.fault(peer.name, fault)
         if not fault.again:
             self.lose(peer.name, f"its training failed: {fault.code}, node {fault.node}, rank {fault.rank}")
 
@@ -443,9 +408,7 @@ class Reception:
         if not gates:
             return
         text = reason[:_MOST_REASON].decode(errors="replace")
-        self._vetoes[peer.name] += 1
-        if self._vetoes[peer.name] <= _MOST_VETOES:
-            self._record("veto", participant=peer.name, reason=text)
+        self._notices.veto(peer.name, text)
         for gate in gates:
             gate.drop(peer.identity, f"{VETO}{text}")
 

@@ -1,16 +1,14 @@
 """The run contract: every fact that all sites agree on before anything is trained. Its hash is in every message."""
 
-import json
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from mpctf_secure.aggregation.lora import Schema
-from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.base import Wire
 from mpctf_secure.config.run import Lora, Privacy
 from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
 from mpctf_secure.config.training import Training
-from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import NAME
@@ -19,7 +17,7 @@ from mpctf_secure.quorum import default_quorum
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Proposal(Frozen):
+class Proposal(Wire):
     """What the coordinator's operator asks for; a site checks it against its policy before it loads anything."""
 
     run_id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -38,19 +36,6 @@ class Proposal(Frozen):
     data: Data
     aggregation: Aggregation
     privacy: Privacy
-
-    @classmethod
-    def decode(cls, data: bytes) -> Self:
-        """Parse bytes from the coordinator; DecodeError for anything else than this model."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise DecodeError(f"{cls.__name__.lower()} cannot be parsed: {error.errors()[0]['msg']}") from error
-
-    def encode(self) -> bytes:
-        """Canonical JSON: sorted keys, no white space."""
-        content = self.model_dump(mode="json")
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @property
     def agreement(self) -> int:

@@ -111,8 +111,3 @@ def shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch.
 def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy in nats, added up over the batch's answer tokens."""
     return cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="sum")
-
-
-def answer_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy in nats over the batch's answer tokens."""
-    return cross_entropy(answer_logits(model, batch).float(), batch.targets)

@@ -151,14 +151,15 @@ def device_of(model: torch.nn.Module) -> torch.device:
 def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Logits (answer tokens, vocabulary) in the order of `batch.targets`.
 
-    The head's input is narrowed by a hook, so that the full forward of any architecture, or of a wrapper such as DDP,
-    runs, and yet no logits are computed for prompts and padding.
+    The head's input is narrowed by a hook, so that the full forward of any architecture runs, and yet no logits are
+    computed for prompts and padding.
     """
 
     def narrow(_: torch.nn.Module, hidden: tuple[torch.Tensor]) -> torch.Tensor:
         return hidden[0][:, :-1][batch.predicts]
 
-    hook = _head(model).register_forward_pre_hook(narrow)
+    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(narrow)
     try:
         with _autocast(model), attention(model, batch):
             logits: torch.Tensor = model(
@@ -195,9 +196,3 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
-
-
-def _head(model: Any) -> torch.nn.Module:
-    unwrapped = getattr(model, "module", model)
-    head: torch.nn.Module = unwrapped.get_output_embeddings()
-    return head

@@ -229,29 +229,19 @@ def test_processes_send_the_best_adapter_that_one_process_would(
 
 
 @pytest.mark.slow
-def test_worker_that_is_killed_is_started_again_with_the_rounds_inputs(site: Site, alone: Trained) -> None:
-    job = site.job(ONE)
-    try:
-        for worker in workers(job):
-            os.kill(worker, signal.SIGKILL)
-        trained = train(job)
-    finally:
-        job.close()
-    assert [(fault.code, again) for fault, again in site.faults] == [(FaultCode.KILLED, True)]
-    assert np.array_equal(trained.adapter, alone.adapter)
-
-
-@pytest.mark.slow
-def test_job_that_hangs_is_ended_and_started_again(site: Site, alone: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, FaultCode.KILLED), (signal.SIGSTOP, FaultCode.HANG)])
+def test_job_whose_worker_dies_or_hangs_is_started_again_with_the_rounds_inputs(
+    site: Site, alone: Trained, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, code: FaultCode
+) -> None:
     job = site.job(ONE)
     monkeypatch.setattr(job_module, "FIRST_STEP_SECONDS", 10.0)
     try:
         for worker in workers(job):
-            os.kill(worker, signal.SIGSTOP)
+            os.kill(worker, signum)
         trained = train(job)
     finally:
         job.close()
-    assert [(fault.code, again) for fault, again in site.faults] == [(FaultCode.HANG, True)]
+    assert [(fault.code, again) for fault, again in site.faults] == [(code, True)]
     assert np.array_equal(trained.adapter, alone.adapter)
 
 

@@ -34,6 +34,7 @@ def unix() -> Iterator[Endpoint]:
         listener.listen(1)
 
         def accept(seconds: float) -> socket.socket | None:
+            """The first to connect."""
             listener.settimeout(seconds)
             with contextlib.suppress(TimeoutError):
                 return listener.accept()[0]

@@ -60,12 +60,17 @@ class World:
         for name in NAMES:
             self.say(name, label, ctx, body)
 
-    async def until_ready(self) -> Contract:
-        """All have joined, accepted, and are ready for round 1."""
+    async def until_contract(self) -> Contract:
+        """All have joined."""
+        await until(self.coordinator.reception.live.is_set)
         self.all_say("facts", self.roster.hash, FACTS.encode())
         await until(lambda: self.coordinator.contract)
-        contract = self.coordinator.contract
-        assert contract
+        assert self.coordinator.contract
+        return self.coordinator.contract
+
+    async def until_ready(self) -> Contract:
+        """All have joined, accepted, and are ready for round 1."""
+        contract = await self.until_contract()
         self.all_say("accept", contract.run_context, b"{}")
         await until(lambda: "contract_closed" in self.events)
         self.all_say("ready", contract.run_context, Position(1, initial_state(contract).hash(contract)).encode())
@@ -97,15 +102,13 @@ def test_run_does_not_begin_without_one_who_is_out_by_then(world: World, stage: 
 
     async def scenario() -> None:
         running = world.begin()
-        await until(world.coordinator.reception.live.is_set)
-        world.all_say("facts", world.roster.hash, FACTS.encode())
         if stage == "accept":
-            await until(lambda: world.coordinator.contract)
-            assert world.coordinator.contract
-            world.say("bank-b", "accept", world.coordinator.contract.run_context, b"{}")
-            await asyncio.sleep(0)
+            contract = await world.until_contract()
+            world.say("bank-b", "accept", contract.run_context, b"{}")
         else:
-            await asyncio.sleep(0)
+            await until(world.coordinator.reception.live.is_set)
+            world.all_say("facts", world.roster.hash, FACTS.encode())
+        await asyncio.sleep(0)
         world.coordinator.reception.ban(world.peers["bank-b"].identity, "not in roster version 2")
         with pytest.raises(ParticipationError, match=r"not everyone .*: bank-b \(not in roster version 2\)") as caught:
             await running
@@ -172,11 +175,8 @@ LIES = {
 def test_site_that_accepts_the_contract_and_not_its_bounds_is_out(world: World, body: bytes) -> None:
     async def scenario() -> None:
         running = world.begin()
-        await until(world.coordinator.reception.live.is_set)
-        world.all_say("facts", world.roster.hash, FACTS.encode())
-        await until(lambda: world.coordinator.contract)
-        assert world.coordinator.contract
-        world.say("bank-b", "accept", world.coordinator.contract.run_context, body)
+        contract = await world.until_contract()
+        world.say("bank-b", "accept", contract.run_context, body)
         with pytest.raises(ParticipationError, match="bank-b"):
             await running
         assert "banned" in world.events
@@ -188,13 +188,10 @@ def test_site_that_accepts_the_contract_and_not_its_bounds_is_out(world: World, 
 def test_what_sites_chose_within_the_bounds_is_known(world: World) -> None:
     async def scenario() -> None:
         running = world.begin()
-        await until(world.coordinator.reception.live.is_set)
-        world.all_say("facts", world.roster.hash, FACTS.encode())
-        await until(lambda: world.coordinator.contract)
-        assert world.coordinator.contract
+        contract = await world.until_contract()
         for name in NAMES:
             body = b'{"batch_size":4}' if name == "bank-b" else b"{}"
-            world.say(name, "accept", world.coordinator.contract.run_context, body)
+            world.say(name, "accept", contract.run_context, body)
         await until(lambda: "contract_closed" in world.events)
         assert world.coordinator.choices["bank-b"] == {"batch_size": 4}
         await world.crash(running)

@@ -18,7 +18,7 @@ from mpctf_secure.training import model as model_module
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
 from mpctf_secure.training.batching import Batch, batches, collate, pack
 from mpctf_secure.training.data import Example, tokenise
-from mpctf_secure.training.loop import Recipe, answer_loss, train_steps
+from mpctf_secure.training.loop import Recipe, summed_loss, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
     add_lora,
@@ -51,6 +51,10 @@ def examples(folder: Path) -> list[Example]:
 @pytest.fixture
 def model(folder: Path) -> PeftModel:
     return add_lora(load_base(folder, torch.float32), LORA)
+
+
+def mean_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
+    return summed_loss(model, batch) / len(batch.targets)
 
 
 def some_adapter(model: PeftModel) -> np.ndarray:
@@ -140,7 +144,7 @@ def test_the_loss_on_gathered_states_is_the_models_own(model: PeftModel, example
     labels[:, 1:][~batch.predicts] = -100
     padding = torch.tensor([[i < len(e.input_ids) for i in range(batch.input_ids.shape[1])] for e in examples])
     own = model(input_ids=batch.input_ids, attention_mask=padding.long(), labels=labels).loss
-    ours = answer_loss(model, batch)
+    ours = mean_loss(model, batch)
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(ours, model), gradients(own, model), rtol=1e-4, atol=1e-6)
 
@@ -213,7 +217,7 @@ def test_the_loss_is_the_mean_over_rows_of_what_their_batch_has_per_answer_token
     still = replace(RECIPE, learning_rate=1e-30)
     _, loss = trained(model, examples[:20], still)
     with torch.inference_mode():
-        parts = [(len(rows), float(answer_loss(model, collate(rows, 0, CPU)))) for rows in batches(examples[:20], 8)]
+        parts = [(len(rows), float(mean_loss(model, collate(rows, 0, CPU)))) for rows in batches(examples[:20], 8)]
     assert loss == pytest.approx(sum(rows * each for rows, each in parts) / 20, rel=1e-5)
 
 
@@ -298,7 +302,7 @@ def kept_and_computed(model: PeftModel, batch: Batch) -> tuple[int, list[torch.T
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = answer_loss(model, batch)
+        loss = mean_loss(model, batch)
     return sum(kept.values()), [loss, *gradients(loss, model)]
 
 
@@ -306,9 +310,9 @@ def test_attention_in_plain_bfloat16_products_agrees_with_the_fused_kernel(
     bfloat16_model: PeftModel, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = collate(examples[:8], 0, CPU)
-    plain = answer_loss(bfloat16_model, batch)
+    plain = mean_loss(bfloat16_model, batch)
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     monkeypatch.setattr(model_module, "_SHORT", 0)
-    fused = answer_loss(bfloat16_model, batch)
+    fused = mean_loss(bfloat16_model, batch)
     assert not torch.equal(plain, fused)
     torch.testing.assert_close(plain, fused, rtol=1e-2, atol=0)

@@ -23,7 +23,7 @@ from mpctf_secure.partition.held_out import divide
 from mpctf_secure.training.batching import answer_tokens, collate
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.group import Group
-from mpctf_secure.training.loop import Recipe, answer_loss, train_steps
+from mpctf_secure.training.loop import Recipe, summed_loss, train_steps
 from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import load_rows
@@ -108,8 +108,7 @@ def test_held_out_loss_is_the_mean_over_all_answer_tokens_however_they_are_divid
 ) -> None:
     model.eval()
     with torch.inference_mode():
-        each = [float(answer_loss(model, collate([one], 0, torch.device("cpu")))) for one in examples]
-    expected = sum(loss * answer_tokens([one]) for loss, one in zip(each, examples, strict=True))
+        expected = sum(float(summed_loss(model, collate([one], 0, torch.device("cpu")))) for one in examples)
     for recipe in (RECIPE, replace(RECIPE, batch_size=3), replace(RECIPE, micro_batch=3), replace(RECIPE, pad_id=1)):
         loss = loss_of(model, examples, recipe)
         assert loss == pytest.approx(expected / answer_tokens(examples), rel=1e-5)
