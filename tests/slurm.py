@@ -81,7 +81,7 @@ def srun(_: Path, arguments: list[str]) -> int:
     """The command on each node; where one fails, the others end."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, required=True)
-    for option in ("--ntasks-per-node", "--kill-on-bad-exit", "--cpu-bind"):
+    for option in ("--ntasks-per-node", "--kill-on-bad-exit", "--cpu-bind", "--export"):
         parser.add_argument(option, required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)

@@ -7,7 +7,8 @@ import typer
 
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.site import Compute
-from mpctf_secure.training.launch.job import gpus_here, launches
+from mpctf_secure.training.launch.job import gpus_here
+from mpctf_secure.training.launch.launchers import launches
 
 _SOCKET = Path("/run/agent.sock")  # stands for one in a folder that is made at the start
 _TICKET = "agent.tls"  # stands for one whose name is made at the start

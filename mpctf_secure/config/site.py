@@ -35,7 +35,12 @@ class Policy(Frozen):
 
 
 def _check_ip(text: str) -> str:
-    """The same text; ValueError unless it is an IP literal: a name that does not resolve hangs the rendezvous."""
+    """The same text; ValueError unless it is an IP literal: a name that does not resolve hangs the rendezvous.
+
+    Without a zone, which may be any text, and is of no use at another node.
+    """
+    if "%" in text:
+        raise ValueError("an address with a zone")
     ipaddress.ip_address(text)
     return text
 

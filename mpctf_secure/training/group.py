@@ -14,35 +14,34 @@ _WITHOUT_END = datetime.timedelta(days=365)
 
 
 class Group:
-    """This process among `size`; `head` is the one that talks to the agent. Nothing is pickled: only tensors travel."""
+    """This process among `size`; rank 0 is the head. Nothing is pickled: only tensors travel."""
 
-    def __init__(self, rank: int = 0, size: int = 1, head: int = 0) -> None:
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._head = head
 
     @classmethod
-    def join(cls, *, as_head: bool) -> "Group":
-        """Meet the others that torchrun started; exactly one joins as head."""
+    def join(cls) -> "Group":
+        """Meet the others that torchrun started; without torchrun there are none."""
+        if "WORLD_SIZE" not in os.environ:
+            return cls()
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_WITHOUT_END)
-        flags = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-        dist.all_gather(flags, torch.tensor([int(as_head)]))
-        return cls(dist.get_rank(), len(flags), [int(flag) for flag in flags].index(1))
+        return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def is_head(self) -> bool:
-        """Whether this process talks to the agent."""
-        return self.rank == self._head
+        """Whether this process talks to the agent: the first of the first node."""
+        return self.rank == 0
 
     def share(self, content: bytes) -> bytes:
         """The head's bytes; what the others give does not matter."""
         if self.size == 1:
             return content
         length = torch.tensor([len(content)])
-        dist.broadcast(length, self._head)
+        dist.broadcast(length, 0)
         body = torch.empty(int(length), dtype=torch.uint8)
         if self.is_head and content:
             body.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        dist.broadcast(body, self._head)
+        dist.broadcast(body, 0)
         return body.numpy().tobytes()
 
     def share_vector(self, vector: Vector) -> Vector:
@@ -50,7 +49,7 @@ class Group:
         if self.size == 1:
             return vector
         shared = torch.from_numpy(vector.copy())
-        dist.broadcast(shared, self._head)
+        dist.broadcast(shared, 0)
         result: Vector = shared.numpy()
         return result
 

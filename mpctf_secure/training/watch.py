@@ -65,7 +65,9 @@ def _pauses() -> Iterator[float]:
 
 
 def _join_store() -> Any:
-    """What torchrun tells every process of."""
+    """What torchrun tells every process of; without it there is one process."""
+    if "MASTER_ADDR" not in os.environ:
+        return dist.HashStore()  # type: ignore[attr-defined]
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, wait_for_workers=False)  # type: ignore[attr-defined]
 
@@ -76,7 +78,7 @@ def _key(node: int) -> str:
 
 def _gather(store: Any) -> Iterator[tuple[int, str]]:
     """Each sample once: what a node has left there long ago is not what it uses."""
-    for node in range(1, min(int(os.environ["GROUP_WORLD_SIZE"]), MOST_NODES) + 1):
+    for node in range(1, min(int(os.environ.get("GROUP_WORLD_SIZE", 1)), MOST_NODES) + 1):
         if store.check([_key(node)]):
             yield node, store.get(_key(node)).decode()
             store.delete_key(_key(node))

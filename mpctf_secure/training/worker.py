@@ -1,10 +1,10 @@
-"""The training job: started by torchrun, loads the base model once, trains whenever the agent asks, through all rounds.
+"""The training job: loads the base model once, then trains whenever the agent asks, through all rounds.
 
-One process, on the first node, is the head: it talks to the agent, reads the rows, and shares everything with the
-others, which need the base model only.
+Torchrun starts it where it has several processes. The first of the first node is the head: it talks to the agent, reads
+the rows, and shares everything with the others, which need the base model only.
 
-Usage: torchrun … -m mpctf_secure.training.worker NODE GPUS [AGENT], with GPUS 0,1,… or -, AGENT on the first node: the
-path of a socket, or of a ticket
+Usage: python [torchrun …] -m mpctf_secure.training.worker NODE GPUS [AGENT], with GPUS 0,1,… or -, AGENT on the first
+node: the path of a socket, or of a ticket
 """
 
 import argparse
@@ -242,7 +242,7 @@ def _run(node: int, gpus: list[int], agent: Path | None) -> None:
             free_memory(gpus)  # which knows what there is
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    group = Group.join(as_head=agent is not None and local_rank() == 0)
+    group = Group.join()
     channel, raw = None, b""
     if group.is_head and agent is not None:
         with _blaming(FaultCode.UNREACHABLE):

@@ -16,7 +16,8 @@ from mpctf_secure.training.launch.scripts import (
     exports,
     grouped,
     held,
-    torchrun,
+    launcher,
+    threads,
 )
 
 
@@ -67,10 +68,11 @@ def _sbatch(batch: Batch) -> str:
 def _job(batch: Batch) -> list[str]:
     """What runs on the first node."""
     end = f"{batch.name}-node"
-    step = f"srun --nodes={batch.section.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 --cpu-bind=none"
+    step = f"srun --nodes={batch.section.nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 --cpu-bind=none --export=ALL"
     return [
         "#!/bin/sh",
         *(f"#SBATCH {option}" for option in batch.section.options),
+        *exports(batch.section.environment),  # and not in the part: everybody can read srun's arguments
         f"part=$(cat <<'{end}'",
         *_node(batch),
         *(end, ")"),
@@ -82,15 +84,13 @@ def _job(batch: Batch) -> list[str]:
 def _node(batch: Batch) -> list[str]:
     """What runs on each node, given the head's address."""
     section = batch.section
-    rendezvous = Rendezvous(batch.name, section.nodes, f'"$1:{batch.port}"')
-    command = torchrun(rendezvous, batch.python, section.workers, '"$address"', "$head")
+    rendezvous = Rendezvous(batch.name, section.nodes, section.workers, f'"[$1]:{batch.port}"')
+    command = launcher(rendezvous, batch.python, "$SLURM_NODEID")
     return [
         "set -u",
         "umask 077",
-        *exports(section.workers, section.environment),
-        f"address=$({_own_address(batch)}) || exit",
-        "head=false; agent=",
-        f'[ "$SLURM_NODEID" -gt 0 ] || {{ head=true; agent={shlex.quote(str(batch.ticket))}; }}',
+        threads(section.workers),
+        f'[ "$SLURM_NODEID" -gt 0 ] && agent= || agent={shlex.quote(str(batch.ticket))}',
         "logs=$(mktemp -d) && trap 'rm -rf \"$logs\"' EXIT || exit 3",
         "trap : TERM  # Slurm tells torchrun too; this must yet tidy up",
         f'{command} -m {WORKER} $((SLURM_NODEID + 1)) - ${{agent:+"$agent"}}',

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,14 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpctf_secure.aggregation.lora import Vector, flat_size
-from mpctf_secure.config.site import Compute, SiteConfig
+from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.monitoring.resources import Resources, Sampler
 from mpctf_secure.rounds.messages import STATED
 from mpctf_secure.training.faults import HOPELESS, Fault
 from mpctf_secure.training.launch import endpoint
 from mpctf_secure.training.launch.endpoint import START_SECONDS
-from mpctf_secure.training.launch.launchers import LAUNCHERS, Errand, Launch
+from mpctf_secure.training.launch.launchers import launches
 from mpctf_secure.training.launch.running import JobFailedError, Running
 from mpctf_secure.training.spec import JobSpec
 
@@ -146,12 +145,6 @@ def _read(samples: Mapping[str, str]) -> dict[int, Resources]:
         with contextlib.suppress(DecodeError):
             found[int(node)] = Resources.from_json(text.encode())
     return found
-
-
-def launches(compute: Compute, socket: Path, gpus: int) -> list[Launch]:
-    """What is started for a `compute` section, by its launcher; for slurm, `socket` is the ticket's path."""
-    errand = Errand(compute, socket, str(compute.python or sys.executable), gpus)
-    return LAUNCHERS[compute.launcher](errand)
 
 
 def gpus_here() -> int:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mpctf_secure.config.site import Node
 from mpctf_secure.training.children import OFFLINE
 
 WORKER = "mpctf_secure.training.worker"
@@ -13,35 +14,28 @@ _JOIN_SECONDS = 300
 
 
 @dataclass(frozen=True)
-class Place:
-    """One node's part: its number from 1, its address, its GPUs, its processes, the variables that its user set."""
-
-    number: int
-    address: str
-    gpus: tuple[int, ...]
-    workers: int
-    environment: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Rendezvous:
-    """Where the nodes meet: an id nobody else has, how many they are, address and port on the first."""
+    """Where processes meet: an id nobody else has, how many nodes, how many processes on this one, who listens."""
 
     id: str
     nodes: int
+    workers: int
     endpoint: str
+    """[IP]:port of the first of several nodes, as shell text."""
 
 
-def node_script(place: Place, rendezvous: Rendezvous, python: str, agent: str | None) -> str:
-    """For `sh -s`; `agent` is where rank 0 finds the agent, on the first node only."""
-    shown = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, place.gpus))}
-    command = torchrun(rendezvous, python, place.workers, place.address, "true" if place.number == 1 else "false")
+def node_script(number: int, node: Node, rendezvous: Rendezvous, python: str, agent: str | None) -> str:
+    """For `sh -s` on the node with this number, from 1; `agent` is where rank 0 finds the agent, on the first only."""
+    gpus = ",".join(map(str, node.gpus))
+    removal = f"; rm -f {shlex.quote(agent)}" if agent else ""
+    command = f"{launcher(rendezvous, python, str(number - 1))} -m {WORKER} {number} {gpus or '-'}"
     return grouped(
         [
-            f"# node {place.number} of {rendezvous.nodes}, {place.address}",
-            *exports(place.workers, {**shown, **place.environment}),
-            f"logs=$(mktemp -d) && trap 'rm -rf \"$logs\"{_removal(agent)}' EXIT || exit 3",
-            *held(f"{command} {_worker(place, agent)}"),
+            f"# node {number} of {rendezvous.nodes}, {node.address}",
+            *exports({"CUDA_VISIBLE_DEVICES": gpus, **node.environment}),
+            threads(rendezvous.workers),
+            f"logs=$(mktemp -d) && trap 'rm -rf \"$logs\"{removal}' EXIT || exit 3",
+            *held(f"{command} {shlex.quote(agent)}" if agent else command),
             "exit $code",
         ]
     )
@@ -71,38 +65,34 @@ def held(command: str, document: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def exports(workers: int, variables: Mapping[str, str]) -> list[str]:
-    """A node's environment: its cores divided among so many processes unless somebody said else, and the variables."""
-    threads = f"$(( $(nproc) / {workers} > 0 ? $(nproc) / {workers} : 1 ))"
+def exports(variables: Mapping[str, str]) -> list[str]:
+    """A node's environment: what is fixed, and the variables that its user set."""
     everything = {**OFFLINE, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **variables}
-    return [
-        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"',
-        *(f"export {name}={shlex.quote(value)}" for name, value in everything.items()),
-    ]
+    return [f"export {name}={shlex.quote(value)}" for name, value in everything.items()]
 
 
-def torchrun(rendezvous: Rendezvous, python: str, workers: int, address: str, head: str) -> str:
-    """One node's part of the job; address, head (true or false) and the endpoint are shell text. Needs `$logs`."""
-    # IP literals: a host name that does not resolve would hang the rendezvous. Only the agent starts a job again. Left
-    # to guess who is the head, a machine with several networks takes itself for none, and nobody keeps the store.
-    return " ".join(
-        [
-            *(shlex.quote(python), "-m", "torch.distributed.run", '--log-dir "$logs"'),
-            *(f"--nnodes={rendezvous.nodes}", f"--nproc-per-node={workers}", "--max-restarts=0"),
-            *("--rdzv-backend=c10d", f"--rdzv-id={rendezvous.id}", f"--rdzv-endpoint={rendezvous.endpoint}"),
-            *(f"--rdzv-conf=join_timeout={_JOIN_SECONDS},is_host={head}", f"--local-addr={address}"),
-        ]
+def threads(workers: int) -> str:
+    """A node's cores divided among so many processes, unless somebody said else."""
+    each = f"$(( $(nproc) / {workers} > 0 ? $(nproc) / {workers} : 1 ))"
+    return f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{each}}}"'
+
+
+def launcher(rendezvous: Rendezvous, python: str, number: str) -> str:
+    """What starts the processes of the node with this number, shell text, from 0: torchrun unless there is but one.
+
+    On one node they meet in a file in `$logs`, on several at a TCPStore, and not by torchrun's c10d over TCP: it
+    unpickles what it finds in a store that takes entries from whoever can connect. Only the agent starts a job again.
+    """
+    alone = (rendezvous.nodes, rendezvous.workers) == (1, 1)
+    if rendezvous.nodes == 1:
+        where = '--rdzv-backend=c10d --rdzv-conf=store_type=file --rdzv-endpoint="$logs/meeting" --local-addr=127.0.0.1'
+    else:
+        where = f"--rdzv-backend=static --rdzv-conf=timeout={_JOIN_SECONDS} --rdzv-endpoint={rendezvous.endpoint}"
+    torchrun = (
+        f'-m torch.distributed.run --log-dir "$logs" --nnodes={rendezvous.nodes} --node-rank={number}'
+        f" --nproc-per-node={rendezvous.workers} --max-restarts=0 --rdzv-id={rendezvous.id} {where}"
     )
-
-
-def _removal(agent: str | None) -> str:
-    return f"; rm -f {shlex.quote(agent)}" if agent else ""
-
-
-def _worker(place: Place, agent: str | None) -> str:
-    # Not by name: torchrun would take an abbreviation of one of its own options for that.
-    gpus = ",".join(map(str, place.gpus)) or "-"
-    return f"-m {WORKER} {place.number} {gpus} {shlex.quote(agent) if agent else ''}".rstrip()
+    return f"{shlex.quote(python)} {'-u' if alone else torchrun}"
 
 
 def ssh_command(options: Sequence[str], host: str, forwarded: str | None) -> list[str]:

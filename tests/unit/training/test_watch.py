@@ -36,6 +36,13 @@ def test_head_has_the_samples_of_all_nodes_each_once(store: dist.TCPStore, tmp_p
     assert head.take().keys() == {1}
 
 
+def test_one_process_without_torchrun_has_its_own_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_pauses", lambda: [0.0])
+    alone = Watch(1, (), tmp_path, gathers=True)
+    alone._run()
+    assert alone.take().keys() == {1}
+
+
 def test_only_the_gpus_of_the_job_are_told(
     store: dist.TCPStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from slurm import Cluster
 
 from mpctf_secure.config.site import Compute, Slurm
-from mpctf_secure.training.launch.job import launches
+from mpctf_secure.training.launch.launchers import launches
 from mpctf_secure.training.launch.scripts import CARRIER_FAILED
 
 TORCHRUN = """#!/bin/sh
@@ -90,13 +90,11 @@ def test_each_node_has_its_part_of_the_job_and_only_the_first_the_ticket(
     child = begin(script_of(tmp_path, python, environment={"ODD": odd, "OMP_NUM_THREADS": "3"}), tmp_path)
     first, second = (until(tmp_path / f"arguments-{node}") for node in (0, 1))
     for arguments in (first, second):
-        assert "--nnodes=2 --nproc-per-node=1" in arguments
-        assert "--rdzv-endpoint=127.0.0.1:29400" in arguments
-        assert "--local-addr=127.0.0.1" in arguments
-    assert first.endswith(
-        f"is_host=true --local-addr=127.0.0.1 -m mpctf_secure.training.worker 1 - {tmp_path}/50% of/agent.tls\n"
-    )
-    assert second.endswith("is_host=false --local-addr=127.0.0.1 -m mpctf_secure.training.worker 2 -\n")
+        assert "--rdzv-endpoint=[127.0.0.1]:29400" in arguments
+    assert "--nnodes=2 --node-rank=0 --nproc-per-node=1" in first
+    assert "--nnodes=2 --node-rank=1 --nproc-per-node=1" in second
+    assert first.endswith(f" -m mpctf_secure.training.worker 1 - {tmp_path}/50% of/agent.tls\n")
+    assert second.endswith(" -m mpctf_secure.training.worker 2 -\n")
     for node in (0, 1):
         environment = (tmp_path / f"environment-{node}").read_text()
         assert f"\nODD={odd}\n" in environment

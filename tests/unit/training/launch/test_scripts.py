@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from mpctf_secure.config.site import Compute, Node, Ssh
-from mpctf_secure.training.launch.launchers import Errand, local, ssh
-from mpctf_secure.training.launch.scripts import Place, Rendezvous, node_script
+from mpctf_secure.training.launch.launchers import launches
+from mpctf_secure.training.launch.scripts import Rendezvous, node_script
 
+ALONE = Rendezvous("cafe", 1, 1, "")
 FAKE = """#!/bin/sh
 env > {folder}/environment
 echo "$@" > {folder}/arguments
@@ -41,8 +42,9 @@ def begin(script: str) -> subprocess.Popen[str]:
 
 def test_job_has_its_nodes_environment_and_ends_when_its_starter_does(python: Path, tmp_path: Path) -> None:
     odd = "two words, a 'quote', $HOME and `date`"
-    place = Place(2, "192.0.2.2", (0, 3), 2, {"NCCL_IB_DISABLE": "1", "ODD": odd})
-    script = node_script(place, Rendezvous("cafe", 2, "192.0.2.1:29400"), str(python), str(tmp_path / "job.sock"))
+    node = Node(address="192.0.2.2", gpus=(0, 3), environment={"NCCL_IB_DISABLE": "1", "ODD": odd})
+    meeting = Rendezvous("cafe", 2, 2, "192.0.2.1:29400")
+    script = node_script(2, node, meeting, str(python), str(tmp_path / "job.sock"))
     (tmp_path / "job.sock").touch()
     child = begin(script)
     until(tmp_path / "pid")
@@ -53,7 +55,7 @@ def test_job_has_its_nodes_environment_and_ends_when_its_starter_does(python: Pa
     assert (environment["NCCL_IB_DISABLE"], environment["CUDA_VISIBLE_DEVICES"]) == ("1", "0,3")
     assert environment["HF_HUB_OFFLINE"] == "1"
     arguments = (tmp_path / "arguments").read_text()
-    for part in ("--nnodes=2", "--nproc-per-node=2", "--rdzv-id=cafe", "--rdzv-endpoint=192.0.2.1:29400"):
+    for part in ("--nnodes=2 --node-rank=1 --nproc-per-node=2", "--rdzv-id=cafe", "--rdzv-endpoint=192.0.2.1:29400"):
         assert part in arguments
     assert arguments.rstrip().endswith(f"-m mpctf_secure.training.worker 2 0,3 {tmp_path}/job.sock")
     assert child.stdin
@@ -64,8 +66,7 @@ def test_job_has_its_nodes_environment_and_ends_when_its_starter_does(python: Pa
 
 
 def test_job_ends_with_its_shell(python: Path, tmp_path: Path) -> None:
-    place = Place(1, "127.0.0.1", (), 1, {})
-    child = begin(node_script(place, Rendezvous("cafe", 1, "127.0.0.1:0"), str(python), None))
+    child = begin(node_script(1, Node(), ALONE, str(python), None))
     until(tmp_path / "pid")
     child.terminate()
     child.wait()
@@ -73,18 +74,23 @@ def test_job_ends_with_its_shell(python: Path, tmp_path: Path) -> None:
 
 
 def test_exit_code_of_the_job_is_that_of_the_script(tmp_path: Path) -> None:
-    place = Place(1, "127.0.0.1", (), 1, {})
-    child = begin(node_script(place, Rendezvous("cafe", 1, "127.0.0.1:0"), "false", None))
+    child = begin(node_script(1, Node(), ALONE, "false", None))
     assert child.wait() == 1
 
 
 def test_threads_are_what_there_is_divided_by_the_processes_unless_somebody_said(python: Path, tmp_path: Path) -> None:
-    place = Place(1, "127.0.0.1", (), 1, {"OMP_NUM_THREADS": "7"})
-    child = begin(node_script(place, Rendezvous("cafe", 1, "127.0.0.1:0"), str(python), None))
+    child = begin(node_script(1, Node(environment={"OMP_NUM_THREADS": "7"}), ALONE, str(python), None))
     until(tmp_path / "pid")
     assert "OMP_NUM_THREADS=7\n" in (tmp_path / "environment").read_text()
     child.terminate()
     child.wait()
+
+
+def test_one_process_needs_no_torchrun_and_several_on_a_node_meet_in_a_file() -> None:
+    """What torchrun listens for, others may answer."""
+    alone, two = (node_script(1, Node(processes=n), Rendezvous("cafe", 1, n, ""), "python", None) for n in (1, 2))
+    assert "torch.distributed.run" not in alone
+    assert '--rdzv-conf=store_type=file --rdzv-endpoint="$logs/meeting"' in two
 
 
 GPUS = {
@@ -97,20 +103,21 @@ GPUS = {
 
 @pytest.mark.parametrize(("node", "here", "shown", "processes"), GPUS.values(), ids=GPUS.keys())
 def test_gpus_of_a_local_job(node: Node, here: int, shown: str, processes: int) -> None:
-    (launch,) = local(Errand(Compute(nodes=(node,)), Path("/tmp/job.sock"), "python", here))  # noqa: S108
+    (launch,) = launches(Compute(nodes=(node,)), Path("/tmp/job.sock"), here)  # noqa: S108
     assert f"export CUDA_VISIBLE_DEVICES={shown}" in launch.script.replace("''", "").splitlines()
-    assert f"--nproc-per-node={processes} " in launch.script
+    assert (f"--nproc-per-node={processes} " in launch.script) == (processes > 1)
 
 
 def test_ssh_takes_pinned_host_keys_only_and_the_first_node_gets_the_socket() -> None:
     keys = Ssh(known_hosts=Path("/site/known_hosts"), identity=Path("/site/key"))
     nodes = (Node(address="192.0.2.1", gpus=(0,)), Node(address="192.0.2.2", gpus=(0, 1), user="ml", port=2222))
-    first, second = ssh(Errand(Compute(launcher="ssh", ssh=keys, nodes=nodes), Path("/run/job.sock"), "python", 0))
+    first, second = launches(Compute(launcher="ssh", ssh=keys, nodes=nodes), Path("/run/job.sock"), 0)
     for launch in (first, second):
         line = " ".join(launch.argv)
         for option in ("StrictHostKeyChecking=yes", 'UserKnownHostsFile="/site/known_hosts"', "BatchMode=yes"):
             assert option in line
-        assert "--rdzv-endpoint=192.0.2.1:29400" in launch.script
+        assert "--rdzv-backend=static" in launch.script
+        assert "--rdzv-endpoint='[192.0.2.1]:29400'" in launch.script
     assert any(part.endswith(":/run/job.sock") for part in first.argv)
     assert "-R" not in second.argv
     assert second.argv[-3:] == ["192.0.2.2", "sh", "-s"]
