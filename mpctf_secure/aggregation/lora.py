@@ -20,7 +20,8 @@ A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 
 
 def moving(schema: Schema, factors: Factors, turn: int) -> tuple[bool, ...]:
-    """For each tensor whether it is trained and travels in turn 1, 2, …
+    """For each tensor whether it is trained and travels in turn 1, 2, …, void rounds not counted: B moves first, since
+    A has no gradient while B is zero.
 
     Where one factor stands still the mean of the products B·A is the product of the means; with both it is not.
     """

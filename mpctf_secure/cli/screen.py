@@ -17,6 +17,7 @@ from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.training import Choice
 from mpctf_secure.monitoring.events import Event
 from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.rounds.messages import PROGRESS_PARTS
 
 _QUIET = {"run_interrupted", "round_started", "run_ended", "stage_closed"}
 
@@ -90,7 +91,7 @@ class Screen:
     def _advance(self, fields: dict[str, Any]) -> None:
         name = fields["participant"]
         description = f"{name} round {fields['round']}"
-        self._bars.update(self._task(name), description=description, total=fields["steps"], completed=fields["step"])
+        self._bars.update(self._task(name), description=description, total=PROGRESS_PARTS, completed=fields["done"])
 
     def _measure(self, fields: dict[str, Any]) -> None:
         name = fields["participant"]

@@ -30,6 +30,10 @@ class Policy(Frozen):
     """The fewest organisations whose updates may be opened as one sum; the protocol itself asks for 3 and for t."""
     size_step: Annotated[int, Field(ge=0, lt=2**20)] = 100
     """`max_volume` needs the number of this site's rows: it is told rounded up to a multiple; 0 refuses such runs."""
+    most_void_rounds: Annotated[int, Field(ge=0)] = 2
+    """In each the coordinator may see a sum of updates, say that there was none, and get another without somebody."""
+    most_passes: Count = 100
+    """How often a round may go over this site's rows: `max_volume` asks the same number of rows of all."""
     share_resources: Sharing = "coarse"
     """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""
 

@@ -53,6 +53,8 @@ class MemoryAware(Frozen):
     """A share of Σ|D_j| / rounds in proportion to |D_k|·M_k, rows times memory; round 1 adds these up under masks."""
 
     strategy: Literal["memory_aware"] = "memory_aware"
+    weight_cap: Count = 1000
+    """As with percentage; it also bounds what a false size may do."""
 
 
 Data = Annotated[
@@ -90,7 +92,7 @@ class FedAdam(Frozen):
     server_learning_rate: _Rate = 0.001
     beta1: _Decay = 0.9
     beta2: _Decay = 0.99
-    tau: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    tau: Annotated[float, Field(ge=1e-8, le=1)] = 1e-3
 
 
 class FedYogi(FedAdam):
@@ -106,7 +108,7 @@ class FedAdagrad(Frozen):
     lora: Factors = "both"
     server_learning_rate: _Rate = 0.1
     beta1: _Decay = 0.0
-    tau: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    tau: Annotated[float, Field(ge=1e-8, le=1)] = 1e-3
 
 
 Adaptive = FedAdam | FedYogi | FedAdagrad

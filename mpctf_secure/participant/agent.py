@@ -18,10 +18,10 @@ from mpctf_secure.identity.keys import Keys
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
-from mpctf_secure.participant.policy import check_contract, check_proposal, told_size
+from mpctf_secure.participant.policy import check_contract, check_proposal, check_volume, told_size
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.sharing import ResourceSharing
-from mpctf_secure.participant.store import Store
+from mpctf_secure.participant.store import Store, Terms
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, TrainingFault
 from mpctf_secure.rounds.state import State
@@ -138,10 +138,12 @@ class _Agent:
         with self._vetoing(link, proposal):
             check_proposal(proposal, self._site.policy, roster, name)
             training = proposal.training.with_choice(self._site.training)
-            self._check_data(run_id, hashes[1])
-            if keystore.has_run_secret(self._site.keys, run_id) and not known:
+            accepted = self._store.terms(run_id)
+            if accepted:
+                self._check_unchanged(accepted, hashes[1])
+            elif keystore.has_run_secret(self._site.keys, run_id):
                 raise SecurityError(
-                    f"{self._site.work} has forgotten run {run_id}",
+                    f"the work folder has forgotten run {run_id}",
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
@@ -161,7 +163,9 @@ class _Agent:
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
-            self._store.accept(contract, hashes[1])
+                check_volume(contract, training, self._site.policy, job.rows)
+            terms = accepted or Terms(data_hash=hashes[1].hex(), choice=self._site.training, memory=job.memory)
+            self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             self._run_context = contract.run_context
             link.ask("accept", contract.run_context, self._site.training.encode(), "go")
@@ -177,16 +181,22 @@ class _Agent:
                     self._site.keys,
                     self._store,
                     self._record,
+                    terms.memory,
                 )
                 state = participant.run()
         self._finish(contract, state)
 
-    def _check_data(self, run_id: str, data_hash: bytes) -> None:
-        if self._store.data_hash(run_id) not in {None, data_hash}:
-            raise UsageError(
-                "the data file has changed since this site accepted the run",
-                hint=f"put the old {self._site.data} back, or leave the run",
-            )
+    def _check_unchanged(self, accepted: Terms, data_hash: bytes) -> None:
+        """The coordinator's operator hears of it too, and of no path here."""
+        if accepted.data_hash != data_hash.hex():
+            changed = "the data file has"
+        elif accepted.choice != self._site.training:
+            changed = "the settings under `training` have"
+        else:
+            return
+        raise UsageError(
+            f"{changed} changed since this site accepted the run", hint="put the old one back, or leave the run"
+        )
 
     def _note_fault(self, link: Link, roster_hash: bytes, fault: Fault, again: bool) -> None:
         """The log stays here, for it may hold prompts: the coordinator hears what failed and where."""

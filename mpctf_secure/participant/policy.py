@@ -2,8 +2,10 @@
 
 from mpctf_secure.config.site import Policy
 from mpctf_secure.config.strategies import Data, MaxVolume
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import COORDINATOR, SecurityError, UsageError
 from mpctf_secure.identity.roster import Roster
+from mpctf_secure.partition.volumes import max_volume
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
 from mpctf_secure.secagg.parameters import check_terms, floor
@@ -39,6 +41,14 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
             hint="another strategy in the run file, or a step in the site file",
         )
 
+    if proposal.void_rounds > policy.most_void_rounds:
+        raise SecurityError(
+            f"proposal: {proposal.void_rounds} void rounds, this site's policy.most_void_rounds is "
+            f"{policy.most_void_rounds}",
+            hint="secagg.void_rounds in the run file, or the site file",
+            culprits=[COORDINATOR],
+        )
+
 
 def told_size(data: Data, policy: Policy, rows: int) -> int:
     """How many rows this site says it has: the next multiple of its policy's step; 0 where nobody needs to know."""
@@ -59,3 +69,15 @@ def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None
         raise SecurityError("contract names another base model than mine", culprits=[COORDINATOR])
     if contract.largest_size < facts.size:
         raise SecurityError("contract names a largest size below mine", culprits=[COORDINATOR])
+
+
+def check_volume(contract: Contract, training: Training, policy: Policy, rows: int) -> None:
+    """No round asks more of my rows than I bear; `training` is what this site trains with."""
+    largest = isinstance(contract.data, MaxVolume) * max_volume(contract.largest_size, contract.training_rounds)
+    passes = -(-max(largest, rows) * training.local_epochs // rows)
+    if passes > policy.most_passes:
+        raise SecurityError(
+            f"contract: a round goes over this site's rows {passes} times, its policy.most_passes is "
+            f"{policy.most_passes}; the largest site tells {contract.largest_size} rows",
+            hint="fewer epochs, more rounds or another data.strategy in the run file, or the site file",
+        )

@@ -28,9 +28,9 @@ from mpctf_secure.participant.store import Store
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Announce, Fetch, Position, Progress, Publication, Void
+from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.outcome import Sum, next_state, read_sum, sum_of, void_state
-from mpctf_secure.rounds.state import State, extend_history
+from mpctf_secure.rounds.state import State, Survey, extend_history
 from mpctf_secure.rounds.terms import (
     grid,
     is_survey,
@@ -52,6 +52,7 @@ from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, ch
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch.job import Job
 
+_MOST_SCALAR = (2**63 - 1) // MAX_COHORT
 _PROGRESS_SECONDS = 0.5
 
 
@@ -65,7 +66,10 @@ class Contribution:
 
 
 class Participant:
-    """A site inside a run whose contract it accepted; `store` and `keys` hold what survives a crash."""
+    """A site inside a run whose contract it accepted; `store` and `keys` hold what survives a crash.
+
+    `memory` [MiB] is that with which it accepted: what was added up stays true, whatever is free today.
+    """
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Participant:
         keys: Path,
         store: Store,
         record: Record,
+        memory: int,
     ) -> None:
         self._name = name
         self._link = link
@@ -88,6 +93,7 @@ class Participant:
         self._keys = keys
         self._store = store
         self._record = record
+        self._memory = memory
         self._run_secret = keystore.run_secret(keys, contract.run_id)
 
     def run(self) -> State:
@@ -153,13 +159,12 @@ class Participant:
 
     def _contribute(self, state: State) -> Contribution:
         if is_survey(self._contract, state):
-            products = self._job.rows * self._job.memory
-            return Contribution(np.zeros(0, np.float32), 1.0, (self._job.rows, products))
+            return Contribution(np.zeros(0, np.float32), 1.0, self._sizes)
         return self._train(state)
 
     def _train(self, state: State) -> Contribution:
         contract, which = self._contract, moving_tensors(self._contract, state)
-        count = volume(contract, state, self._job.rows, self._job.memory)
+        count = volume(contract, state, self._job.rows, self._memory)
         rows = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
         names = [name for name, _ in compress(contract.tensors, which)]
         trained = self._job.train(state.adapter, rows, names, self._progress(state.round + 1))
@@ -183,24 +188,28 @@ class Participant:
         counted = min(trained.rows, cap)
         loss = round(trained.loss * counted * codec.LOSS_SCALE)
         scalars = (counted, loss, int(norm_clipped), *self._projected(state.adapter, update, counted / cap))
+        codec.encode_scalars(scalars, MAX_COHORT)
         return Contribution(update, counted / cap, scalars)
 
     def _projected(self, adapter: Vector, update: Vector, weight: float) -> list[int]:
         if not projections(self._contract):
             return []
         values = project(adapter + update, self._contract.tensors, self._contract.seed)
-        return [round(weight * value * codec.PROJECTION_SCALE) for value in values]
+        shown = (round(weight * value * codec.PROJECTION_SCALE) for value in values)
+        return [
+            min(max(value, -_MOST_SCALAR), _MOST_SCALAR) for value in shown
+        ]  # they only inform: no run ends for them
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
-        told = 0.0
+        told_at, told = 0.0, Progress(round_number, 0)
 
         def progress(step: int, steps: int) -> None:
-            """Tell the coordinator, some times a second."""
-            nonlocal told
-            if step == steps or time.monotonic() - told > _PROGRESS_SECONDS:
-                told = time.monotonic()
-                body = Progress(round_number, step, steps).encode()
-                self._link.tell("progress", self._contract.run_context, body)
+            """Tell the coordinator, some times a second at the most."""
+            nonlocal told_at, told
+            now, current = time.monotonic(), Progress(round_number, PROGRESS_PARTS * step // steps)
+            if current != told and (step == steps or now - told_at > _PROGRESS_SECONDS):
+                told_at, told = now, current
+                self._link.tell("progress", self._contract.run_context, current.encode())
 
         return progress
 
@@ -290,10 +299,24 @@ class Participant:
 
     def _apply(self, state: State, attempts: Attempts | None, outcome: Published | Void) -> State:
         if isinstance(outcome, Void):
+            if is_survey(self._contract, state) and attempts and attempts.released:
+                # Sizes do not change: the difference of two such sums would be those of who was in one only.
+                raise ParticipationError("sizes were opened, and yet the round is void: this site adds none up again")
             return self._accept_void(state, outcome)
         total = self._verified_sum(state, attempts, outcome)
         said = read_sum(self._contract, state, total, ordered_map)
+        if isinstance(said, Survey) and self._key.public in total.survivors:
+            self._check_own_part(said, len(total.survivors) - 1)
         return next_state(self._contract, state, said).after(outcome.header.encode())
+
+    def _check_own_part(self, said: Survey, others: int) -> None:
+        """A forged sum could make this site train on all its rows, or weigh nothing."""
+        if any(total < own + others for total, own in zip(said, self._sizes, strict=True)):
+            raise SecurityError("published sum of sizes is less than this site's own", culprits=[COORDINATOR])
+
+    @property
+    def _sizes(self) -> Survey:
+        return Survey(self._job.rows, self._job.rows * self._memory)
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)

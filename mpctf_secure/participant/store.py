@@ -4,19 +4,35 @@ Whoever calls has it on disk when the call returns. Model states lie beside the 
 """
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mpctf_secure import files
+from mpctf_secure.config.base import Wire
+from mpctf_secure.config.training import Choice
 from mpctf_secure.database import Database
 from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, SecurityError
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, initial_state
 
 _FILE = "site.sqlite"
-_DATA_HASH = "data.sha256"
+_TERMS = "terms.json"
 _SCHEMA = """
 CREATE TABLE run (id TEXT PRIMARY KEY, contract BLOB, ended TEXT);
 CREATE TABLE certificate (run TEXT, round INTEGER, body BLOB, PRIMARY KEY (run, round));
 """
+
+
+class Terms(Wire):
+    """What a site accepted a contract with, besides the contract."""
+
+    data_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Rows are chosen by number, and in another file the numbers mean other rows."""
+    choice: Choice
+    """Signed with the acceptance."""
+    memory: Annotated[int, Field(ge=1)]
+    """In MiB: once it is added up, this site's share depends on it."""
 
 
 class Store:
@@ -41,24 +57,26 @@ class Store:
         """Whether this site ever accepted a contract of this run."""
         return self._contract(run_id) is not None
 
-    def accept(self, contract: Contract, data_hash: bytes) -> None:
-        """Keep what this site is about to sign; SecurityError for a second contract under a run's id.
-
-        With the hash of the data file: rows are chosen by number, and in another file the numbers mean other rows.
-        """
+    def accept(self, contract: Contract, terms: Terms) -> None:
+        """Keep what this site is about to sign; SecurityError for a second contract under a run's id."""
         known = self._contract(contract.run_id)
         for folder in (self._work / "runs", self.folder(contract.run_id)):
             files.make_folder(folder)
         if known is None:
-            files.replace(self.folder(contract.run_id) / _DATA_HASH, data_hash)
+            files.replace(self.folder(contract.run_id) / _TERMS, terms.encode())
             self._db.execute("INSERT INTO run VALUES (?, ?, NULL)", (contract.run_id, contract.encode()))
         elif known != contract.encode():
             raise SecurityError(f"another contract for run {contract.run_id}", culprits=[COORDINATOR])
 
-    def data_hash(self, run_id: str) -> bytes | None:
-        """That with which the contract was accepted, None where there was none yet."""
-        path = self.folder(run_id) / _DATA_HASH
-        return path.read_bytes() if path.exists() else None
+    def terms(self, run_id: str) -> Terms | None:
+        """Those with which the contract was accepted, None where there was none yet."""
+        if not self.knows(run_id):
+            return None
+        path = self.folder(run_id) / _TERMS
+        try:
+            return Terms.decode(path.read_bytes())
+        except (OSError, SecurityError) as error:
+            raise EnvironmentUnfitError(f"{path}: {error}", hint="restore it, or leave the run") from error
 
     def last_state(self, contract: Contract) -> tuple[State, bytes | None]:
         """The newest state of a run, and the quorum's signatures of it where they were seen."""

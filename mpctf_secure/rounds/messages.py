@@ -22,6 +22,7 @@ from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.parameters import MAX_COHORT
 
 KEY_BYTES = 32
+PROGRESS_PARTS = 20
 STATED = "stated"
 """Memory that a site's operator has stated, so that it may be compared with any other."""
 
@@ -120,21 +121,23 @@ class Position:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far local training is; says nothing that timing does not."""
+    """How far local training is, in parts of PROGRESS_PARTS: the number of its steps would be that of its rows."""
 
     round: int
-    step: int
-    steps: int
+    done: int
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         """Parse."""
         with Reader(body) as reader:
-            return cls(reader.integer(), reader.integer(), reader.integer())
+            progress = cls(reader.integer(), reader.integer())
+        if progress.done > PROGRESS_PARTS:
+            raise DecodeError("not the progress of a round")
+        return progress
 
     def encode(self) -> bytes:
         """The body."""
-        return enc(self.round, self.step, self.steps)
+        return enc(self.round, self.done)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def read_sum(contract: Contract, state: State, total: Sum, run: Run = map) -> Ag
     lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
     summary = _summary(contract, state, total)
     most_rows = len(total.survivors) * cap
-    if not 0 < summary.rows <= most_rows:
+    if not len(total.survivors) <= summary.rows <= most_rows:
         raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
     mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
     _check_norm(contract, lattice, mean, most_rows / summary.rows)
@@ -116,7 +116,7 @@ def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
 
 def _checked_survey(total: Sum) -> Survey:
     survey = Survey(*decode_scalars(total.scalars))
-    if survey.rows <= 0 or survey.products <= 0:
+    if min(survey) < len(total.survivors):
         raise SecurityError(f"published sum counts {survey.rows} rows", culprits=[COORDINATOR])
     return survey
 
@@ -165,9 +165,12 @@ def _largest(lattice: Grid, mean: Vector) -> list[float]:
 
 
 def _check_norm(contract: Contract, lattice: Grid, mean: Vector, dilution: float) -> None:
-    """‖mean‖ ≤ C and the most that stochastic rounding can add: one step a coordinate and participant."""
+    """‖mean‖ ≤ C and the most that stochastic rounding can add: one step a coordinate and participant, and not above C
+    again, for false row counts make it as large as one likes.
+    """
     norm = math.sqrt(sum(float(np.square(mean[where], dtype=np.float64).sum()) for _, where in lattice.parts()))
     steps = zip(lattice.sizes, lattice.steps, strict=True)
     rounding = dilution * math.sqrt(sum(size * step**2 for size, step in steps))
-    if not norm <= (contract.privacy.clip_norm + rounding) * (1 + 1e-6):
+    clip_norm = contract.privacy.clip_norm
+    if not norm <= (clip_norm + min(rounding, clip_norm)) * (1 + 1e-6):
         raise SecurityError(f"published mean has norm {norm:.3g}, above the clip norm", culprits=[COORDINATOR])

@@ -28,7 +28,7 @@ def is_survey(contract: Contract, state: State) -> bool:
 
 
 def turn(contract: Contract, state: State) -> int:
-    """The number, from 1, of the next round among those that train."""
+    """The number, from 1, of the next round among those that train: it chooses the slice, also after a void one."""
     return state.round + 1 - (contract.rounds - contract.training_rounds)
 
 
@@ -54,8 +54,8 @@ def weight_cap(contract: Contract, state: State) -> int:
             return cap
         case MaxVolume():
             return volumes.max_volume(contract.largest_size, contract.training_rounds)
-        case MemoryAware():
-            return -(-_surveyed(state).rows // contract.training_rounds) if state.survey else 0
+        case MemoryAware(weight_cap=cap):
+            return min(cap, -(-_surveyed(state).rows // contract.training_rounds)) if state.survey else 0
 
 
 def _surveyed(state: State) -> Survey:
@@ -68,7 +68,8 @@ def moving_tensors(contract: Contract, state: State) -> tuple[bool, ...]:
     """For each tensor of the schema whether it is trained and travels in the next round."""
     if is_survey(contract, state):
         return (False,) * len(contract.tensors)
-    return moving(contract.tensors, contract.aggregation.lora, turn(contract, state))
+    trained = state.round - state.voids - (state.survey is not None)
+    return moving(contract.tensors, contract.aggregation.lora, trained + 1)
 
 
 def grid(contract: Contract, state: State, cohort_size: int) -> Grid:

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from mpctf_secure.aggregation.lora import Schema, Vector, join_flat, split_flat
+from mpctf_secure.aggregation.lora import A_SUFFIX, B_SUFFIX, Schema, Vector, join_flat, split_flat
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
@@ -78,7 +78,7 @@ def load_adapter_model(folder: Path, lora: Lora, compute: Compute) -> PeftModel:
     model = add_lora(load_base(folder, dtype, **_options(compute, dtype)), lora)
     if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if compute.sharded:
+    if compute.sharded and torch.distributed.is_initialized():  # among one process there is nothing to divide
         _shard(model, base_blocks=set(model.get_base_model()._no_split_modules or ()))
     return model.to("cuda") if torch.cuda.is_available() and not compute.four_bit else model
 
@@ -102,6 +102,9 @@ def add_lora(base: PreTrainedModel, lora: Lora) -> PeftModel:
         model = get_peft_model(base, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UsageError(f"target_modules: {error}", hint='"all-linear" fits every model') from error
+    for name, _ in adapter_schema(model):
+        if not name.endswith((A_SUFFIX, B_SUFFIX)):
+            raise UsageError(f"target_modules: {name} is no factor A or B", hint="name linear layers only")
     _leave_casts_to_autocast(model)
     return model
 

@@ -78,7 +78,7 @@ def _key(node: int) -> str:
 
 def _gather(store: Any) -> Iterator[tuple[int, str]]:
     """Each sample once: what a node has left there long ago is not what it uses."""
-    for node in range(1, min(int(os.environ.get("GROUP_WORLD_SIZE", 1)), MOST_NODES) + 1):
+    for node in range(1, min(int(os.environ.get("GROUP_WORLD_SIZE", "1")), MOST_NODES) + 1):
         if store.check([_key(node)]):
             yield node, store.get(_key(node)).decode()
             store.delete_key(_key(node))

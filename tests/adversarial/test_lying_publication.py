@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,21 +13,25 @@ from samples import make_contract
 
 from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import initial_adapter
+from mpctf_secure.config.strategies import MemoryAware
+from mpctf_secure.config.training import Choice
 from mpctf_secure.errors import DecodeError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.participant import rounds as rounds_module
 from mpctf_secure.participant.link import CaughtUp, Outcome, Published
 from mpctf_secure.participant.rounds import Participant
-from mpctf_secure.participant.store import Store
+from mpctf_secure.participant.store import Store, Terms
 from mpctf_secure.quorum import default_colluders, default_quorum
-from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Announce, Fetch, Position, Publication, Void
+from mpctf_secure.rounds.contract import Contract, Proposal
+from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.outcome import void_state
 from mpctf_secure.rounds.state import State, initial_state
 from mpctf_secure.secagg.chunks import Layout
+from mpctf_secure.secagg.codec import encode_scalars
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import threshold
 from mpctf_secure.secagg.proof import DealerProof
@@ -36,6 +41,8 @@ KEYS = sorted((SigningKey(bytes([i]) * 32) for i in range(1, 5)), key=lambda key
 MEMBERS = tuple(IdentityKey(key.public) for key in KEYS)
 STRANGERS = tuple(IdentityKey(SigningKey(bytes([i]) * 32).public) for i in range(5, 9))
 CONTRACT = make_contract()
+MEMORY = 1024
+SURVEY = make_contract(data=MemoryAware())
 STATE = initial_state(CONTRACT)
 SIZES = Layout(32, 600, 3 + PROJECTIONS + 2).sizes
 FIRST = Announce(1, 1, MEMBERS, MEMBERS)
@@ -97,7 +104,7 @@ class Roster:
 class Job:
     """A training job with a given outcome."""
 
-    rows, memory = 10, 1024
+    rows, memory = 10, 2048  # other memory than when the contract was accepted
 
     def __init__(self, adapter: np.ndarray, loss: float = 1.0) -> None:
         self.outcome = Trained(adapter, loss, 10, 100, 1.0)
@@ -109,15 +116,20 @@ class Job:
 
 
 def participant(
-    folder: Path, link: Coordinator | None = None, job: Job | None = None, roster: Roster | None = None
+    folder: Path,
+    link: Coordinator | None = None,
+    job: Job | None = None,
+    roster: Roster | None = None,
+    contract: Contract = CONTRACT,
 ) -> Participant:
     keys = folder / "keys"
     keys.mkdir(mode=0o700, parents=True)
     store = Store(folder / "work")
-    store.accept(CONTRACT, bytes(32))
+    store.accept(contract, Terms(data_hash="00" * 32, choice=Choice(), memory=MEMORY))
     lonely: Any = link or Coordinator()
     members: Any = roster or Roster()
-    return Participant("a", lonely, KEYS[0], CONTRACT, cast(Any, job), members, keys, store, lambda *_, **__: None)
+    site: Any = job or Job(initial_adapter(contract.tensors, 1))
+    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, lambda *_, **__: None, MEMORY)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
@@ -308,7 +320,58 @@ def test_who_released_for_one_sum_does_not_catch_up_with_another(tmp_path: Path,
             assert site._catch_up(STATE).round == 2
 
 
-@pytest.mark.parametrize(("value", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (0.1, float("nan"))])
+SUMS = {
+    "of all": (70, 70 * MEMORY, True),
+    "with fewer rows than mine and one of each other": (11, 70 * MEMORY, False),
+    "in which memory counts less than mine": (70, 10 * MEMORY, False),
+}
+
+
+@pytest.mark.parametrize(("rows", "products", "honest"), SUMS.values(), ids=SUMS.keys())
+def test_sum_of_sizes_that_cannot_hold_mine_is_refused(tmp_path: Path, rows: int, products: int, honest: bool) -> None:
+    """It would make this site train on all its rows in every round."""
+    site = participant(tmp_path, contract=SURVEY)
+    published = Published(publication(), [np.array([rows, products], "<u8").tobytes()])
+    apply = partial(site._apply, initial_state(SURVEY), cast(Any, Seen()))
+    if honest:
+        assert apply(published).survey == (rows, products)
+    else:
+        with pytest.raises(SecurityError, match="less than this site's own"):
+            apply(published)
+
+
+def test_site_that_has_opened_a_sum_of_sizes_adds_up_no_second_one(tmp_path: Path) -> None:
+    """With one site less the second would show that one's rows and memory, to the last digit."""
+    site = participant(tmp_path, contract=SURVEY)
+    said = Void.decode(void(1))
+    apply = partial(site._apply, initial_state(SURVEY), outcome=said)
+    assert apply(cast(Any, Seen())).round == 1
+    with pytest.raises(ParticipationError, match="adds none up again"):
+        apply(cast(Any, Seen(released=True)))
+
+
+def test_projections_of_an_adapter_that_diverges_end_no_run(tmp_path: Path) -> None:
+    adapter = np.full_like(STATE.adapter, 1e12)
+    scalars = participant(tmp_path)._projected(adapter, STATE.adapter, 1.0)
+    encode_scalars(scalars, len(MEMBERS))
+    assert max(map(abs, scalars)) > 2**50
+
+
+def test_progress_is_told_in_parts_that_say_nothing_of_the_number_of_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds_module, "_PROGRESS_SECONDS", -1.0)
+    told = []
+    for steps in (100, 1000):
+        link = Coordinator()
+        progress = participant(tmp_path / str(steps), link)._progress(1)
+        for step in range(1, steps + 1):
+            progress(step, steps)
+        told.append([Progress.decode(body.encode()).done for _, body in link.told])
+    assert told == [list(range(1, PROGRESS_PARTS + 1))] * 2
+
+
+@pytest.mark.parametrize(("value", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (0.1, float("nan")), (0.1, 1e30)])
 def test_failed_training_shows_before_this_site_is_counted_in_a_cohort(
     tmp_path: Path, value: float, loss: float
 ) -> None:

@@ -72,9 +72,10 @@ class Consortium:
         (root / COORDINATOR / "run.yaml").write_text(json.dumps(lines))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def write_site(self, name: str, address: str) -> None:
+    def write_site(self, name: str, address: str, **settings: object) -> None:
         """site.yaml, dialling out to an address."""
-        site = SiteConfig(coordinator=address, model=self.root / "model", data=self.root / "data" / f"{name}.jsonl")
+        paths = {"model": self.root / "model", "data": self.root / "data" / f"{name}.jsonl"}
+        site = SiteConfig.model_validate({"coordinator": address, **paths, **settings})
         (self.root / name / "site.yaml").write_text(load.dump(site))
 
     @property

@@ -187,7 +187,9 @@ def main() -> int:
         ) as joint,
         Network(joint.address) as network,
     ):  # fmt: skip
-        joint.write_site(SITES[0], network.address)
+        for name in SITES:
+            address = network.address if name == SITES[0] else joint.address
+            joint.write_site(name, address, policy={"most_void_rounds": options.rounds})
         soak = Soak(joint, network, options.rounds, options.seed)
         try:
             finished = soak.run()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from e2e import sshd
-from e2e.consortium import COORDINATOR, FOUR, consortium, processes_of, workers_of
+from e2e.consortium import COORDINATOR, FOUR, THREE, consortium, processes_of, workers_of
 from slurm import Cluster
 
 from mpctf_secure import files
@@ -288,7 +288,9 @@ def test_job_that_fails_for_good_is_told_to_the_coordinator_and_the_round_goes_o
     tmp_path: Path,
 ) -> None:
     """The data file is another one than that with which the site accepted the contract, when its job starts again."""
-    with consortium(tmp_path / "joint", FOUR, rounds=2) as joint:
+    training = {"learning_rate": 3e-3, "max_length": 128, "bounds": {"batch_size": [4, 16]}}
+    with consortium(tmp_path / "joint", FOUR, rounds=2, training=training) as joint:
+        joint.write_site("insurer-d", joint.address, training={"batch_size": 4})
         joint.begin()
         joint.wait_for_event("contract_closed")
         data = joint.root / "data" / "insurer-d.jsonl"
@@ -311,3 +313,30 @@ def test_job_that_fails_for_good_is_told_to_the_coordinator_and_the_round_goes_o
         joint.site("insurer-d", once=True)
         joint.end("insurer-d", 2)
         assert "the data file has changed since this site accepted the run" in joint.log("insurer-d")
+        table = [line.split() for line in joint.log(COORDINATOR).splitlines() if line.startswith("│")]
+        assert ["│", "insurer-d", "│", "0.003", "│", "4", "│", "1", "│", "128", "│"] in table
+        data.write_bytes(old)
+        joint.write_site("insurer-d", joint.address, training={"batch_size": 16})
+        joint.site("insurer-d", once=True)
+        joint.end("insurer-d", 2)
+        assert "the settings under `training` have changed" in joint.log("insurer-d")
+
+
+NO_GPU = "its training job does not start: no_gpu, node 1, rank 0"
+UNFIT = {
+    "a GPU that is not there": ({"compute": {"nodes": [{"gpus": [63]}]}}, 3, NO_GPU),
+    "a setting out of bounds": ({"training": {"batch_size": 64}}, 2, "training.batch_size: 64 in the site file"),
+}
+
+
+@pytest.mark.parametrize(("settings", "code", "reason"), UNFIT.values(), ids=UNFIT.keys())
+def test_run_that_a_site_is_not_fit_for_ends_at_both_ends_with_the_reason(
+    tmp_path: Path, settings: dict[str, Any], code: int, reason: str
+) -> None:
+    with consortium(tmp_path / "joint", THREE) as joint:
+        joint.write_site("bank-b", joint.address, **settings)
+        joint.coordinator()
+        joint.site("bank-b", once=True)
+        joint.end("bank-b", code)
+        joint.end(COORDINATOR, 5)
+        assert f"bank-b refuses: {reason}" in joint.log(COORDINATOR)

@@ -51,17 +51,17 @@ def test_figures_stand_behind_the_participant_s_bar_and_plain_text_has_none(
     screen = Screen(quiet=False)
     with screen:
         screen.show(Event("resources", fields(SAMPLE)))
-        screen.show(Event("progress", {"participant": "bank-b", "round": 2, "step": 3, "steps": 12}))
-        screen.show(Event("progress", {"participant": "hospital-a", "round": 2, "step": 4, "steps": 12}))
+        screen.show(Event("progress", {"participant": "bank-b", "round": 2, "done": 5}))
+        screen.show(Event("progress", {"participant": "hospital-a", "round": 2, "done": 6}))
         screen.show(Event("resources", fields(replace(SAMPLE, cpu=0.5), "hospital-a")))
         screen.show(Event("resources", fields(replace(SAMPLE, cpu=1.0), "hospital-a")))
     bank, hospital = shown(screen, 130).splitlines()
     assert "bank-b round 2" in bank
     assert "cpu 93 %  ram 5.1/15 GiB  gpu0 71/80 GiB 98 % 66 °C" in bank
-    assert "4/12" in hospital
+    assert "6/20" in hospital
     assert "cpu 100 %" in hospital
     for line in shown(screen, 80).splitlines():
-        assert "/12" in line
+        assert "/20" in line
         assert "cpu " in line
         assert line.rstrip().endswith("…")
     assert capsys.readouterr().out == ""

@@ -11,7 +11,7 @@ from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import ceremony
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.participant.policy import check_contract, check_proposal, told_size
+from mpctf_secure.participant.policy import check_contract, check_proposal, check_volume, told_size
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
 from mpctf_secure.secagg.parameters import check_terms
@@ -47,6 +47,7 @@ REFUSED = {
     "a quorum at which two survivor sets could both open": {"quorum": 2},
     "a pair whose quorum is one": {"participants": ("bank-b", "insurer-d"), "colluders": 0, "quorum": 1},
     "a pair with colluders": {"participants": ("bank-b", "insurer-d"), "colluders": 1, "quorum": 2},
+    "more void rounds than this site bears": {"void_rounds": 3},
     "a pair without this site's consent": {"participants": ("bank-b", "insurer-d"), "colluders": 0, "quorum": 2},
 }
 
@@ -108,6 +109,17 @@ def test_contract_that_differs_from_what_was_proposed_and_found_is_refused(roste
     check_contract(sealed(terms), terms, FACTS)
     with pytest.raises(SecurityError):
         check_contract(sealed(terms, **changes), terms, FACTS)
+
+
+def test_round_that_goes_over_my_rows_too_often_is_refused(roster: Roster) -> None:
+    """One site that claims 2^31 rows would have all others train on as many, again and again."""
+    terms = proposal(roster, data=MaxVolume())
+    check_volume(sealed(terms, largest_size=2000), Training(local_epochs=2), Policy(), 20)
+    for largest, epochs, rows in ((2**31 - 1, 1, 500), (2000, 3, 20)):
+        with pytest.raises(SecurityError, match="most_passes"):
+            check_volume(sealed(terms, largest_size=largest), Training(local_epochs=epochs), Policy(), rows)
+    with pytest.raises(SecurityError, match="101 times"):
+        check_volume(sealed(proposal(roster)), Training(local_epochs=101), Policy(), 500)
 
 
 def test_size_is_told_rounded_up_where_it_is_needed_and_only_if_the_site_allows_it(roster: Roster) -> None:

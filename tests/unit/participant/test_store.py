@@ -4,18 +4,20 @@ from pathlib import Path
 import pytest
 from samples import make_contract
 
+from mpctf_secure.config.training import Choice
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
-from mpctf_secure.participant.store import Store
+from mpctf_secure.participant.store import Store, Terms
 from mpctf_secure.rounds.state import initial_state
 
 CONTRACT = make_contract()
 RUN = CONTRACT.run_id
+TERMS = Terms(data_hash="ab" * 32, choice=Choice(batch_size=4), memory=1024)
 
 
 def test_run_is_where_it_was_after_a_crash(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.accept(CONTRACT, b"h" * 32)
-    store.accept(CONTRACT, b"h" * 32)
+    store.accept(CONTRACT, TERMS)
+    store.accept(CONTRACT, TERMS)
     assert store.last_state(CONTRACT)[0].hash(CONTRACT) == initial_state(CONTRACT).hash(CONTRACT)
     later = replace(initial_state(CONTRACT), round=1)
     store.keep(RUN, later)
@@ -36,20 +38,23 @@ def test_run_is_where_it_was_after_a_crash(tmp_path: Path) -> None:
 
 def test_other_contract_under_a_run_s_id_is_refused_for_ever(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.accept(CONTRACT, b"h" * 32)
+    store.accept(CONTRACT, TERMS)
     store.end(RUN, "done")
     with pytest.raises(SecurityError, match=f"another contract for run {RUN}"):
-        store.accept(CONTRACT.model_copy(update={"seed": 2}), b"h" * 32)
+        store.accept(CONTRACT.model_copy(update={"seed": 2}), TERMS)
     assert store.ended(RUN) == "done"
     assert store.ended("another") is None
 
 
-def test_hash_of_the_data_is_that_with_which_the_contract_was_accepted(tmp_path: Path) -> None:
+def test_terms_are_those_with_which_the_contract_was_accepted(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert store.data_hash(CONTRACT.run_id) is None
-    store.accept(CONTRACT, b"h" * 32)
-    store.accept(CONTRACT, b"i" * 32)
-    assert store.data_hash(CONTRACT.run_id) == b"h" * 32
+    assert store.terms(RUN) is None
+    store.accept(CONTRACT, TERMS)
+    store.accept(CONTRACT, TERMS.model_copy(update={"memory": 9}))
+    assert store.terms(RUN) == TERMS
+    (store.folder(RUN) / "terms.json").write_text("{}")
+    with pytest.raises(EnvironmentUnfitError, match=r"terms\.json"):
+        store.terms(RUN)
 
 
 def test_second_agent_of_a_site_is_refused(tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_second_agent_of_a_site_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.accept(CONTRACT, b"h" * 32)
+    store.accept(CONTRACT, TERMS)
     store.keep(RUN, replace(initial_state(CONTRACT), round=1))
     path = store.folder(RUN) / "1.state"
     path.write_bytes(path.read_bytes()[:50])

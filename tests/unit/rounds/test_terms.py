@@ -64,20 +64,46 @@ def test_memory_aware_first_adds_up_sizes_and_then_shares_them_out() -> None:
     assert (following.survey, following.round, turn(agreed, following)) == (Survey(1000, 13600), 1, 1)
     assert np.array_equal(following.adapter, state.adapter)
     assert weight_cap(agreed, following) == 250
-    assert [volume(agreed, following, *site) for site in [(100, 8), (300, 8), (100, 24), (500, 16)]] == [
-        15,
-        44,
-        44,
-        147,
-    ]
+    assert [volume(agreed, following, *site) for site in SITES] == [15, 44, 44, 147]
 
 
-@pytest.mark.parametrize("sites", [[(0, 5)] * 3, [(-1, 5)] * 3])
+@pytest.mark.parametrize("sites", [[(0, 5)] * 3, [(-1, 5)] * 3, [(2, 5), (0, 5), (0, 5)], [(10, 0)] * 3])
 def test_a_survey_that_counts_nothing_is_refused(sites: list[tuple[int, int]]) -> None:
     agreed = contract(data=MemoryAware(), rounds=2)
     with pytest.raises(SecurityError, match="rows") as caught:
         after(agreed, initial_state(agreed), survey_of(sites))
     assert caught.value.culprits == ("coordinator",)
+
+
+def test_false_size_in_a_survey_does_not_take_the_others_their_weight() -> None:
+    """Without a cap in the contract all honest lanes would be rounded to zero, and one site would own the model."""
+    sites = [*SITES[:3], (2**60, 1)]
+    agreed = contract(data=MemoryAware(weight_cap=200), rounds=5)
+    state = after(agreed, initial_state(agreed), survey_of(sites))
+    assert weight_cap(agreed, state) == 200
+    uncapped = contract(data=MemoryAware(weight_cap=2**31 - 1), rounds=5)
+    assert weight_cap(uncapped, after(uncapped, initial_state(uncapped), survey_of(sites))) == 2**31 - 1
+
+
+def test_false_row_counts_do_not_move_the_model_further_than_twice_the_clip_norm() -> None:
+    """The room for rounding grows with cap over rows, which a negative count makes as large as one likes."""
+    agreed = contract(data=Percentage(weight_cap=2**31 - 1))
+    state = initial_state(agreed)
+    honest = total_of(agreed, state, draws(600, 0.9), [1000] * 4)
+    scalars = honest.scalars.copy()
+    scalars[0] = 4
+    with pytest.raises(SecurityError, match="above the clip norm"):
+        after(agreed, state, replace(honest, scalars=scalars))
+
+
+def test_turn_after_a_void_round_moves_the_factor_that_was_due() -> None:
+    """A has no gradient while B is zero."""
+    agreed = contract(aggregation=FedAvg(lora="alternating"), data=MemoryAware(), rounds=6)
+    surveyed = after(agreed, replace(initial_state(agreed), round=1, voids=1), survey_of(SITES))
+    assert turn(agreed, surveyed) == 2
+    assert moving_tensors(agreed, surveyed) == B
+    assert moving_tensors(agreed, replace(surveyed, round=3, voids=2)) == B
+    assert moving_tensors(agreed, replace(surveyed, round=4, voids=2)) == A
 
 
 def test_a_survey_after_a_void_one_is_still_a_survey() -> None:

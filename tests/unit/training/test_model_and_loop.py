@@ -95,6 +95,12 @@ def test_adapter_0_leaves_the_base_model_as_it_is(folder: Path, model: PeftModel
         assert torch.equal(model(tokens).logits, load_base(folder, torch.float32)(tokens).logits)
 
 
+def test_target_that_is_no_linear_layer_is_refused(folder: Path) -> None:
+    """The factors of an embedding have other names, and the one called B does not begin at zero."""
+    with pytest.raises(UsageError, match="lora_embedding_A is no factor"):
+        add_lora(load_base(folder, torch.float32), Lora(r=2, target_modules=("embed_tokens",)))
+
+
 def test_targets_can_be_named(folder: Path) -> None:
     model = add_lora(load_base(folder, torch.float32), Lora(r=2, target_modules=("q_proj",)))
     layers = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
