@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 _LOOK_SECONDS = 0.05
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 class Cluster:
@@ -29,7 +30,7 @@ class Cluster:
 
     def jobs(self) -> list[str]:
         """Names of those that wait or run."""
-        return [path.name for path in (self._folder / "jobs").iterdir()]
+        return [path.name for path in (self._folder / "jobs").iterdir() if path.suffix != ".part"]
 
     def cancel(self) -> None:
         """All of them."""
@@ -50,6 +51,7 @@ def sbatch(folder: Path, arguments: list[str]) -> int:
     for option in ("--job-name", "--nodes", "--ntasks-per-node", "--open-mode", "--output"):
         parser.add_argument(option, required=True)
     options = parser.parse_args(arguments)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # it is taken whole, or not at all
     script, entry = folder / f"{options.job_name}.sh", folder / "jobs" / options.job_name
     script.write_text(sys.stdin.read())
     if "#SBATCH --partition=none\n" in script.read_text():
@@ -60,6 +62,7 @@ def sbatch(folder: Path, arguments: list[str]) -> int:
         job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     entry.with_suffix(".part").write_text(str(job.pid))
     entry.with_suffix(".part").rename(entry)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     print(job.pid, flush=True)
     return job.wait()
 
@@ -67,6 +70,7 @@ def sbatch(folder: Path, arguments: list[str]) -> int:
 def job(folder: Path, arguments: list[str]) -> int:
     """Wait until it is in the list and the queue is open, then run the script on the first node."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     entry = folder / "jobs" / arguments[0]
     try:
         while not entry.exists() or (folder / "closed").exists():

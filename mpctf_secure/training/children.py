@@ -24,9 +24,9 @@ OFFLINE = {
 """Nothing is fetched at run time."""
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends, even by SIGKILL."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for this signal when the parent ends, even by SIGKILL."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, by)
 
 
 def spawn(

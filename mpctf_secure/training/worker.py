@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -268,7 +269,7 @@ def main() -> None:
     parser.add_argument("gpus", type=lambda text: [] if text == "-" else [int(part) for part in text.split(",")])
     parser.add_argument("agent", type=Path, nargs="?")
     options = parser.parse_args()
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)  # it may hang
     try:
         _run(options.node, options.gpus, options.agent)
     except EnvironmentUnfitError:  # the agent is gone, or hung up while this trained

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from e2e import sshd
 from e2e.consortium import COORDINATOR, FOUR, THREE, consortium, processes_of, workers_of
@@ -236,11 +237,14 @@ def test_job_whose_worker_dies_or_hangs_is_started_again_with_the_rounds_inputs(
     job = site.job(ONE)
     monkeypatch.setattr(job_module, "FIRST_STEP_SECONDS", 10.0)
     try:
-        for worker in workers(job):
+        first = workers(job)
+        for worker in first:
             os.kill(worker, signum)
         trained = train(job)
     finally:
         job.close()
+    assert first
+    assert not any(map(psutil.pid_exists, first))
     assert [(fault.code, again) for fault, again in site.faults] == [(code, True)]
     assert np.array_equal(trained.adapter, alone.adapter)
 

@@ -11,6 +11,7 @@ WORKER = "mpctf_secure.training.worker"
 CARRIER_FAILED = 255
 """Exit code of ssh where it gets nowhere, and of what submits a job that Slurm does not take."""
 _JOIN_SECONDS = 300
+_GRACE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def held(command: str, document: Sequence[str] = ()) -> list[str]:
         *document,
         "job=$!",
         "# Whoever started this holds its input open: when that ends, so does the job.",
-        "{ read -r _ <&3; kill -TERM $job; } 2>/dev/null &",
+        f"{{ read -r _ <&3; kill -TERM $job; sleep {_GRACE_SECONDS}; kill -KILL $job; }} >/dev/null 2>&1 &",
         "watch=$!",
         "trap 'kill -TERM $job' TERM INT HUP",
         "trap : PIPE  # the shell tells of killed jobs, maybe to a connection that is gone, and must yet tidy up",
         "exec 3<&-",
-        "wait $job; code=$?",
+        "while wait $job; code=$?; kill -0 $job 2>/dev/null; do :; done  # a trap ends `wait`, and not the job",
         "kill $watch 2>/dev/null",
     ]
 

@@ -1,9 +1,11 @@
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from mpctf_secure.config.site import Compute, Node, Ssh
+from mpctf_secure.training.launch import scripts
 from mpctf_secure.training.launch.launchers import launches
 from mpctf_secure.training.launch.scripts import Rendezvous, node_script
 
@@ -71,6 +73,20 @@ def test_job_ends_with_its_shell(python: Path, tmp_path: Path) -> None:
     child.terminate()
     child.wait()
     assert until(tmp_path / "ended") == "ended\n"
+
+
+def test_job_that_does_not_listen_is_killed_when_its_starter_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts, "_GRACE_SECONDS", 0)
+    stubborn = tmp_path / "python"
+    stubborn.write_text(f"#!/bin/sh\ntrap '' TERM\necho $$ > {tmp_path}/pid\nwhile :; do sleep 0.1; done\n")
+    stubborn.chmod(0o700)
+    child = begin(node_script(1, Node(), ALONE, str(stubborn), None))
+    until(tmp_path / "pid")
+    assert child.stdin
+    child.stdin.close()
+    assert child.wait() == 128 + signal.SIGKILL
 
 
 def test_exit_code_of_the_job_is_that_of_the_script(tmp_path: Path) -> None:
