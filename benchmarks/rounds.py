@@ -74,7 +74,7 @@ def rate(home: Path, processes: int) -> float:
     compute = Compute(nodes=(node,))
     site = SiteConfig(coordinator="127.0.0.1:1", model=MODEL, data=home / "site-1.jsonl", work=home, compute=compute)
     terms = Training(batch_size=16, max_length=128)
-    spec = JobSpec.of(site, (hash_model(site.model), files.digest(site.data)), Lora(), terms, FedAvg())
+    spec = JobSpec.of(site, (hash_model(site.model).whole, files.digest(site.data)), Lora(), terms, FedAvg())
     job = Job(spec, site)
     try:
         names = [name for name, _ in job.schema]
@@ -95,7 +95,7 @@ def main() -> int:
         os.environ["OMP_NUM_THREADS"] = "1"
         one, two = (rate(Path(work), processes) for processes in (1, 2))
         print(f"one process {one:.0f} tokens/s, two {two:.0f}: × {two / one:.2f}")
-    return 0 if min(found) <= MOST_OVERHEAD else 1
+    return 0 if float(np.median(found)) <= MOST_OVERHEAD else 1
 
 
 if __name__ == "__main__":

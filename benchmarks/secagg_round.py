@@ -38,6 +38,7 @@ from mpctf_secure.participant import agent
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.rounds.messages import ModelHashes
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
@@ -107,9 +108,12 @@ async def aggregate_in_the_clear(stages: Stages, ready: Gate) -> tuple[Gate, tup
     return uploads, ()
 
 
+NO_MODEL = ModelHashes(*[bytes(32)] * 3)
+
+
 def participant(setting: dict[str, Any]) -> None:
     """The child: one site."""
-    agent.Job, agent.hash_model, agent.load_rows = ReadyJob, lambda _: bytes(32), lambda _: []  # type: ignore[misc]
+    agent.Job, agent.hash_model, agent.load_rows = ReadyJob, lambda *_: NO_MODEL, lambda _: []  # type: ignore[misc]
     if setting["clear"]:
         Participant._take_part = take_part_in_the_clear  # type: ignore[method-assign]
     home = Path(setting["home"])

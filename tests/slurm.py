@@ -70,9 +70,9 @@ def sbatch(folder: Path, arguments: list[str]) -> int:
 def job(folder: Path, arguments: list[str]) -> int:
     """Wait until it is in the list and the queue is open, then run the script on the first node."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     entry = folder / "jobs" / arguments[0]
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         while not entry.exists() or (folder / "closed").exists():
             time.sleep(_LOOK_SECONDS)
         with subprocess.Popen(["sh", folder / f"{arguments[0]}.sh"]) as script:

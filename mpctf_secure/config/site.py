@@ -141,6 +141,12 @@ class Compute(Frozen):
         for name in ("ssh", "slurm"):
             if (self.launcher == name) != (getattr(self, name) is not None):
                 raise ValueError(f"launcher: {name} and the section {name} go together")
+        if self.launcher == "slurm" and self.nodes != (Node(),):
+            raise ValueError("launcher: slurm takes nodes, workers and environment from the section slurm")
+        if self.launcher != "ssh" and any(node.user or node.port != Node().port for node in self.nodes):
+            raise ValueError("user and port of a node are for launcher: ssh")
+        if self.python and not self.python.is_absolute():
+            raise ValueError("python is an absolute path, the same on every node")
         if self.sharded and self.four_bit:
             raise ValueError("sharded and four_bit exclude each other")
         return self

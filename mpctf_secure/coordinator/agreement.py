@@ -7,7 +7,6 @@ from mpctf_secure.errors import UsageError
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import STATED, Facts
 
-_MUST_AGREE = {"package": "version of this program", "base_model_hash": "base model", "tensors": "base model"}
 _MOST_ROWS = 2**31 - 1
 
 
@@ -17,16 +16,29 @@ def close_contract(proposal: Proposal, facts: Mapping[str, Facts]) -> Contract:
     _check_sizes(proposal, facts)
     _check_memory(facts)
     for name, found in others:
-        for component, what in _MUST_AGREE.items():
-            if getattr(found, component) != getattr(agreed, component):
-                raise UsageError(f"{first} and {name} differ in {component}", hint=f"every site needs the same {what}")
+        mine, theirs = _components(agreed), _components(found)
+        if differing := [component for component, value in mine.items() if theirs[component] != value]:
+            raise UsageError(
+                f"{first} and {name} differ in {' and '.join(differing)}", hint="every site needs the same"
+            )
     return Contract(
         **proposal.model_dump(),
         package=agreed.package.hex(),
-        base_model_hash=agreed.base_model_hash.hex(),
+        base_model_hash=agreed.base_model.whole.hex(),
         tensors=agreed.tensors,
         largest_size=max(found.size for found in facts.values()),
     )
+
+
+def _components(facts: Facts) -> dict[str, object]:
+    """What all sites must have alike."""
+    return {
+        "the version of this program": facts.package,
+        "the base model's config": facts.base_model.config,
+        "its tokenizer or chat template": facts.base_model.tokenizer,
+        "its weights": facts.base_model.weights,
+        "the adapter's tensors": facts.tensors,
+    }
 
 
 def _check_sizes(proposal: Proposal, facts: Mapping[str, Facts]) -> None:

@@ -23,7 +23,7 @@ from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.sharing import ResourceSharing
 from mpctf_secure.participant.store import Store, Terms
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Facts, TrainingFault
+from mpctf_secure.rounds.messages import Facts, ModelHashes, TrainingFault
 from mpctf_secure.rounds.state import State
 from mpctf_secure.training.adapters import save_adapter_folder
 from mpctf_secure.training.faults import Fault
@@ -101,7 +101,8 @@ class _Agent:
         """Wait for a run, and take part in it to its end."""
         self._close_finished_runs()
         load_rows(self._site.data)  # a bad row is found before anybody waits for us
-        hashes = hash_model(self._site.model), files.digest(self._site.data)
+        # Every node's first process takes the model's hash again, from the files themselves.
+        model, data_hash = hash_model(self._site.model, self._site.work / "model.sha256"), files.digest(self._site.data)
         tls = OwnTls(self._keys.identity, self._me)
         with contextlib.closing(
             Channel(self._site.coordinator, self._roster, tls, self._patience, self._note_break)
@@ -109,7 +110,7 @@ class _Agent:
             link = Link(channel, self._keys.identity, self._roster.coordinator)
             try:
                 proposal = self._hear_proposal(link, channel)
-                self._take_part(link, proposal, hashes)
+                self._take_part(link, proposal, model, data_hash)
             except MpctfError as error:
                 error.culprits = tuple(self._roster.named(error.culprits))
                 raise
@@ -128,7 +129,7 @@ class _Agent:
                 return proposal
             time.sleep(_BETWEEN_RUNS_SECONDS)
 
-    def _take_part(self, link: Link, proposal: Proposal, hashes: tuple[bytes, bytes]) -> None:
+    def _take_part(self, link: Link, proposal: Proposal, model: ModelHashes, data_hash: bytes) -> None:
         name, run_id = self._me.name, proposal.run_id
         # A run that this site is in goes on under the roster with which it began.
         known = self._store.knows(run_id)
@@ -140,13 +141,14 @@ class _Agent:
             training = proposal.training.with_choice(self._site.training)
             accepted = self._store.terms(run_id)
             if accepted:
-                self._check_unchanged(accepted, hashes[1])
+                self._check_unchanged(accepted, data_hash)
             elif keystore.has_run_secret(self._site.keys, run_id):
                 raise SecurityError(
                     f"the work folder has forgotten run {run_id}",
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
+        hashes = model.whole, data_hash
         spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation, proposal.seed, name)
         tell_resources = functools.partial(self._tell_resources, link)
         sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
@@ -155,7 +157,7 @@ class _Agent:
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
             facts = Facts(
                 measure_package(),
-                hashes[0],
+                model,
                 job.schema,
                 size=told_size(proposal.data, self._site.policy, job.rows),
                 memory=job.memory_kind if isinstance(proposal.data, MemoryAware) else "",
@@ -164,7 +166,7 @@ class _Agent:
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
                 check_volume(contract, training, self._site.policy, job.rows)
-            terms = accepted or Terms(data_hash=hashes[1].hex(), choice=self._site.training, memory=job.memory)
+            terms = accepted or Terms(data_hash=data_hash.hex(), choice=self._site.training, memory=job.memory)
             self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             self._run_context = contract.run_context

@@ -1,5 +1,6 @@
 """What `doctor` looks at before a run: every check says what it found, or raises an error with how to mend it."""
 
+import contextlib
 import ctypes
 import datetime
 import os
@@ -15,8 +16,9 @@ from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
+from mpctf_secure.participant.store import Store
 from mpctf_secure.training.launch.job import Job
-from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.model_hash import has_chat_template, hash_model
 from mpctf_secure.training.rows import load_rows
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.transport.probe import NobodyListensError, probe
@@ -115,12 +117,18 @@ def check_coordinator(site: SiteConfig) -> str | Warned:
 
 def check_model(site: SiteConfig) -> str:
     """The base model's files, and their hash, which every site must find alike."""
-    return f"{site.model}, hash {hash_model(site.model).hex()[:16]}…"
+    return f"{site.model}, hash {hash_model(site.model).whole.hex()[:16]}…"
 
 
 def check_data(site: SiteConfig) -> str:
-    """Every row parses."""
-    return f"{len(load_rows(site.data))} rows in {site.data}"
+    """Every row parses, and the model has a chat template where one is needed."""
+    rows = load_rows(site.data)
+    if not has_chat_template(site.model) and (first := next((row for row in rows if not row.is_text), None)):
+        raise EnvironmentUnfitError(
+            f"{first.where}: a conversation, and {site.model} has no chat template",
+            hint="use an instruction-tuned model",
+        )
+    return f"{len(rows)} rows in {site.data}"
 
 
 def check_work(site: SiteConfig) -> str | Warned:
@@ -137,19 +145,18 @@ def check_work(site: SiteConfig) -> str | Warned:
 
 
 def check_training(site: SiteConfig) -> str:
-    """One step of training with the default settings, in a job like a run's."""
+    """One step of training with the site's settings, or the default ones, in a job like a run's."""
     check_work(site)
     if not (site.model / "config.json").is_file():
         raise EnvironmentUnfitError(f"{site.model}: not a model folder", hint="see the finding on the model")
-    settings = Training()
-    hashes = hash_model(site.model), files.digest(site.data)
-    job = Job(JobSpec.of(site, hashes, Lora(), settings, FedAvg()), site)
-    try:
+    settings = Training().model_copy(update=site.training.chosen())
+    hashes = hash_model(site.model).whole, files.digest(site.data)
+    spec = JobSpec.of(site, hashes, Lora(), settings, FedAvg())
+    # The store's lock: a job of a run that is on would lose its ticket, or its memory.
+    with contextlib.closing(Store(site.work)), contextlib.closing(Job(spec, site)) as job:
         rows = list(range(min(settings.batch_size, job.rows)))
         trained = job.train(job.zeros(), rows, [name for name, _ in job.schema], lambda *_: None)
         return f"{trained.rows} rows, {trained.tokens} tokens in {trained.seconds:.1f} s on {job.hardware_text}"
-    finally:
-        job.close()
 
 
 CHECKS: Mapping[str, Check] = {

@@ -65,7 +65,7 @@ def check_contract(contract: Contract, proposal: Proposal, facts: Facts) -> None
             hint="install the others' version, also in the middle of a run",
             culprits=[COORDINATOR],
         )
-    if bytes.fromhex(contract.base_model_hash) != facts.base_model_hash or contract.tensors != facts.tensors:
+    if bytes.fromhex(contract.base_model_hash) != facts.base_model.whole or contract.tensors != facts.tensors:
         raise SecurityError("contract names another base model than mine", culprits=[COORDINATOR])
     if contract.largest_size < facts.size:
         raise SecurityError("contract names a largest size below mine", culprits=[COORDINATOR])

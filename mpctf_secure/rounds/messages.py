@@ -13,11 +13,11 @@ coordinator → participant    proposal, contract (roster hash);
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence, u64
-from mpctf_secure.hazmat.kdf import HASH_BYTES
+from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.parameters import MAX_COHORT
 
@@ -27,16 +27,30 @@ STATED = "stated"
 """Memory that a site's operator has stated, so that it may be compared with any other."""
 
 
+class ModelHashes(NamedTuple):
+    """SHA-256 of what a base model consists of, so that a difference can be named."""
+
+    config: bytes
+    tokenizer: bytes
+    """With the chat template."""
+    weights: bytes
+
+    @property
+    def whole(self) -> bytes:
+        """The base model's hash."""
+        return sha256(enc("mpctf-secure/base-model/v1", *self))
+
+
 @dataclass(frozen=True)
 class Facts:
-    """What a site found: the hash of its program's files, that of the base model, and the LoRA tensors.
+    """What a site found: the hash of its program's files, those of the base model, and the LoRA tensors.
 
     `size`: its rows, rounded up, where the data strategy needs to know; else 0. `memory`: what it counts in, where the
     strategy weighs sites by memory; else "".
     """
 
     package: bytes
-    base_model_hash: bytes
+    base_model: ModelHashes
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     size: int = 0
     memory: str = ""
@@ -47,7 +61,7 @@ class Facts:
         with Reader(body) as reader:
             return cls(
                 reader.bytes(HASH_BYTES),
-                reader.bytes(HASH_BYTES),
+                ModelHashes(*(reader.bytes(HASH_BYTES) for _ in ModelHashes._fields)),
                 tuple(map(_decode_tensor, reader.sequence())),
                 reader.integer(),
                 reader.text(limit=16),
@@ -56,7 +70,7 @@ class Facts:
     def encode(self) -> bytes:
         """The body of `facts`."""
         tensors = (enc(name) + enc_sequence(map(u64, shape)) for name, shape in self.tensors)
-        return enc(self.package, self.base_model_hash) + enc_sequence(tensors) + enc(self.size, self.memory)
+        return enc(self.package, *self.base_model) + enc_sequence(tensors) + enc(self.size, self.memory)
 
 
 def _decode_tensor(data: bytes) -> tuple[str, tuple[int, ...]]:

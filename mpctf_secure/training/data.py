@@ -72,7 +72,9 @@ def _encode_text(row: Row, tokenizer: ChatTokenizer) -> list[int]:
 def _encode_turns(row: Row, tokenizer: ChatTokenizer) -> tuple[list[int], list[int]]:
     """Prompt and answer apart, because generation sees the prompt's tokens as they are without the answer."""
     if not tokenizer.chat_template:
-        raise UsageError("the model's tokenizer has no chat template", hint=_NO_TEMPLATE_HINT)
+        raise UsageError(
+            f"{row.where}: a conversation, and the model's tokenizer has no chat template", hint=_NO_TEMPLATE_HINT
+        )
     turns = [message._asdict() for message in row.messages]
     try:
         prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)

@@ -47,6 +47,7 @@ def train_steps(
     recipe: Recipe,
     group: Group = ALONE,
     after_step: AfterStep = lambda *_: None,
+    between_passes: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives.
 
@@ -63,7 +64,7 @@ def train_steps(
     weighted = torch.zeros((), device=device_of(model))
     for number, rows in enumerate(steps, 1):
         optimizer.zero_grad()
-        weighted += len(rows) * _backward(model, rows, recipe, group)
+        weighted += len(rows) * _backward(model, rows, recipe, group, between_passes)
         group.add([gradient for p in trained if (gradient := p.grad) is not None])
         pull()
         optimizer.step()
@@ -86,11 +87,15 @@ def _proximal(trained: Sequence[torch.nn.Parameter], mu: float) -> Callable[[], 
     return pull
 
 
-def _backward(model: torch.nn.Module, rows: Sequence[Example], recipe: Recipe, group: Group) -> torch.Tensor:
+def _backward(
+    model: torch.nn.Module, rows: Sequence[Example], recipe: Recipe, group: Group, between_passes: Callable[[], None]
+) -> torch.Tensor:
     """This process's part of the batch's loss, whose gradients are added up in the parameters."""
     device, answers = device_of(model), answer_tokens(rows)
     total = torch.zeros((), device=device)
-    for batch in shares(rows, recipe, group, device):
+    for number, batch in enumerate(shares(rows, recipe, group, device)):
+        if number:
+            between_passes()
         with attention(model, batch):  # also of what gradient checkpointing computes again
             loss = summed_loss(model, batch) / answers
             loss.backward()  # type: ignore[no-untyped-call]

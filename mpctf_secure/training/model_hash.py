@@ -7,28 +7,30 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mpctf_secure import files
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.rounds.messages import ModelHashes
 
-_LABEL = "mpctf-secure/base-model/v1"
 _CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 _TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")
 _HINT = "name a folder with config.json, model.safetensors and tokenizer.json"
 
 
-def hash_model(folder: Path) -> bytes:
-    """SHA-256 over (name, dtype, shape, bytes) of the sorted tensors, the config without path and version, and the
-    tokenizer with its chat template. Sharding does not matter. EnvironmentUnfitError for a folder that is no model.
+def hash_model(folder: Path, cache: Path | None = None) -> ModelHashes:
+    """SHA-256 of the config without path and version, of the tokenizer with its chat template, and of (name, dtype,
+    shape, bytes) of the sorted tensors, however they are divided among files.
+
+    That of the tensors is taken from `cache`, where it is kept, if their files are the same by name, size, time and
+    inode. EnvironmentUnfitError for a folder that is no model.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        total = sha256(enc(_LABEL, _canonical({k: v for k, v in config.items() if k not in _CONFIG_NOISE})))
-        total.update(_hash_tokenizer(folder))
-        for name, digest in sorted(_tensor_digests(folder)):
-            total.update(enc(name, digest))
+        plain = {key: value for key, value in config.items() if key not in _CONFIG_NOISE}
+        weights = _hash_weights(folder) if cache is None else _cached(folder, cache)
+        return ModelHashes(sha256(_canonical(plain)).digest(), _hash_tokenizer(folder), weights)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentUnfitError(f"{folder}: not a model folder: {error}", hint=_HINT) from error
-    return total.digest()
 
 
 def _canonical(content: object) -> bytes:
@@ -41,11 +43,39 @@ def _hash_tokenizer(folder: Path) -> bytes:
     return sha256(enc(*texts, str(settings.get("chat_template", "")))).digest()
 
 
-def _tensor_digests(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _cached(folder: Path, cache: Path) -> bytes:
+    """The file holds a hash of which files the other one is of."""
+    states = [(shard, shard.stat()) for shard in _shards(folder)]
+    of = sha256(b"".join(enc(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for p, s in states)).digest()
+    if cache.exists() and (kept := cache.read_bytes())[:-32] == of:
+        return kept[-32:]
+    weights = _hash_weights(folder)
+    files.replace(cache, of + weights)
+    return weights
+
+
+def _hash_weights(folder: Path) -> bytes:
+    return sha256(b"".join(enc(name, digest) for name, digest in sorted(_tensor_digests(folder)))).digest()
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model folder has one; False too where it is no model folder."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return (folder / "chat_template.jinja").exists() or bool(settings.get("chat_template"))
+
+
+def _shards(folder: Path) -> list[Path]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise ValueError("no safetensors file")
-    for shard in shards:
+    return shards
+
+
+def _tensor_digests(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for shard in _shards(folder):
         with shard.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             size = int.from_bytes(content[:8], "little")
             header: dict[str, Any] = json.loads(content[8 : 8 + size])

@@ -48,7 +48,7 @@ from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.training.validation import Measured, Search, held_out_loss
 from mpctf_secure.training.watch import Watch
 
-_NO_MEMORY = "can't allocate memory"  # of the processor's allocator, which has no exception of its own
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # which have no exception of their own
 
 
 class FailedError(Exception):
@@ -77,7 +77,8 @@ class Worker:
             if local_rank() == 0:
                 _check_model(spec)
             tokenizer = load_tokenizer(spec.model)
-            self.model = load_adapter_model(spec.model, spec.lora, spec.compute)
+            with _explaining_memory(lambda: _too_large(spec)):
+                self.model = load_adapter_model(spec.model, spec.lora, spec.compute)
         self._recipe = _recipe(spec, pad_id(tokenizer))
         self._examples, self._held_out, self._truncated = list[Example](), list[Example](), 0
         if group.is_head:
@@ -141,12 +142,8 @@ class Worker:
             if self._held_out:
                 search.after_step(step, steps)
 
-        try:
-            result = train_steps(self.model, examples, self._recipe, self._group, after_step)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
-                raise
-            raise FailedError(FaultCode.OUT_OF_MEMORY, _advice(self._recipe, examples, self._group)) from error
+        with _explaining_memory(lambda: _too_much(self._spec, examples, self._group)):
+            result = train_steps(self.model, examples, self._recipe, self._group, after_step, lambda: say({}))
         return result, search.best
 
     def _measure(self, say: Callable[[Header], None]) -> float:
@@ -187,22 +184,49 @@ def _divide(spec: JobSpec, rows: list[Row]) -> tuple[list[Row], list[Row]]:
     return trained, held_out
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error)
+@contextlib.contextmanager
+def _explaining_memory(explain: Callable[[], MpctfError]) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+            sign in str(error) for sign in _NO_MEMORY
+        )
+        if not full:
+            raise
+        raise FailedError(FaultCode.OUT_OF_MEMORY, explain()) from error
 
 
-def _advice(recipe: Recipe, examples: list[Example], group: Group) -> MpctfError:
-    rows = min(recipe.micro_batch or recipe.batch_size, -(-recipe.batch_size // group.size))
+def _too_large(spec: JobSpec) -> MpctfError:
+    return EnvironmentUnfitError(f"{spec.model}: out of memory with the base model alone", hint=_advice(spec, {}))
+
+
+def _too_much(spec: JobSpec, examples: list[Example], group: Group) -> MpctfError:
+    batch = spec.training.batch_size
+    rows = min(spec.compute.micro_batch or batch, -(-batch // group.size))
     longest = max(len(example.input_ids) for example in examples)
+    smaller = {"micro_batch": str(rows // 2)} if rows > 1 else {}
+    if not spec.compute.gradient_checkpointing:
+        smaller["gradient_checkpointing"] = "true"
     return EnvironmentUnfitError(
-        f"out of memory with {rows} rows of up to {longest} tokens at a time",
-        hint=f"compute.micro_batch: {max(1, rows // 2)} or gradient_checkpointing: true in the site file",
+        f"out of memory with {rows} rows of up to {longest} tokens at a time", hint=_advice(spec, smaller)
     )
+
+
+def _advice(spec: JobSpec, smaller: dict[str, str]) -> str:
+    """What the site file does not say yet."""
+    compute, options = spec.compute, dict(smaller)
+    if torch.cuda.is_available() and not (compute.four_bit or compute.sharded):
+        options |= {"four_bit": "true", "sharded": "true, over several GPUs"}
+    if compute.precision == "float32":
+        options["precision"] = "bfloat16"
+    said = " or ".join(f"{name}: {value}" for name, value in options.items())
+    return f"compute.{said} in the site file" if said else "more memory, or a smaller training.max_length"
 
 
 def _check_model(spec: JobSpec) -> None:
     """On every node: another base model there would spoil the sum without an error."""
-    if hash_model(spec.model).hex() != spec.model_hash:
+    if hash_model(spec.model).whole.hex() != spec.model_hash:
         raise EnvironmentUnfitError(f"{spec.model}: another base model than the agent's", hint="copy it to every node")
 
 
@@ -232,6 +256,21 @@ def hardware() -> dict[str, Any]:
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
+def _take_gpu(named: list[int]) -> None:
+    """The one with this process's number among those that it sees; none where no GPU is named or seen."""
+    if named and local_rank() == 0:
+        free_memory(named)  # which knows what there is
+    if named and not torch.cuda.is_available():
+        hint = "install a torch build with CUDA, or say compute.nodes: [{processes: 1}]"
+        raise EnvironmentUnfitError(f"torch {torch.__version__} uses none of this node's GPUs", hint=hint)
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank() >= count:
+            hint = "fewer slurm.workers, or more GPUs in slurm.options"
+            raise EnvironmentUnfitError(f"process {local_rank() + 1} of this node sees {count} GPUs", hint=hint)
+        torch.cuda.set_device(local_rank())
+
+
 def _own_gpus(gpus: list[int]) -> Collection[int]:
     """Those that are named, else all that a job sees which uses any."""
     return gpus or range(MOST_GPUS if torch.cuda.is_available() else 0)
@@ -239,10 +278,7 @@ def _own_gpus(gpus: list[int]) -> Collection[int]:
 
 def _run(node: int, gpus: list[int], agent: Path | None) -> None:
     with _blaming(FaultCode.NO_GPU):
-        if gpus and local_rank() == 0:
-            free_memory(gpus)  # which knows what there is
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+        _take_gpu(gpus)
     group = Group.join()
     channel, raw = None, b""
     if group.is_head and agent is not None:

@@ -54,7 +54,7 @@ class Site:
         work.mkdir(exist_ok=True)
         model, data = self.folder / "model", self.folder / "a.jsonl"
         site = SiteConfig(coordinator="127.0.0.1:1", model=model, data=data, work=work, compute=compute)
-        spec = JobSpec.of(site, (hash_model(model), files.digest(data)), Lora(r=4), terms, FedAvg())
+        spec = JobSpec.of(site, (hash_model(model).whole, files.digest(data)), Lora(r=4), terms, FedAvg())
         return Job(spec, site, lambda *fault: self.faults.append(fault), self.uses.update)
 
     def trained(self, compute: Compute, name: str = "work", terms: Training = TERMS) -> Trained:

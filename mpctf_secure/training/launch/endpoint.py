@@ -13,7 +13,8 @@ from pathlib import Path
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.training.launch import ticket
 
-START_SECONDS = 600.0
+START_SECONDS = 3600.0
+"""A large model takes long to hash and load; a process that dies before that is noticed at once."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One start of a training job: its processes, and the connection to its rank 0."""
 
 import contextlib
+import signal
 import socket
 import subprocess
 import time
@@ -45,12 +46,13 @@ class Running:
             self._processes = [
                 children.spawn(one.argv, self._logs[one.node], script=one.script) for one in self._launches
             ]
+            self._met = False
             try:
                 self._connection = self._accept(endpoint)
             except BaseException:
                 children.end(self._processes)
                 raise
-        self._channel = JobChannel(self._connection)
+        self._channel, self._met = JobChannel(self._connection), True
 
     def send(self, header: Header, body: Vector | None = None) -> None:
         """A request to rank 0."""
@@ -124,8 +126,16 @@ class Running:
         if code == CARRIER_FAILED:
             line = self._last_line(launch.node).removeprefix(f"{launch.carrier}: ")
             return Fault(FaultCode.UNREACHABLE, launch.node, 0, f"{launch.carrier}: {line}", self._look())
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", self._look())
+        if not self._met:
+            meeting = (
+                "; do the nodes reach each other at rendezvous_port of the first?" if len(self._launches) > 1 else ""
+            )
+            line = f"ended before it began, with exit code {code}: {self._last_line(launch.node)}"
+            return Fault(FaultCode.NO_START, launch.node, 0, f"the training job {line}", f"{self._look()}{meeting}")
+        signum = -code if code < 0 else code - 128 if code > 128 else 0
+        how = f"was killed by signal {signum}" if signum else f"ended with exit code {code}"
+        full = "; was main memory full?" if signum == signal.SIGKILL else ""
+        return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", f"{self._look()}{full}")
 
     def _last_line(self, node: int) -> str:
         lines = self._logs[node].read_text(errors="replace").splitlines()
@@ -136,4 +146,4 @@ class Running:
 
 
 def _hang(seconds: float) -> Fault:
-    return Fault(FaultCode.HANG, 0, 0, f"the training job has made no step for {seconds:.0f} s", "is a node gone?")
+    return Fault(FaultCode.HANG, 0, 0, f"the training job has said nothing for {seconds:.0f} s", "is a node gone?")

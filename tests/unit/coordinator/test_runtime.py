@@ -17,12 +17,13 @@ from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Facts, Position
+from mpctf_secure.rounds.messages import Facts, ModelHashes, Position
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.messages import Signed
 
 NAMES = ("bank-b", "hospital-a", "telecom-c")
-FACTS = Facts(bytes(32), bytes(32), (("m.lora_A.weight", (4, 100)),))
+NO_MODEL = ModelHashes(*[bytes(32)] * 3)
+FACTS = Facts(bytes(32), NO_MODEL, (("m.lora_A.weight", (4, 100)),))
 
 
 class World:
@@ -122,7 +123,7 @@ def test_site_that_mends_its_model_before_the_run_begins_joins_with_what_it_has_
     async def scenario() -> None:
         running = world.begin()
         await until(world.coordinator.reception.live.is_set)
-        other = Facts(bytes(32), b"\1" * 32, FACTS.tensors)
+        other = Facts(bytes(32), NO_MODEL._replace(weights=b"\1" * 32), FACTS.tensors)
         world.say("bank-b", "facts", world.roster.hash, other.encode())
         await asyncio.sleep(0.01)
         await world.until_ready()
@@ -131,7 +132,7 @@ def test_site_that_mends_its_model_before_the_run_begins_joins_with_what_it_has_
         again = world.begin()
         await until(world.coordinator.reception.live.is_set)
         assert world.coordinator.contract
-        assert world.coordinator.contract.base_model_hash == bytes(32).hex()
+        assert world.coordinator.contract.base_model_hash == NO_MODEL.whole.hex()
         await world.crash(again)
 
     asyncio.run(scenario())

@@ -13,11 +13,11 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.participant.policy import check_contract, check_proposal, check_volume, told_size
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Facts
+from mpctf_secure.rounds.messages import Facts, ModelHashes
 from mpctf_secure.secagg.parameters import check_terms
 
 NAMES = ("bank-b", "hospital-a", "insurer-d", "telecom-c")
-FACTS = Facts(b"\2" * 32, b"\1" * 32, (("t", (2, 3)),), size=100)
+FACTS = Facts(b"\2" * 32, ModelHashes(*[b"\1" * 32] * 3), (("t", (2, 3)),), size=100)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def sealed(terms: Proposal, **changes: object) -> Contract:
     fields = {
         **terms.model_dump(),
         "package": FACTS.package.hex(),
-        "base_model_hash": FACTS.base_model_hash.hex(),
+        "base_model_hash": FACTS.base_model.whole.hex(),
         "tensors": FACTS.tensors,
         "largest_size": FACTS.size,
     }

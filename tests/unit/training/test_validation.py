@@ -191,7 +191,7 @@ def make_worker(folder: Path, data: Path, **terms: Any) -> Worker:
     training = Training(batch_size=8, max_length=128, **terms)
     compute = Compute(precision="float32")
     site = SiteConfig(coordinator="127.0.0.1:1", model=folder / "model", data=data, work=folder, compute=compute)
-    spec = JobSpec.of(site, (hash_model(site.model), files.digest(data)), LORA, training, FedAvg(), 5, "a")
+    spec = JobSpec.of(site, (hash_model(site.model).whole, files.digest(data)), LORA, training, FedAvg(), 5, "a")
     return Worker(spec, Group())
 
 

@@ -9,6 +9,7 @@ from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.config.strategies import FedProx
 from mpctf_secure.config.training import Training
+from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.rounds.messages import FaultCode
@@ -29,7 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> SiteConfig:
 
 
 def spec(site: SiteConfig, **changes: object) -> JobSpec:
-    hashes = hash_model(site.model), files.digest(site.data)
+    hashes = hash_model(site.model).whole, files.digest(site.data)
     terms = Training(batch_size=8, max_length=128)
     return JobSpec.of(site, hashes, Lora(r=2), terms, FedProx(), 0, "a").model_copy(update=changes)
 
@@ -60,7 +61,41 @@ def test_out_of_memory_says_batch_length_and_what_would_help(site: SiteConfig, m
     with pytest.raises(FailedError, match="6 rows of up to 30 tokens") as caught:
         worker._train(initial_adapter(schema, 0), [], examples, lambda *_: None)
     assert caught.value.code == FaultCode.OUT_OF_MEMORY
-    assert "micro_batch: 3" in caught.value.hint
+    assert caught.value.hint == "compute.micro_batch: 3 or gradient_checkpointing: true in the site file"
+
+
+def test_advice_names_nothing_that_the_site_does_already(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(spec(site, compute=Compute(micro_batch=1, gradient_checkpointing=True)), Group())
+    monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.empty(1 << 60))
+    with pytest.raises(FailedError, match="1 rows") as caught:
+        worker._train(initial_adapter(worker.describe()["schema"], 0), [], [Example((1, 2), 1)] * 8, lambda *_: None)
+    assert caught.value.hint == "more memory, or a smaller training.max_length"
+
+
+def test_model_that_does_not_fit_is_told_apart_from_rows_that_do_not(
+    site: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "load_adapter_model", lambda *_: torch.empty(1 << 60))
+    with pytest.raises(FailedError, match="base model alone") as caught:
+        Worker(spec(site, compute=Compute(precision="float32")), Group())
+    assert caught.value.code == FaultCode.OUT_OF_MEMORY
+    assert "precision: bfloat16" in caught.value.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch without GPUs")
+def test_gpus_that_torch_cannot_use_are_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training would run on the processor, at a hundredth of the speed, and say nothing."""
+    monkeypatch.setattr(worker_module, "free_memory", lambda _: 0)
+    with pytest.raises(EnvironmentUnfitError, match="uses none of this node's GPUs"):
+        worker_module._take_gpu([0])
+
+
+def test_process_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(EnvironmentUnfitError, match="process 3 of this node sees 2 GPUs"):
+        worker_module._take_gpu([])
 
 
 def test_another_error_in_training_is_none_of_memory(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
