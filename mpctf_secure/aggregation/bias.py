@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpctf_secure.aggregation.lora import A_SUFFIX, B_SUFFIX, Schema, Vector, split_flat
-from mpctf_secure.hazmat.encoding import enc
-from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.hazmat.prg import Generator
 
 PROJECTIONS = 8
@@ -32,7 +30,7 @@ def project(flat: Vector, schema: Schema, seed: int) -> list[float]:
 
 def _signs(seed: int, name: str, size: int) -> Vector:
     """±1 [projections, size]."""
-    draws = Generator(hkdf(enc(seed), enc("mpctf-secure/bias/v1", name))).uint32(PROJECTIONS * size)
+    draws = Generator.of(seed, "bias", name).uint32(PROJECTIONS * size)
     signs: Vector = np.where(draws & 1, np.float32(1), np.float32(-1)).reshape(PROJECTIONS, size)
     return signs
 

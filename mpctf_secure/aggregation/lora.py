@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mpctf_secure.config.strategies import Factors
-from mpctf_secure.hazmat.encoding import enc
-from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.hazmat.prg import Generator
 
 Vector = npt.NDArray[np.float32]
@@ -84,6 +82,5 @@ def _initial(name: str, shape: tuple[int, ...], seed: int) -> Vector:
     size = math.prod(shape)
     if name.endswith(B_SUFFIX):
         return np.zeros(size, np.float32)
-    generator = Generator(hkdf(enc(seed), enc("mpctf-secure/adapter-0/v1", name)))
-    unit = generator.uint32(size) / 2**31 - 1
+    unit = Generator.of(seed, "adapter-0", name).uint32(size) / 2**31 - 1
     return (unit / math.sqrt(shape[-1])).astype(np.float32)

@@ -1,5 +1,6 @@
 """The verbs, and the one place where errors become two lines and an exit code."""
 
+import json
 import os
 import sys
 from enum import StrEnum
@@ -10,10 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
-from mpctf_secure.attestation.hardening import harden
+from mpctf_secure.attestation.hardening import harden, read_back
 from mpctf_secure.cli import enroll
 from mpctf_secure.cli import runs as runs_commands
-from mpctf_secure.cli.harden import show
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
@@ -148,7 +148,12 @@ def show_hardening(
 
     Example: mpctf-secure harden
     """
-    show(output)
+    protections = read_back()
+    if output is Format.JSON:
+        typer.echo(json.dumps([protection._asdict() for protection in protections], indent=2))
+        return
+    for name, in_force, against in protections:
+        typer.echo(f"{'on ' if in_force else 'OFF'}  {name}: against {against}")
 
 
 _TYPER_INTERRUPTED = 130

@@ -8,13 +8,12 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from mpctf_secure import files
 from mpctf_secure.cli.models import find_model
 from mpctf_secure.config import load
+from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.run import BUILTIN, RunConfig
 from mpctf_secure.config.site import Policy, SiteConfig
 from mpctf_secure.config.strategies import FixedSize
@@ -37,24 +36,12 @@ _INTENT_ROWS = 64  # of a site and round
 _PHRASE = "passphrase"
 
 
-@dataclass(frozen=True)
-class Material:
+class Material(Frozen):
     """What local participants work on: one model, a data file each, and a test set if there is one."""
 
     model: Path
     data: dict[str, Path]
     test: Path | None
-
-    def to_json(self) -> dict[str, Any]:
-        """For a file."""
-        data = {name: str(path) for name, path in self.data.items()}
-        return {"model": str(self.model), "data": data, "test": self.test and str(self.test)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """What `to_json` made."""
-        data = {name: Path(path) for name, path in content["data"].items()}
-        return cls(Path(content["model"]), data, Path(content["test"]) if content["test"] else None)
 
 
 def prepare(config: RunConfig, folder: Path, beside: Path) -> Material:
@@ -63,7 +50,7 @@ def prepare(config: RunConfig, folder: Path, beside: Path) -> Material:
     rows = {name: load_rows(path) for name, path in data.items()}
     if test is not None:
         rows["test"] = load_rows(test)
-    return Material(_model(config, folder / "model", beside, rows), data, test)
+    return Material(model=_model(config, folder / "model", beside, rows), data=data, test=test)
 
 
 def _data(config: RunConfig, target: Path, beside: Path) -> tuple[dict[str, Path], Path | None]:

@@ -79,7 +79,7 @@ def start_run(
         shutil.rmtree(folder)
         raise
     proposal = _propose(config, folder.name, parties.roster.hash, rules)
-    plan = Plan(config, proposal, parties.home, material, tuple(compare))
+    plan = Plan(config=config, proposal=proposal, home=parties.home, material=material, compare=tuple(compare))
     plan.save(folder)
     _run(plan, parties, folder, screen, as_json=as_json)
 

@@ -71,7 +71,7 @@ class Training(Frozen):
     def shown_range(self, name: str) -> str:
         """The same for people."""
         least, most = self.range_of(name)
-        return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        return f"{least:.12g}" if least == most else f"{least:.12g} to {most:.12g}"
 
     def with_choice(self, choice: Choice) -> "Training":
         """What a site with this choice trains with; UsageError names the field that is out of bounds."""

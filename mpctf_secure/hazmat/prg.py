@@ -7,11 +7,14 @@ AES-256-GCM over zeros with nonce u96be(k) (NIST SP 800-38D), which allows anoth
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import hkdf
 
 T = TypeVar("T")
 
@@ -39,6 +42,11 @@ def keystream(seed: bytes, chunk: int, length: int = CHUNK_BYTES) -> npt.NDArray
 
 class Generator:
     """Uniform draws from the keystream of one seed, in order. Same seed, same draws, on every machine."""
+
+    @classmethod
+    def of(cls, seed: int, label: str, *which: str | int) -> Self:
+        """One of those that belong to a run's public seed, for one purpose."""
+        return cls(hkdf(enc(seed), enc(f"mpctf-secure/{label}/v1", *which)))
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
@@ -68,12 +76,12 @@ class Generator:
             pass
         return draw % bound
 
-    def permutation(self, size: int) -> npt.NDArray[np.int64]:
+    def permutation(self, size: int) -> list[int]:
         """A uniform permutation of 0 … size − 1 (Fisher and Yates)."""
-        order = np.arange(size, dtype=np.int64)
+        order = list(range(size))
         for last in range(size - 1, 0, -1):
             other = self.below(last + 1)
-            order[[last, other]] = order[[other, last]]
+            order[last], order[other] = order[other], order[last]
         return order
 
     def choice(self, items: Sequence[T]) -> T:

@@ -104,8 +104,12 @@ class _Agent:
         # Every node's first process takes the model's hash again, from the files themselves.
         model, data_hash = hash_model(self._site.model, self._site.work / "model.sha256"), files.digest(self._site.data)
         tls = OwnTls(self._keys.identity, self._me)
+
+        def note_break(reason: str) -> None:
+            self._record("no_connection", reason=reason)
+
         with contextlib.closing(
-            Channel(self._site.coordinator, self._roster, tls, self._patience, self._note_break)
+            Channel(self._site.coordinator, self._roster, tls, self._patience, note_break)
         ) as channel:
             link = Link(channel, self._keys.identity, self._roster.coordinator)
             try:
@@ -114,9 +118,6 @@ class _Agent:
             except MpctfError as error:
                 error.culprits = tuple(self._roster.named(error.culprits))
                 raise
-
-    def _note_break(self, reason: str) -> None:
-        self._record("no_connection", reason=reason)
 
     def _hear_proposal(self, link: Link, channel: Channel) -> Proposal:
         """What is on; waits for it. A coordinator that has answered once is waited for without end."""

@@ -65,7 +65,7 @@ class Link:
         message = Signed.make(label, ctx, self._key, body).encode()
         answer = self._call(lambda channel: channel.try_exchange(enc(label, ctx, message)))
         if answer is not None:
-            self._check(answer, ctx, "noted", skippable=False)
+            self._check(answer, ctx, "noted")
 
     def send(self, label: str, message: bytes, ctx: bytes, expect: str) -> bytes:
         """Send a message of an attempt, signed already; label and ctx only say which stage it is for."""
@@ -76,7 +76,7 @@ class Link:
         """Stream a masked input from the chunk where it broke off before: `pieces` gets its number."""
         answer = self._call(lambda channel: channel.upload(lambda: pieces(self._held(ctx))))
         if Signed.decode(answer).label == "again":
-            self._check(answer, ctx, "again", skippable=False)
+            self._check(answer, ctx, "again")
             answer = self._call(lambda channel: channel.upload(lambda: pieces(0)))
         return self._check(answer, ctx, expect, skippable=True)
 
@@ -117,9 +117,9 @@ class Link:
         header, *pieces = self._download("behind", ctx, Fetch(position), 1 + most)
         with blaming(COORDINATOR, "state"):
             if Signed.decode(header).label == "current":
-                self._check(header, ctx, "current", skippable=False)
+                self._check(header, ctx, "current")
                 return None
-            caught = Caught.decode(self._check(header, ctx, "state", skippable=False))
+            caught = Caught.decode(self._check(header, ctx, "state"))
             if len(pieces) < caught.outcomes:
                 raise SecurityError("it is incomplete")
             state = State.decode(caught.header, b"".join(pieces[caught.outcomes :]))
@@ -134,20 +134,20 @@ class Link:
     def _decode_outcome(self, header: bytes, ctx: bytes) -> Announce | Publication | Void:
         match label := Signed.decode(header).label:
             case "behind":
-                self._check(header, ctx, label, skippable=False)
+                self._check(header, ctx, label)
                 raise BehindError
             case "announce":
-                return Announce.decode(self._check(header, ctx, label, skippable=False))
+                return Announce.decode(self._check(header, ctx, label))
             case "void":
-                return Void.decode(self._check(header, ctx, label, skippable=False))
+                return Void.decode(self._check(header, ctx, label))
             case _:
-                return Publication.decode(self._check(header, ctx, "publication", skippable=False))
+                return Publication.decode(self._check(header, ctx, "publication"))
 
-    def _check(self, answer: bytes, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
+    def _check(self, answer: bytes, ctx: bytes, expect: str, *, skippable: bool = False) -> bytes:
         with blaming(COORDINATOR, "answer"):
-            return self._checked(Signed.decode(answer), ctx, expect, skippable=skippable)
+            return self._checked(Signed.decode(answer), ctx, expect, skippable)
 
-    def _checked(self, reply: Signed, ctx: bytes, expect: str, *, skippable: bool) -> bytes:
+    def _checked(self, reply: Signed, ctx: bytes, expect: str, skippable: bool) -> bytes:
         if reply.sender != self._coordinator.identity:
             raise SecurityError("not signed by the coordinator")
         if reply.label == "abort":

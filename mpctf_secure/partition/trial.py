@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-from mpctf_secure.hazmat.encoding import enc
-from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.hazmat.prg import Generator
 
 
 def split_iid(rows: int, parts: int, seed: int) -> list[list[int]]:
     """Row indices for each part, dealt from a seeded permutation."""
-    order = [int(i) for i in Generator(hkdf(enc(seed), enc("mpctf-secure/split/v1"))).permutation(rows)]
+    order = Generator.of(seed, "split").permutation(rows)
     return [sorted(order[part::parts]) for part in range(parts)]
 
 
@@ -22,8 +20,8 @@ def split_by_label(labels: Sequence[str], parts: int, seed: int) -> list[list[in
     index = {label: number for number, label in enumerate(sorted(set(labels)))}
     divided: list[list[int]] = [[] for _ in range(parts)]
     seen = [0] * len(index)
-    for row in Generator(hkdf(enc(seed), enc("mpctf-secure/split/v1"))).permutation(len(labels)):
+    for row in Generator.of(seed, "split").permutation(len(labels)):
         number = index[labels[row]]
-        divided[(number + seen[number] % holders) % parts].append(int(row))
+        divided[(number + seen[number] % holders) % parts].append(row)
         seen[number] += 1
     return [sorted(part) for part in divided]

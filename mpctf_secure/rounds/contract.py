@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mpctf_secure.aggregation.lora import Schema
 from mpctf_secure.config.base import Wire
 from mpctf_secure.config.run import Lora, Privacy
 from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
@@ -70,15 +69,10 @@ class Contract(Proposal):
 
     @property
     def schema_hash(self) -> bytes:
-        """SHA-256 over the schema."""
-        return hash_schema(self.tensors)
+        """SHA-256 over names and shapes."""
+        return sha256(b"".join(enc(name, *shape) for name, shape in self.tensors))
 
     @property
     def run_context(self) -> bytes:
         """ctx of the messages that belong to the run and to no attempt."""
         return sha256(enc("mpctf-secure/run/v1", self.run_id, bytes.fromhex(self.roster_hash), self.hash))
-
-
-def hash_schema(schema: Schema) -> bytes:
-    """SHA-256 over names and shapes."""
-    return sha256(b"".join(enc(name, *shape) for name, shape in schema))

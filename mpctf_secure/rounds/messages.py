@@ -19,9 +19,8 @@ from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence, u64
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.secagg.parameters import MAX_COHORT
+from mpctf_secure.secagg.messages import members
 
-KEY_BYTES = 32
 PROGRESS_PARTS = 20
 STATED = "stated"
 """Memory that a site's operator has stated, so that it may be compared with any other."""
@@ -168,7 +167,7 @@ class Announce:
     def decode(cls, body: bytes) -> Self:
         """Parse."""
         with Reader(body) as reader:
-            return cls(reader.integer(), reader.integer(), _members(reader), _members(reader))
+            return cls(reader.integer(), reader.integer(), members(reader), members(reader))
 
     def encode(self) -> bytes:
         """The body."""
@@ -209,7 +208,7 @@ class Publication:
     def decode(cls, body: bytes) -> Self:
         """Parse."""
         with Reader(body) as reader:
-            return cls(Announce.decode(reader.bytes()), _members(reader), reader.bytes(HASH_BYTES))
+            return cls(Announce.decode(reader.bytes()), members(reader), reader.bytes(HASH_BYTES))
 
     def encode(self) -> bytes:
         """The body."""
@@ -252,7 +251,3 @@ class Caught:
     def encode(self) -> bytes:
         """The body."""
         return enc(self.header, self.outcomes, self.certificate)
-
-
-def _members(reader: Reader) -> tuple[IdentityKey, ...]:
-    return tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT)))

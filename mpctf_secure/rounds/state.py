@@ -16,8 +16,7 @@ from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.hazmat.prg import CHUNK_BYTES
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.secagg.messages import KEY_BYTES
-from mpctf_secure.secagg.parameters import MAX_COHORT
+from mpctf_secure.secagg.messages import members
 
 _MOST_HEADER = 1 << 20
 _MOST_VECTORS = 3
@@ -65,7 +64,7 @@ class State:
         """A state from its header and its vectors, float32 little-endian; DecodeError for bytes that are neither."""
         with Reader(header) as reader:
             number, voids, count, ranges = reader.integer(), reader.integer(), reader.integer(), reader.bytes()
-            history, convicted = reader.bytes(HASH_BYTES), reader.sequence(KEY_BYTES, MAX_COHORT)
+            history, convicted = reader.bytes(HASH_BYTES), members(reader)
             survey = reader.integers(len(Survey._fields))
         if len(ranges) % 8 or not 1 <= count <= _MOST_VECTORS or len(survey) == 1:
             raise DecodeError("not the header of a state")
@@ -75,7 +74,7 @@ class State:
         return cls(
             round=number,
             voids=voids,
-            convicted=tuple(map(IdentityKey, convicted)),
+            convicted=convicted,
             adapter=adapter,
             moments=tuple(moments),
             ranges=tuple(float(width) for width in np.frombuffer(ranges, "<f8")),

@@ -163,8 +163,8 @@ class Survivors:
         with Reader(body) as reader:
             result = cls(
                 reader.bytes(HASH_BYTES),
-                tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
-                tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+                members(reader),
+                members(reader),
                 tuple(reader.sequence(HASH_BYTES, MAX_COHORT)),
             )
         for group in (result.dealers, result.survivors):
@@ -239,3 +239,8 @@ class ShareMessage:
     def encode(self) -> bytes:
         """The bytes that travel, and that are stored before they do."""
         return enc(self.dealing) + enc_sequence(self.boxes)
+
+
+def members(reader: Reader) -> tuple[IdentityKey, ...]:
+    """The next field as identities, no more than a cohort may have; the caller checks their order."""
+    return tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT)))

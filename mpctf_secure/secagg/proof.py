@@ -13,7 +13,7 @@ from mpctf_secure.hazmat.encoding import Reader, decode_sequence, enc, enc_seque
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.shamir import SHARE_BYTES
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.secagg.messages import KEY_BYTES, MASK_KEY, SELF_MASK
+from mpctf_secure.secagg.messages import MASK_KEY, SELF_MASK, members
 from mpctf_secure.secagg.parameters import MAX_COHORT, Context, check_ascending
 from mpctf_secure.secagg.verification import check_share, recover, verify_adverts, verify_dealings
 
@@ -42,7 +42,7 @@ class DealerProof:
                 reader.bytes(),
                 reader.bytes(),
                 reader.text(limit=16),
-                tuple(map(IdentityKey, reader.sequence(KEY_BYTES, MAX_COHORT))),
+                members(reader),
                 tuple(reader.sequence(SHARE_BYTES, MAX_COHORT)),
             )
         if proof.kind not in {SELF_MASK, MASK_KEY}:

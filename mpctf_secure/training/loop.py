@@ -13,9 +13,6 @@ from mpctf_secure.training.data import Example
 from mpctf_secure.training.group import ALONE, Group
 from mpctf_secure.training.model import answer_logits, attention, device_of
 
-AfterStep = Callable[[int, int], None]
-"""Called after every step with (step from 1, steps)."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -46,13 +43,13 @@ def train_steps(
     examples: Sequence[Example],
     recipe: Recipe,
     group: Group = ALONE,
-    after_step: AfterStep = lambda *_: None,
+    after_step: Callable[[int, int], None] = lambda *_: None,
     between_passes: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives.
 
     With several processes each takes every size-th row of a batch, and all make the same step: that of one process on
-    the whole batch, but for the order in which floats are added.
+    the whole batch, but for the order in which floats are added. `after_step` gets (step from 1, steps).
     """
     started = time.monotonic()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

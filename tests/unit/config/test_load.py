@@ -33,23 +33,44 @@ def test_strategies_are_chosen_by_name(text: str, data: object, aggregation: obj
 
 
 BAD = {
-    "a field of another strategy": ("data: {strategy: percentage, size: 3}", "data.size is not a known", "share"),
-    "an unknown strategy": ("aggregation: {strategy: fedadm}", "strategy is none of fedavg, fedprox", "fedadm"),
-    "a strategy that is no name": ("data: {strategy: [1]}", "strategy is none of fixed_size", "[1]"),
-    "a section that is none": ("data: 3", "strategy is none of fixed_size", "3"),
-    "a value out of range": ("aggregation: {strategy: fedadam, beta1: 2}", "aggregation.beta1: input should be", "2"),
-    "a misspelt field": ("aggregation: {strategy: fedprox, muu: 2}", "aggregation.muu is not a known", "mean mu?"),
+    "a field of another strategy": (RUN + "data: {strategy: percentage, size: 3}", "data.size is not a known", "share"),
+    "an unknown strategy": (RUN + "aggregation: {strategy: fedadm}", "strategy is none of fedavg, fedprox", "fedadm"),
+    "a strategy that is no name": (RUN + "data: {strategy: [1]}", "strategy is none of fixed_size", "[1]"),
+    "a section that is none": (RUN + "data: 3", "strategy is none of fixed_size", "3"),
+    "a value out of range": (
+        RUN + "aggregation: {strategy: fedadam, beta1: 2}", "aggregation.beta1: input should be", "2"),
+    "a misspelt field": (
+        RUN + "aggregation: {strategy: fedprox, muu: 2}", "aggregation.muu is not a known", "mean mu?"),
     "a default outside its bounds": (
-        "training: {batch_size: 64, bounds: {batch_size: [1, 32]}}", "batch_size is outside its bounds [1, 32]", "64"),
+        RUN + "training: {batch_size: 64, bounds: {batch_size: [1, 32]}}",
+        "batch_size is outside its bounds [1, 32]", "64"),
     "bounds the wrong way round": (
-        "training: {bounds: {local_epochs: [3, 1]}}", "local_epochs is outside its bounds [3, 1]", "bounds"),
+        RUN + "training: {bounds: {local_epochs: [3, 1]}}", "local_epochs is outside its bounds [3, 1]", "bounds"),
+    "an unknown nested key": (
+        RUN + "training:\n  learning_rat: 0.1\n",
+        "line 4: training.learning_rat is not a known field", "learning_rate"),
+    "a wrong type": (RUN + "rounds: many\n", "line 3: rounds: ", "'many'"),
+    "a number out of range": (RUN + "rounds: 0\n", "rounds: ", "got 0"),
+    "a missing field": ("model: {base: x}\n", "participants is missing", "configs/"),
+    "a key that is there twice": (RUN + "rounds: 1\nrounds: 2\n", "line 4: rounds is there twice", "keep one"),
+    "no YAML at all": ("a: [", "not YAML", "indentation"),
+    "a list instead of fields": ("- a\n", "not a mapping", "configs/"),
+    "an empty file": ("", "not a mapping", "configs/"),
+    "one participant": (RUN.replace("local: 3", "local: 1"), "participants.local", "got 1"),
+    "a strategy that does not exist yet": (
+        RUN + "privacy: {strategy: client_fixed}\n", "privacy.strategy", "client_fixed"),
+    "the best adapter without rows to choose it by": (
+        RUN + "training:\n  send: best\n",
+        "line 4: training.send: best needs training.validation above 0", "'best'"),
+    "more than half of the rows held out": (
+        RUN + "training: {validation: 0.6}\n", "line 3: training.validation: ", "got 0.6"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), BAD.values(), ids=BAD.keys())
 def test_mistake_in_a_run_file_is_named(text: str, message: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        read(tmp_path, RUN + text)
+        read(tmp_path, text)
     assert message in caught.value.message
     assert hint in caught.value.hint
 
@@ -65,6 +86,11 @@ BAD_SITES = {
     "no node": ("compute: {nodes: []}", "nodes is empty"),
     "a variable that is none": ("compute: {nodes: [{environment: {'A B': x}}]}", "compute.nodes.0.environment"),
     "a user that is an option": ("compute: {nodes: [{user: -oProxyCommand=x}]}", "compute.nodes.0.user"),
+    "nodes for slurm, which chooses its own": (
+        "compute: {launcher: slurm, slurm: {listen: 10.0.0.1}, nodes: [{gpus: [0]}]}", "takes nodes, workers"),
+    "a user without ssh": ("compute: {nodes: [{user: me}]}", "are for launcher: ssh"),
+    "an interpreter beside the site file": ("compute: {python: venv/bin/python}", "python is an absolute path"),
+    "an address with a zone": ("compute: {nodes: [{address: 'fe80::1%$(id)'}]}", "an address with a zone"),
     "a learning rate of zero": ("training: {learning_rate: 0}", "training.learning_rate"),
 }  # fmt: skip
 

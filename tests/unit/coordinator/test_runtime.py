@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loops import in_loop
 from samples import make_proposal
 
 from mpctf_secure.config.run import Timeouts
@@ -98,70 +99,62 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.mark.parametrize("stage", ["facts", "accept"])
-def test_run_does_not_begin_without_one_who_is_out_by_then(world: World, stage: str) -> None:
+@in_loop
+async def test_run_does_not_begin_without_one_who_is_out_by_then(world: World, stage: str) -> None:
     """Else it would begin with whoever is left, or with nobody: what is missing counts, not who is waited for."""
-
-    async def scenario() -> None:
-        running = world.begin()
-        if stage == "accept":
-            contract = await world.until_contract()
-            world.say("bank-b", "accept", contract.run_context, b"{}")
-        else:
-            await until(world.coordinator.reception.live.is_set)
-            world.all_say("facts", world.roster.hash, FACTS.encode())
-        await asyncio.sleep(0)
-        world.coordinator.reception.ban(world.peers["bank-b"].identity, "not in roster version 2")
-        with pytest.raises(ParticipationError, match=r"not everyone .*: bank-b \(not in roster version 2\)") as caught:
-            await running
-        assert caught.value.exit_code == 5
-        assert "contract_closed" not in world.events
-
-    asyncio.run(scenario())
-
-
-def test_site_that_mends_its_model_before_the_run_begins_joins_with_what_it_has_then(world: World) -> None:
-    async def scenario() -> None:
-        running = world.begin()
+    running = world.begin()
+    if stage == "accept":
+        contract = await world.until_contract()
+        world.say("bank-b", "accept", contract.run_context, b"{}")
+    else:
         await until(world.coordinator.reception.live.is_set)
-        other = Facts(bytes(32), NO_MODEL._replace(weights=b"\1" * 32), FACTS.tensors)
-        world.say("bank-b", "facts", world.roster.hash, other.encode())
-        await asyncio.sleep(0.01)
-        await world.until_ready()
-        await until(lambda: "round_started" in world.events)
-        await world.crash(running)
-        again = world.begin()
-        await until(world.coordinator.reception.live.is_set)
-        assert world.coordinator.contract
-        assert world.coordinator.contract.base_model_hash == NO_MODEL.whole.hex()
-        await world.crash(again)
-
-    asyncio.run(scenario())
+        world.all_say("facts", world.roster.hash, FACTS.encode())
+    await asyncio.sleep(0)
+    world.coordinator.reception.ban(world.peers["bank-b"].identity, "not in roster version 2")
+    with pytest.raises(ParticipationError, match=r"not everyone .*: bank-b \(not in roster version 2\)") as caught:
+        await running
+    assert caught.value.exit_code == 5
+    assert "contract_closed" not in world.events
 
 
-def test_crash_between_a_failed_stage_and_the_next_attempt_is_gone_on_from(world: World) -> None:
+@in_loop
+async def test_site_that_mends_its_model_before_the_run_begins_joins_with_what_it_has_then(world: World) -> None:
+    running = world.begin()
+    await until(world.coordinator.reception.live.is_set)
+    other = Facts(bytes(32), NO_MODEL._replace(weights=b"\1" * 32), FACTS.tensors)
+    world.say("bank-b", "facts", world.roster.hash, other.encode())
+    await asyncio.sleep(0.01)
+    await world.until_ready()
+    await until(lambda: "round_started" in world.events)
+    await world.crash(running)
+    again = world.begin()
+    await until(world.coordinator.reception.live.is_set)
+    assert world.coordinator.contract
+    assert world.coordinator.contract.base_model_hash == NO_MODEL.whole.hex()
+    await world.crash(again)
+
+
+@in_loop
+async def test_crash_between_a_failed_stage_and_the_next_attempt_is_gone_on_from(world: World) -> None:
     """Nobody says what follows then: neither a row, nor a gate that waits. And all that had no line yet gets one."""
+    running = world.begin()
+    await until(world.coordinator.reception.live.is_set)
+    undecided = asyncio.Event()
 
-    async def scenario() -> None:
-        running = world.begin()
-        await until(world.coordinator.reception.live.is_set)
-        undecided = asyncio.Event()
+    async def decided(*_: object) -> bool:
+        undecided.set()
+        await asyncio.Event().wait()
+        return False
 
-        async def decided(*_: object) -> bool:
-            undecided.set()
-            await asyncio.Event().wait()
-            return False
-
-        world.coordinator.reception.decided = decided  # type: ignore[method-assign]
-        await world.until_ready()
-        async with asyncio.timeout(20):
-            await undecided.wait()
-        await world.crash(running)
-        world.begin()
-        await until(world.coordinator.reception.live.is_set)
-        await until(lambda: "round_void" in world.events or "attempt_failed" in world.events)
-        assert {"stage_closed", "dropout", "attempt_failed"} <= set(world.events)
-
-    asyncio.run(scenario())
+    world.coordinator.reception.decided = decided  # type: ignore[method-assign]
+    await world.until_ready()
+    async with asyncio.timeout(20):
+        await undecided.wait()
+    await world.crash(running)
+    world.begin()
+    await until(world.coordinator.reception.live.is_set)
+    await until(lambda: "round_void" in world.events or "attempt_failed" in world.events)
+    assert {"stage_closed", "dropout", "attempt_failed"} <= set(world.events)
 
 
 LIES = {
@@ -173,28 +166,24 @@ LIES = {
 
 
 @pytest.mark.parametrize("body", LIES.values(), ids=LIES.keys())
-def test_site_that_accepts_the_contract_and_not_its_bounds_is_out(world: World, body: bytes) -> None:
-    async def scenario() -> None:
-        running = world.begin()
-        contract = await world.until_contract()
-        world.say("bank-b", "accept", contract.run_context, body)
-        with pytest.raises(ParticipationError, match="bank-b"):
-            await running
-        assert "banned" in world.events
-        await asyncio.gather(*world.calls, return_exceptions=True)
-
-    asyncio.run(scenario())
+@in_loop
+async def test_site_that_accepts_the_contract_and_not_its_bounds_is_out(world: World, body: bytes) -> None:
+    running = world.begin()
+    contract = await world.until_contract()
+    world.say("bank-b", "accept", contract.run_context, body)
+    with pytest.raises(ParticipationError, match="bank-b"):
+        await running
+    assert "banned" in world.events
+    await asyncio.gather(*world.calls, return_exceptions=True)
 
 
-def test_what_sites_chose_within_the_bounds_is_known(world: World) -> None:
-    async def scenario() -> None:
-        running = world.begin()
-        contract = await world.until_contract()
-        for name in NAMES:
-            body = b'{"batch_size":4}' if name == "bank-b" else b"{}"
-            world.say(name, "accept", contract.run_context, body)
-        await until(lambda: "contract_closed" in world.events)
-        assert world.coordinator.choices["bank-b"] == {"batch_size": 4}
-        await world.crash(running)
-
-    asyncio.run(scenario())
+@in_loop
+async def test_what_sites_chose_within_the_bounds_is_known(world: World) -> None:
+    running = world.begin()
+    contract = await world.until_contract()
+    for name in NAMES:
+        body = b'{"batch_size":4}' if name == "bank-b" else b"{}"
+        world.say(name, "accept", contract.run_context, body)
+    await until(lambda: "contract_closed" in world.events)
+    assert world.coordinator.choices["bank-b"] == {"batch_size": 4}
+    await world.crash(running)

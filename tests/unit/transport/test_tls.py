@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from loops import in_loop
 
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError, UsageError
 from mpctf_secure.hazmat.signature import SigningKey
@@ -300,7 +301,8 @@ def test_revoked_member_is_out_of_a_call_that_waits(tmp_path: Path) -> None:
         assert world.channel("hospital-a").exchange(b"hello") == b"hospital-a:hello"
 
 
-def test_stop_lets_an_answer_on_its_way_arrive_and_waits_for_no_other_call(tmp_path: Path) -> None:
+@in_loop
+async def test_stop_lets_an_answer_on_its_way_arrive_and_waits_for_no_other_call(tmp_path: Path) -> None:
     class Slow(Echo):
         def __init__(self) -> None:
             super().__init__()
@@ -313,24 +315,21 @@ def test_stop_lets_an_answer_on_its_way_arrive_and_waits_for_no_other_call(tmp_p
             yield b"a"
             yield b"b"
 
-    async def scenario() -> None:
-        world, handler = enrolled(tmp_path), Slow()
-        listener = await listen("127.0.0.1:0", world.roster, world.tls("coordinator"), handler)
-        world.address = f"127.0.0.1:{listener.port}"
-        downloading = asyncio.create_task(asyncio.to_thread(world.channel("bank-b").download, lambda _: b"", 3))
-        waiting = asyncio.create_task(asyncio.to_thread(world.channel("hospital-a").exchange, b"wait"))
-        await handler.sent.wait()
-        assert await asyncio.to_thread(Echo.waiting.acquire, timeout=10)
-        stopping = asyncio.create_task(listener.stop(60))
-        with pytest.raises(EnvironmentUnfitError, match="no connection"):
-            await waiting
-        assert not downloading.done()
-        assert not stopping.done()
-        handler.may_go_on.set()
-        assert await downloading == [b"header", b"a", b"b"]
-        await stopping
-
-    asyncio.run(scenario())
+    world, handler = enrolled(tmp_path), Slow()
+    listener = await listen("127.0.0.1:0", world.roster, world.tls("coordinator"), handler)
+    world.address = f"127.0.0.1:{listener.port}"
+    downloading = asyncio.create_task(asyncio.to_thread(world.channel("bank-b").download, lambda _: b"", 3))
+    waiting = asyncio.create_task(asyncio.to_thread(world.channel("hospital-a").exchange, b"wait"))
+    await handler.sent.wait()
+    assert await asyncio.to_thread(Echo.waiting.acquire, timeout=10)
+    stopping = asyncio.create_task(listener.stop(60))
+    with pytest.raises(EnvironmentUnfitError, match="no connection"):
+        await waiting
+    assert not downloading.done()
+    assert not stopping.done()
+    handler.may_go_on.set()
+    assert await downloading == [b"header", b"a", b"b"]
+    await stopping
 
 
 def test_one_participant_does_not_take_the_places_of_all(tmp_path: Path) -> None:

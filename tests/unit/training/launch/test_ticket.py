@@ -67,10 +67,6 @@ def connect(its: Ticket) -> socket.socket:
     return socket.create_connection((its.address, its.port))
 
 
-def say_nothing(its: Ticket) -> socket.socket:
-    return connect(its)
-
-
 def say_garbage(its: Ticket) -> socket.socket:
     connection = connect(its)
     with contextlib.suppress(OSError):  # sent away while it still speaks
@@ -119,7 +115,7 @@ def hang_up(its: Ticket) -> socket.socket:
 
 
 ATTACKS = {
-    "silence": say_nothing,
+    "silence": connect,
     "garbage": say_garbage,
     "no TLS": speak_without_tls,
     "another certificate": show_another_certificate,
@@ -175,7 +171,7 @@ def test_crowd_of_silent_strangers_does_not_keep_rank_0_out(agent: Endpoint) -> 
 
 def test_silent_stranger_is_sent_away_in_the_end(agent: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ticket, "HANDSHAKE_SECONDS", 0.0)
-    with suffer(agent, say_nothing) as stranger:
+    with suffer(agent, connect) as stranger:
         assert stranger.recv(1) == b""
 
 
