@@ -1,6 +1,7 @@
 """What participants' nodes use, by their own account: in short for the screen, over a run for the report."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ class _Totals:
     gpu_samples: int = 0
     gpu_use: float = 0.0
     gpu_memory: int = 0
+    disk_free: float = math.inf
+    sent: int = 0
+    received: int = 0
 
     def add(self, fields: Fields) -> None:
         """One event more."""
@@ -88,13 +92,20 @@ class _Totals:
         self.gpu_samples += len(uses)
         self.gpu_use += sum(uses)
         self.gpu_memory = max([self.gpu_memory, *_known(fields["gpus"], "memory_used")])
+        self.disk_free = min(self.disk_free, fields["disk_free"])
+        self.sent, self.received = max(self.sent, fields["sent"]), max(self.received, fields["received"])
 
     def to_dict(self) -> Fields:
-        """Mean use, and the most memory: of the node, and of one of its GPUs; None where no GPU tells."""
+        """Mean use, most memory of the node and of one of its GPUs (None where no GPU tells), least disk [bytes], and
+        the most that its network carried [bytes/s].
+        """
         return {
             "samples": self.samples,
             "cpu_mean": round(self.cpu / self.samples, 3),
             "memory_used_max": self.memory,
             "gpu_use_mean": round(self.gpu_use / self.gpu_samples, 3) if self.gpu_samples else None,
             "gpu_memory_used_max": self.gpu_memory or None,
+            "disk_free_min": self.disk_free,
+            "sent_max": self.sent,
+            "received_max": self.received,
         }

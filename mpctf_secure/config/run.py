@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
@@ -120,3 +120,10 @@ class RunConfig(Frozen):
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
     timeouts: Timeouts = Timeouts()
+
+    @field_validator("evaluation")
+    @classmethod
+    def _scored_where_the_model_is(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        if evaluation.test and "participants" in info.data and info.data["participants"].enrolled:
+            raise ValueError("a test set is for local participants: here the coordinator has no model to score")
+        return evaluation

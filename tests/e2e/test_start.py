@@ -49,6 +49,14 @@ def test_run_folder_holds_all_that_was_promised(smoke) -> None:
     assert kinds[-1] == "run_ended"
 
 
+def test_a_sites_job_is_started_once_and_lives_through_all_rounds(smoke) -> None:
+    _, folder = smoke
+    for number in range(1, 5):
+        lines = (folder / "sites" / f"site-{number}" / "work" / "events.jsonl").read_text().splitlines()
+        kinds = [json.loads(line)["event"] for line in lines]
+        assert (kinds.count("job_started"), kinds.count("round_trained")) == (1, 2)
+
+
 def test_nodes_of_every_site_are_watched_exactly_at_home_and_coarsely_by_the_coordinator(smoke) -> None:
     result, folder = smoke
     sites = [f"site-{i}" for i in range(1, 5)]

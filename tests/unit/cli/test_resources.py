@@ -85,16 +85,17 @@ def test_report_has_means_and_maxima_of_every_node_whatever_process_wrote_the_ev
         log.record("resources", **fields(replace(SAMPLE, gpus=()), "hospital-a"))
         log.close()
     used = {"samples": 2, "cpu_mean": 0.93, "memory_used_max": SAMPLE.memory_used}
+    others = {"disk_free_min": SAMPLE.disk_free, "sent_max": SAMPLE.sent, "received_max": SAMPLE.received}
     nothing = {"gpu_use_mean": None, "gpu_memory_used_max": None}
     found = over_the_run(path)
     assert found == {
         "bank-b": [
             {
                 "node": 1, "samples": 2, "cpu_mean": 0.5, "memory_used_max": 9 * GIB,
-                "gpu_use_mean": 0.74, "gpu_memory_used_max": 71 * GIB,
+                "gpu_use_mean": 0.74, "gpu_memory_used_max": 71 * GIB, **others,
             },
-            {"node": 12, **used, **nothing},
+            {"node": 12, **used, **nothing, **others},
         ],
-        "hospital-a": [{"node": 1, **used, **nothing}],
+        "hospital-a": [{"node": 1, **used, **nothing, **others}],
     }  # fmt: skip
     assert json.loads(json.dumps(found)) == found

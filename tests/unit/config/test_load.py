@@ -56,6 +56,9 @@ BAD = {
     "no YAML at all": ("a: [", "not YAML", "indentation"),
     "a list instead of fields": ("- a\n", "not a mapping", "configs/"),
     "an empty file": ("", "not a mapping", "configs/"),
+    "a test set where nobody scores": (
+        "participants: [a, b, c]\nmodel: {base: x}\nevaluation: {test: t.jsonl}\n",
+        "line 3: evaluation: a test set is for local participants", "t.jsonl"),
     "one participant": (RUN.replace("local: 3", "local: 1"), "participants.local", "got 1"),
     "a strategy that does not exist yet": (
         RUN + "privacy: {strategy: client_fixed}\n", "privacy.strategy", "client_fixed"),
