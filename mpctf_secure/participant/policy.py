@@ -78,6 +78,6 @@ def check_volume(contract: Contract, training: Training, policy: Policy, rows: i
     if passes > policy.most_passes:
         raise SecurityError(
             f"contract: a round goes over this site's rows {passes} times, its policy.most_passes is "
-            f"{policy.most_passes}; the largest site tells {contract.largest_size} rows",
+            f"{policy.most_passes}",
             hint="fewer epochs, more rounds or another data.strategy in the run file, or the site file",
         )

@@ -231,7 +231,7 @@ def test_site_that_was_away_at_the_end_gets_the_last_state_later(tmp_path: Path,
 def test_stop_reaches_sites_that_train(tmp_path: Path) -> None:
     """Else `join --once` would wait for ever for a coordinator that will not come back."""
     with consortium(
-        tmp_path / "joint", THREE, rounds=1, training={"learning_rate": 3e-3, "max_length": 128, "local_epochs": 500}
+        tmp_path / "joint", THREE, rounds=1, training={"learning_rate": 3e-3, "max_length": 128, "local_epochs": 100}
     ) as joint:
         joint.begin()
         joint.wait_for_event("round_started")
