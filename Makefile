@@ -21,7 +21,7 @@ demo-compare: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone --compare centralised
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow" --cov --cov-report=term --durations=15
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov --cov-report=term --durations=15
 
 test-slow: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/pytest -m slow
