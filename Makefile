@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# File by file in two processes: much of a run's time is waiting.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_MODEL := $(CACHE)/models/smollm2-135m-instruct
 STAMP := $(VENV)/.installed
 
@@ -21,10 +23,10 @@ demo-compare: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone --compare centralised
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov --cov-report=term --durations=15
+	$(PYTEST) -m "not slow" --cov --cov-report=term --durations=15
 
 test-slow: $(STAMP) $(DEMO_MODEL)/config.json
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
