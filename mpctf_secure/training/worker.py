@@ -258,11 +258,11 @@ def hardware() -> dict[str, Any]:
 
 def _take_gpu(named: list[int]) -> None:
     """The one with this process's number among those that it sees; none where no GPU is named or seen."""
-    if named and local_rank() == 0:
+    if named:
         free_memory(named)  # which knows what there is
-    if named and not torch.cuda.is_available():
-        hint = "install a torch build with CUDA, or say compute.nodes: [{processes: 1}]"
-        raise EnvironmentUnfitError(f"torch {torch.__version__} uses none of this node's GPUs", hint=hint)
+        if not torch.cuda.is_available():
+            hint = "install a torch build with CUDA, or say compute.nodes: [{processes: 1}]"
+            raise EnvironmentUnfitError(f"torch {torch.__version__} uses none of this node's GPUs", hint=hint)
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_rank() >= count:
