@@ -16,7 +16,7 @@ from mpctf_secure.config import load
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.run import BUILTIN, RunConfig
 from mpctf_secure.config.site import Policy, SiteConfig
-from mpctf_secure.config.strategies import FixedSize
+from mpctf_secure.config.strategies import MOST_COUNT, FixedSize
 from mpctf_secure.errors import UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
@@ -148,7 +148,8 @@ class Fleet:
         threads = str(max(1, (os.cpu_count() or 1) // len(material.data)))
         for name, data in material.data.items():
             home = self._folder / "sites" / name
-            policy = Policy(allow_pair=self._config.secagg.allow_pair)
+            secagg = self._config.secagg  # they are the operator's own, who has said what is wanted
+            policy = Policy(allow_pair=secagg.allow_pair, most_void_rounds=secagg.void_rounds, most_passes=MOST_COUNT)
             site = SiteConfig(coordinator=address, model=material.model, data=data, policy=policy)
             (home / "site.yaml").write_text(load.dump(site), encoding="utf-8")
             with _readable(self._phrase) as descriptor:

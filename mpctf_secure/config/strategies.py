@@ -7,7 +7,8 @@ from pydantic import Discriminator, Field, Tag
 
 from mpctf_secure.config.base import Frozen
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
+MOST_COUNT = 2**31 - 1
+Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Factors = Literal["both", "alternating", "freeze_a"]
 _Rate = Annotated[float, Field(gt=0, le=10)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]

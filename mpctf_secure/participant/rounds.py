@@ -207,7 +207,8 @@ class Participant:
             """Tell the coordinator, some times a second at the most."""
             nonlocal told_at, told
             now, current = time.monotonic(), Progress(round_number, PROGRESS_PARTS * step // steps)
-            if current != told and (step == steps or now - told_at > _PROGRESS_SECONDS):
+            few = steps <= PROGRESS_PARTS  # whose parts could be counted
+            if current != told and (step == steps or (not few and now - told_at > _PROGRESS_SECONDS)):
                 told_at, told = now, current
                 self._link.tell("progress", self._contract.run_context, current.encode())
 
@@ -299,9 +300,7 @@ class Participant:
 
     def _apply(self, state: State, attempts: Attempts | None, outcome: Published | Void) -> State:
         if isinstance(outcome, Void):
-            if is_survey(self._contract, state) and attempts and attempts.released:
-                # Sizes do not change: the difference of two such sums would be those of who was in one only.
-                raise ParticipationError("sizes were opened, and yet the round is void: this site adds none up again")
+            self._check_unopened(state, attempts)
             return self._accept_void(state, outcome)
         total = self._verified_sum(state, attempts, outcome)
         said = read_sum(self._contract, state, total, ordered_map)
@@ -309,10 +308,18 @@ class Participant:
             self._check_own_part(said, len(total.survivors) - 1)
         return next_state(self._contract, state, said).after(outcome.header.encode())
 
+    def _check_unopened(self, state: State, attempts: Attempts | None) -> None:
+        """Of a void round: sizes do not change, so that the difference of two sums would be those of who was in one."""
+        if is_survey(self._contract, state) and (attempts is None or attempts.released):
+            raise ParticipationError(
+                "sizes were opened, and yet the round is void: this site adds none up again",
+                hint="start another run, maybe with another data.strategy",
+            )
+
     def _check_own_part(self, said: Survey, others: int) -> None:
         """A forged sum could make this site train on all its rows, or weigh nothing."""
         if any(total < own + others for total, own in zip(said, self._sizes, strict=True)):
-            raise SecurityError("published sum of sizes is less than this site's own", culprits=[COORDINATOR])
+            raise SecurityError("published sum of sizes is less than this site's own: somebody's part of it is false")
 
     @property
     def _sizes(self) -> Survey:
@@ -401,13 +408,15 @@ class Participant:
         try:
             attempts = self._attempts(state)
         except LostRoundError:
-            return None
+            attempts = None
         try:
             published = Publication.decode(outcome)
         except SecurityError:
             Void.decode(outcome)
+            self._check_unopened(state, attempts)
         else:
-            _check_seen(attempts, published)
+            if attempts:
+                _check_seen(attempts, published)
         return attempts
 
 

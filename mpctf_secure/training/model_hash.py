@@ -46,11 +46,13 @@ def _hash_tokenizer(folder: Path) -> bytes:
 def _cached(folder: Path, cache: Path) -> bytes:
     """The file holds a hash of which files the other one is of."""
     states = [(shard, shard.stat()) for shard in _shards(folder)]
-    of = sha256(b"".join(enc(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for p, s in states)).digest()
+    known = (enc(str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in states)
+    of = sha256(b"".join(known)).digest()
     if cache.exists() and (kept := cache.read_bytes())[:-32] == of:
         return kept[-32:]
     weights = _hash_weights(folder)
-    files.replace(cache, of + weights)
+    with files.writing(cache):
+        files.replace(cache, of + weights)
     return weights
 
 

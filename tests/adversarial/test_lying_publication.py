@@ -346,8 +346,22 @@ def test_site_that_has_opened_a_sum_of_sizes_adds_up_no_second_one(tmp_path: Pat
     said = Void.decode(void(1))
     apply = partial(site._apply, initial_state(SURVEY), outcome=said)
     assert apply(cast(Any, Seen())).round == 1
+    for seen in (Seen(released=True), None):  # None: what it had done is lost
+        with pytest.raises(ParticipationError, match="adds none up again"):
+            apply(cast(Any, seen))
+
+
+def test_site_that_has_opened_a_sum_of_sizes_does_not_catch_up_past_its_being_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else "you are behind", with the others' certificate, would lead it to the second one."""
+    site = participant(tmp_path, contract=SURVEY)
+    keystore.note_joined(site._keys, SURVEY.run_id, 1)
+    monkeypatch.setattr(site, "_attempts", lambda _: Seen())
+    assert site._own_part(initial_state(SURVEY), void(1))
+    monkeypatch.setattr(site, "_attempts", lambda _: Seen(released=True))
     with pytest.raises(ParticipationError, match="adds none up again"):
-        apply(cast(Any, Seen(released=True)))
+        site._own_part(initial_state(SURVEY), void(1))
 
 
 def test_projections_of_an_adapter_that_diverges_end_no_run(tmp_path: Path) -> None:
@@ -362,13 +376,13 @@ def test_progress_is_told_in_parts_that_say_nothing_of_the_number_of_steps(
 ) -> None:
     monkeypatch.setattr(rounds_module, "_PROGRESS_SECONDS", -1.0)
     told = []
-    for steps in (100, 1000):
+    for steps in (7, 20, 100, 1000):
         link = Coordinator()
         progress = participant(tmp_path / str(steps), link)._progress(1)
         for step in range(1, steps + 1):
             progress(step, steps)
         told.append([Progress.decode(body.encode()).done for _, body in link.told])
-    assert told == [list(range(1, PROGRESS_PARTS + 1))] * 2
+    assert told == [[PROGRESS_PARTS]] * 2 + [list(range(1, PROGRESS_PARTS + 1))] * 2
 
 
 @pytest.mark.parametrize(("value", "loss"), [(np.nan, 1.0), (np.inf, 1.0), (0.1, float("nan")), (0.1, 1e30)])

@@ -11,7 +11,9 @@ WORKER = "mpctf_secure.training.worker"
 CARRIER_FAILED = 255
 """Exit code of ssh where it gets nowhere, and of what submits a job that Slurm does not take."""
 _JOIN_SECONDS = 300
-_GRACE_SECONDS = 10
+_GRACE_SECONDS = 3
+"""Less than whoever ends this shell leaves it."""
+_OF_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ def held(command: str, document: Sequence[str] = ()) -> list[str]:
         *document,
         "job=$!",
         "# Whoever started this holds its input open: when that ends, so does the job.",
-        f"{{ read -r _ <&3; kill -TERM $job; sleep {_GRACE_SECONDS}; kill -KILL $job; }} >/dev/null 2>&1 &",
+        f"finish() {{ kill -TERM $job; sleep {_GRACE_SECONDS}; kill -KILL $job; }} >/dev/null 2>&1",
+        "{ trap '' TERM INT HUP; read -r _ <&3; finish; } 2>/dev/null &",
         "watch=$!",
-        "trap 'kill -TERM $job' TERM INT HUP",
+        "trap 'finish &' TERM INT HUP",
         "trap : PIPE  # the shell tells of killed jobs, maybe to a connection that is gone, and must yet tidy up",
         "exec 3<&-",
         "while wait $job; code=$?; kill -0 $job 2>/dev/null; do :; done  # a trap ends `wait`, and not the job",
-        "kill $watch 2>/dev/null",
+        "kill -KILL $watch 2>/dev/null",
     ]
 
 
@@ -93,7 +96,10 @@ def launcher(rendezvous: Rendezvous, python: str, number: str) -> str:
         f'-m torch.distributed.run --log-dir "$logs" --nnodes={rendezvous.nodes} --node-rank={number}'
         f" --nproc-per-node={rendezvous.workers} --max-restarts=0 --rdzv-id={rendezvous.id} {where}"
     )
-    return f"{shlex.quote(python)} {'-u' if alone else torchrun}"
+    if not alone:
+        return f"{shlex.quote(python)} {torchrun}"
+    inherited = " ".join(f"-u {name}" for name in _OF_TORCHRUN)  # of a job that this one is started in
+    return f"env {inherited} {shlex.quote(python)} -u"
 
 
 def ssh_command(options: Sequence[str], host: str, forwarded: str | None) -> list[str]:
