@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-from mpctf_secure.config.strategies import MaxVolume
+from mpctf_secure.config.strategies import MOST_COUNT, MaxVolume
 from mpctf_secure.errors import UsageError
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import STATED, Facts
-
-_MOST_ROWS = 2**31 - 1
 
 
 def close_contract(proposal: Proposal, facts: Mapping[str, Facts]) -> Contract:
@@ -45,7 +43,7 @@ def _check_sizes(proposal: Proposal, facts: Mapping[str, Facts]) -> None:
     """Only where they are needed, and there of all."""
     needed = isinstance(proposal.data, MaxVolume)
     for name, found in facts.items():
-        if not needed <= found.size <= needed * _MOST_ROWS:
+        if not needed <= found.size <= needed * MOST_COUNT:
             raise UsageError(f"{name} tells a size of {found.size} rows", hint="every site needs the same program")
 
 

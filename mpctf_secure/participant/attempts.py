@@ -8,16 +8,18 @@ Rules of this file:
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mpctf_secure.errors import COORDINATOR, SecurityError
 from mpctf_secure.hazmat.encoding import Reader, enc
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.parallel import ordered_map
 from mpctf_secure.participant.round_file import Entry, RoundFile
 from mpctf_secure.rounds.messages import Announce
-from mpctf_secure.secagg.chunks import Lanes
+from mpctf_secure.secagg.chunks import Lanes, digest
 from mpctf_secure.secagg.client import Client, entropy_bytes
 from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Survivors
@@ -151,3 +153,27 @@ class Attempts:
             self._begin(announce, context, entropy)
         else:
             self._done[entry.kind] = content, self._perform(entry.kind, content)
+
+
+def uploader(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Callable[[int], Iterator[bytes]]:
+    """Gives ctx, length and number of the first chunk, the chunks from there on, then the signed digest of all.
+
+    However often it is called, these are parts of the same bytes. A chunk travels while the next ones are masked.
+    """
+    count, hashes = len(masked.layout.sizes), dict[int, bytes]()
+
+    def hashed(number: int) -> tuple[int, bytes, bytes]:
+        chunk = masked.chunk(number)
+        return number, chunk, sha256(chunk)
+
+    def pieces(first: int) -> Iterator[bytes]:
+        """The upload from chunk number `first` on."""
+        yield enc(ctx, masked.layout.size, first)
+        due = [number for number in range(count) if number >= first or number not in hashes]
+        for number, chunk, chunk_hash in ordered_map(hashed, due):
+            hashes[number] = chunk_hash
+            if number >= first:
+                yield chunk
+        yield attempts.declare(digest(hashes[number] for number in range(count)))
+
+    return pieces

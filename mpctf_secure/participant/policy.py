@@ -40,7 +40,6 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
             "proposal: data.strategy max_volume needs this site's number of rows, and policy.size_step is 0",
             hint="another strategy in the run file, or a step in the site file",
         )
-
     if proposal.void_rounds > policy.most_void_rounds:
         raise SecurityError(
             f"proposal: {proposal.void_rounds} void rounds, this site's policy.most_void_rounds is "

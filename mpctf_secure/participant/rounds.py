@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -20,7 +20,7 @@ from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
-from mpctf_secure.participant.attempts import Attempts, Input
+from mpctf_secure.participant.attempts import Attempts, Input, uploader
 from mpctf_secure.participant.link import BehindError, Link, Outcome, Published, Skipped
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
@@ -44,15 +44,12 @@ from mpctf_secure.rounds.terms import (
     weight_cap,
 )
 from mpctf_secure.secagg import codec
-from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.client import BadBoxError
-from mpctf_secure.secagg.masks import MaskedInput
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch.job import Job
 
-_MOST_SCALAR = (2**63 - 1) // MAX_COHORT
 _PROGRESS_SECONDS = 0.5
 
 
@@ -195,10 +192,8 @@ class Participant:
         if not projections(self._contract):
             return []
         values = project(adapter + update, self._contract.tensors, self._contract.seed)
-        shown = (round(weight * value * codec.PROJECTION_SCALE) for value in values)
-        return [
-            min(max(value, -_MOST_SCALAR), _MOST_SCALAR) for value in shown
-        ]  # they only inform: no run ends for them
+        limit = codec.scalar_limit(MAX_COHORT)  # they only inform: no run ends for one that is too large
+        return [min(max(round(weight * value * codec.PROJECTION_SCALE), -limit), limit) for value in values]
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         told_at, told = 0.0, Progress(round_number, 0)
@@ -245,7 +240,7 @@ class Participant:
                 self._record("box_refused", **which, dealer=error.dealer.hex(), reason=error.message)
                 self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
                 return
-            claim = self._link.upload(_uploader(attempts, ctx, masked), ctx, "survivors")
+            claim = self._link.upload(uploader(attempts, ctx, masked), ctx, "survivors")
             signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
             release = attempts.release(signatures)
             self._record("shares_released", **which, context=ctx.hex())
@@ -428,27 +423,3 @@ def _check_seen(attempts: Attempts, header: Publication) -> None:
             raise SecurityError("published sum is of another attempt", culprits=[COORDINATOR])
     elif attempts.confirmed not in {None, header.survivors}:
         raise SecurityError("published sum is of other survivors", culprits=[COORDINATOR])
-
-
-def _uploader(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Callable[[int], Iterator[bytes]]:
-    """Gives ctx, length and number of the first chunk, the chunks from there on, then the signed digest of all.
-
-    However often it is called, these are parts of the same bytes. A chunk travels while the next ones are masked.
-    """
-    count, hashes = len(masked.layout.sizes), dict[int, bytes]()
-
-    def hashed(number: int) -> tuple[int, bytes, bytes]:
-        chunk = masked.chunk(number)
-        return number, chunk, sha256(chunk)
-
-    def pieces(first: int) -> Iterator[bytes]:
-        """The upload from chunk number `first` on."""
-        yield enc(ctx, masked.layout.size, first)
-        due = [number for number in range(count) if number >= first or number not in hashes]
-        for number, chunk, chunk_hash in ordered_map(hashed, due):
-            hashes[number] = chunk_hash
-            if number >= first:
-                yield chunk
-        yield attempts.declare(digest(hashes[number] for number in range(count)))
-
-    return pieces

@@ -80,7 +80,7 @@ def next_state(contract: Contract, state: State, said: Aggregate | Survey) -> St
     if isinstance(said, Survey):
         return replace(state, round=state.round + 1, survey=said)
     which, ranges = moving_tensors(contract, state), iter(said.ranges)
-    adapter, *moments = _step(contract, state, said.mean)
+    adapter, *moments = _step(contract, state, which, said.mean)
     return replace(
         state,
         round=state.round + 1,
@@ -121,9 +121,9 @@ def _checked_survey(total: Sum) -> Survey:
     return survey
 
 
-def _step(contract: Contract, state: State, mean: Vector) -> list[Vector]:
+def _step(contract: Contract, state: State, which: Sequence[bool], mean: Vector) -> list[Vector]:
     """The vectors after the server's step on the coordinates that travelled."""
-    which, schema = moving_tensors(contract, state), contract.tensors
+    schema = contract.tensors
     parts = tuple(pick(vector, schema, which) for vector in state.vectors)
     stepped = server.step(contract.aggregation, parts, mean)
     return [put(vector, schema, which, part) for vector, part in zip(state.vectors, stepped, strict=True)]

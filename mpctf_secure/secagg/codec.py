@@ -148,9 +148,14 @@ def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid, run: Ru
     return mean
 
 
+def scalar_limit(summands: int) -> int:
+    """The largest magnitude of a scalar of which so many can be added up."""
+    return (2**63 - 1) // summands
+
+
 def encode_scalars(values: Sequence[int], summands: int) -> Lanes:
     """int64 values as uint64 lanes; UsageError where n of them could overflow."""
-    limit = (2**63 - 1) // summands
+    limit = scalar_limit(summands)
     for index, value in enumerate(values):
         if abs(value) > limit:
             raise UsageError(f"scalar {index} is outside ±{limit}")

@@ -87,19 +87,18 @@ def launcher(rendezvous: Rendezvous, python: str, number: str) -> str:
     On one node they meet in a file in `$logs`, on several at a TCPStore, and not by torchrun's c10d over TCP: it
     unpickles what it finds in a store that takes entries from whoever can connect. Only the agent starts a job again.
     """
-    alone = (rendezvous.nodes, rendezvous.workers) == (1, 1)
+    if (rendezvous.nodes, rendezvous.workers) == (1, 1):
+        inherited = " ".join(f"-u {name}" for name in _OF_TORCHRUN)  # of a job that this one is started in
+        return f"env {inherited} {shlex.quote(python)} -u"
     if rendezvous.nodes == 1:
         where = '--rdzv-backend=c10d --rdzv-conf=store_type=file --rdzv-endpoint="$logs/meeting" --local-addr=127.0.0.1'
     else:
         where = f"--rdzv-backend=static --rdzv-conf=timeout={_JOIN_SECONDS} --rdzv-endpoint={rendezvous.endpoint}"
-    torchrun = (
-        f'-m torch.distributed.run --log-dir "$logs" --nnodes={rendezvous.nodes} --node-rank={number}'
-        f" --nproc-per-node={rendezvous.workers} --max-restarts=0 --rdzv-id={rendezvous.id} {where}"
+    return (
+        f'{shlex.quote(python)} -m torch.distributed.run --log-dir "$logs"'
+        f" --nnodes={rendezvous.nodes} --node-rank={number} --nproc-per-node={rendezvous.workers}"
+        f" --max-restarts=0 --rdzv-id={rendezvous.id} {where}"
     )
-    if not alone:
-        return f"{shlex.quote(python)} {torchrun}"
-    inherited = " ".join(f"-u {name}" for name in _OF_TORCHRUN)  # of a job that this one is started in
-    return f"env {inherited} {shlex.quote(python)} -u"
 
 
 def ssh_command(options: Sequence[str], host: str, forwarded: str | None) -> list[str]:
