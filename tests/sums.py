@@ -15,8 +15,17 @@ from mpctf_secure.secagg import codec
 COHORT = tuple(IdentityKey(bytes([i]) * 32) for i in range(1, 5))
 
 
-def total_of(agreed: Contract, state: State, parts: list[np.ndarray], rows: Sequence[int] | None = None) -> Sum:
-    """The sum that as many members of COHORT as there are parts publish, each of so many rows, or of 10."""
+def total_of(
+    agreed: Contract,
+    state: State,
+    parts: list[np.ndarray],
+    rows: Sequence[int] | None = None,
+    held_out: Sequence[tuple[int, float]] | None = None,
+) -> Sum:
+    """The sum that as many members of COHORT as there are parts publish, each of so many rows, or of 10.
+
+    `held_out` are tokens and mean loss of each, where the contract holds out rows.
+    """
     lattice, cap = grid(agreed, state, len(COHORT)), weight_cap(agreed, state)
     lanes, scalars = [], []
     for number, (update, count) in enumerate(zip(parts, rows or [10] * len(parts), strict=True)):
@@ -24,7 +33,10 @@ def total_of(agreed: Contract, state: State, parts: list[np.ndarray], rows: Sequ
         lanes.append(encoded)
         projected = project(state.adapter + update, agreed.tensors, agreed.seed) if projections(agreed) else []
         shown = [round(count / cap * value * codec.PROJECTION_SCALE) for value in projected]
-        scalars.append(codec.encode_scalars([count, count * codec.LOSS_SCALE, 0, *shown, *clipped], len(COHORT)))
+        tokens, loss = held_out[number] if held_out else (0, 0.0)
+        measured = [tokens, round(tokens * loss * codec.LOSS_SCALE)] if held_out else []
+        told = [count, count * codec.LOSS_SCALE, 0, *measured, *shown, *clipped]
+        scalars.append(codec.encode_scalars(told, len(COHORT)))
     kinds = (lanes[0].dtype, scalars[0].dtype)
     sums = [np.sum(part, axis=0, dtype=kind) for part, kind in zip((lanes, scalars), kinds, strict=True)]
     return Sum(*sums, COHORT, COHORT[: len(parts)])

@@ -31,7 +31,10 @@ _TEXTS = {
     "caught_up": "catches up from round {held} to {round}",
     "run_done": "run {run} is over; the adapter: {adapter}",
 }
-_VALIDATED = "; sends the adapter after step {sent_step}, validation loss {validation_loss:.3f}"
+_HELD_OUT = (
+    "; sends the adapter after step {held_out[sent_step]}, "
+    "held-out loss {held_out[loss_after]:.3f}, {held_out[loss_before]:.3f} before"
+)
 
 
 def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
@@ -60,8 +63,8 @@ def _resolved(compute: Compute, beside: Path) -> Compute:
 
 def _show(event: Event) -> None:
     if text := _TEXTS.get(event.kind):
-        validated = _VALIDATED if event.fields.get("validation_loss") is not None else ""
-        typer.echo(one_line((text + validated).format(**event.fields)))
+        held_out = _HELD_OUT if event.fields.get("held_out") else ""
+        typer.echo(one_line((text + held_out).format(**event.fields)))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -59,7 +59,8 @@ class Screen:
             self._measure(event.fields)
         elif event.kind not in _QUIET:
             fields = {name: _listed(value) for name, value in event.fields.items()}
-            self.line(_TEXTS[event.kind].format(**fields))
+            held_out = _HELD_OUT if fields.get("held_out_loss_before") is not None else ""
+            self.line((_TEXTS[event.kind] + held_out).format(**fields))
 
     def terms(self, proposal: Proposal, choices: Mapping[str, Mapping[str, float]]) -> None:
         """The effective settings: what is fixed for all, and what each site trains with."""
@@ -134,3 +135,4 @@ _TEXTS = {
     "round_void": "round {round} is void and the model stays: {reason}",
     "round_finished": "round {round}: all hold state {state_hash:.16}…",
 }
+_HELD_OUT = "; held-out loss {held_out_loss_before:.3f} before"

@@ -5,7 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from mpctf_secure.secagg.client import BadBoxError
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch.job import Job
+from mpctf_secure.training.launch.job import Job, Trained
 
 _PROGRESS_SECONDS = 0.5
 
@@ -173,8 +173,7 @@ class Participant:
             tokens=trained.tokens,
             loss=trained.loss,
             seconds=trained.seconds,
-            validation_loss=trained.validation_loss,
-            sent_step=trained.sent_step,
+            held_out=trained.held_out and asdict(trained.held_out),
         )
         # Whatever is wrong with an update shows before this site is counted in a cohort.
         if not math.isfinite(trained.loss):
@@ -184,7 +183,8 @@ class Participant:
         cap = weight_cap(contract, state)
         counted = min(trained.rows, cap)
         loss = round(trained.loss * counted * codec.LOSS_SCALE)
-        scalars = (counted, loss, int(norm_clipped), *self._projected(state.adapter, update, counted / cap))
+        projected = self._projected(state.adapter, update, counted / cap)
+        scalars = (counted, loss, int(norm_clipped), *_measured(trained), *projected)
         codec.encode_scalars(scalars, MAX_COHORT)
         return Contribution(update, counted / cap, scalars)
 
@@ -192,8 +192,7 @@ class Participant:
         if not projections(self._contract):
             return []
         values = project(adapter + update, self._contract.tensors, self._contract.seed)
-        limit = codec.scalar_limit(MAX_COHORT)  # they only inform: no run ends for one that is too large
-        return [min(max(round(weight * value * codec.PROJECTION_SCALE), -limit), limit) for value in values]
+        return [codec.saturated(weight * value * codec.PROJECTION_SCALE, MAX_COHORT) for value in values]
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         told_at, told = 0.0, Progress(round_number, 0)
@@ -413,6 +412,14 @@ class Participant:
             if attempts:
                 _check_seen(attempts, published)
         return attempts
+
+
+def _measured(trained: Trained) -> list[int]:
+    """How well the adapter that the round began with does on this site's held-out rows, in MEASURED_NAMES' order."""
+    if trained.held_out is None:
+        return []
+    tokens = trained.held_out.tokens
+    return [tokens, codec.saturated(tokens * trained.held_out.loss_before * codec.LOSS_SCALE, MAX_COHORT)]
 
 
 def _check_seen(attempts: Attempts, header: Publication) -> None:

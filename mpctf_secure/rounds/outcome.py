@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, Survey
-from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, projections, weight_cap
+from mpctf_secure.rounds.terms import grid, is_survey, measures, moving_tensors, projections, weight_cap
 from mpctf_secure.secagg.chunks import Lanes
-from mpctf_secure.secagg.codec import LOSS_SCALE, PROJECTION_SCALE, Grid, Run, decode_mean, decode_scalars
+from mpctf_secure.secagg.codec import LOSS_SCALE, PROJECTION_SCALE, SCALAR_NAMES, Grid, Run, decode_mean, decode_scalars
 from mpctf_secure.secagg.parameters import Context
 
 MOST_CLIPPED = 0.01
@@ -45,6 +46,8 @@ class RoundSummary:
     mean_loss: float
     norm_clipped: int
     coordinates_clipped: float  # share of all
+    loss_before: float | None = None
+    """Over all answer tokens of all held-out rows, in nats, of the adapter that the round began with."""
     projections: tuple[float, ...] = ()
     """Of the mean product of the factors, where both are averaged."""
 
@@ -104,13 +107,19 @@ def bias_of_means(contract: Contract, state: State, said: Aggregate) -> float | 
 
 
 def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
-    rows, loss, norm_clipped, *others = decode_scalars(total.scalars)
-    projected, clipped = others[: projections(contract)], others[projections(contract) :]
+    others = iter(decode_scalars(total.scalars))
+    rows, loss, norm_clipped = islice(others, len(SCALAR_NAMES))
+    measured = list(islice(others, measures(contract)))
+    projected = list(islice(others, projections(contract)))
     counted = max(rows, 1)
-    share = sum(clipped) / (len(total.survivors) * total.lanes.size)
     scale = weight_cap(contract, state) / (PROJECTION_SCALE * counted)
     return RoundSummary(
-        rows, loss / LOSS_SCALE / counted, norm_clipped, share, tuple(value * scale for value in projected)
+        rows=rows,
+        mean_loss=loss / LOSS_SCALE / counted,
+        norm_clipped=norm_clipped,
+        coordinates_clipped=sum(others) / (len(total.survivors) * total.lanes.size),
+        loss_before=measured[1] / LOSS_SCALE / max(measured[0], 1) if measured else None,
+        projections=tuple(value * scale for value in projected),
     )
 
 

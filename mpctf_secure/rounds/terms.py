@@ -15,7 +15,7 @@ from mpctf_secure.partition import volumes
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, Survey, chunks_of
 from mpctf_secure.secagg.chunks import Layout
-from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid
+from mpctf_secure.secagg.codec import MEASURED_NAMES, SCALAR_NAMES, Grid
 from mpctf_secure.secagg.parameters import Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
@@ -89,7 +89,12 @@ def scalar_count(contract: Contract, state: State) -> int:
     """Lanes of the scalar block: the survey's, or the round's."""
     if is_survey(contract, state):
         return len(Survey._fields)
-    return len(SCALAR_NAMES) + projections(contract) + sum(moving_tensors(contract, state))
+    return len(SCALAR_NAMES) + measures(contract) + projections(contract) + sum(moving_tensors(contract, state))
+
+
+def measures(contract: Contract) -> int:
+    """How many sums tell how well the adapter does on held-out rows: none where no rows are held out."""
+    return len(MEASURED_NAMES) if contract.training.validation else 0
 
 
 def projections(contract: Contract) -> int:
@@ -100,7 +105,8 @@ def projections(contract: Contract) -> int:
 def most_sum_chunks(contract: Contract) -> int:
     """How many chunks a published sum has at the most, in the wide ring."""
     dimension = sum(math.prod(shape) for _, shape in contract.tensors)
-    return len(Layout(WIDE_BITS, dimension, len(SCALAR_NAMES) + PROJECTIONS + len(contract.tensors)).sizes)
+    scalars = len(SCALAR_NAMES) + measures(contract) + projections(contract) + len(contract.tensors)
+    return len(Layout(WIDE_BITS, dimension, scalars).sizes)
 
 
 def state_chunks(state: State) -> int:

@@ -24,7 +24,9 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 LOSS_SCALE = 2**20
 PROJECTION_SCALE = 2**40
 SCALAR_NAMES = ("rows", "loss", "norm_clipped")
-"""The scalar block holds these sums, then projections if there are any, then a clip counter for each tensor."""
+MEASURED_NAMES = ("held_out_tokens", "held_out_loss")
+"""The scalar block holds these sums (the second ones where rows are held out), then projections if there are any, then
+a clip counter for each tensor."""
 SLAB = CHUNK_BYTES // 4  # a draw a coordinate, as wide as its lane, fits into a chunk
 _WORK_TYPES = {16: np.float32, 32: np.float64}  # beside max|q| these hold 10 and 22 bits of fraction
 
@@ -151,6 +153,12 @@ def decode_mean(total: Lanes, divisor: int, weight_cap: int, grid: Grid, run: Ru
 def scalar_limit(summands: int) -> int:
     """The largest magnitude of a scalar of which so many can be added up."""
     return (2**63 - 1) // summands
+
+
+def saturated(value: float, summands: int) -> int:
+    """A scalar that only informs, rounded; one that is too large, or no number, ends no run but is the limit."""
+    limit = scalar_limit(summands)
+    return round(value) if abs(value) < limit else limit if value > 0 else -limit
 
 
 def encode_scalars(values: Sequence[int], summands: int) -> Lanes:

@@ -31,18 +31,22 @@ def points(steps: int, send: Send) -> set[int]:
 
 
 class Search:
-    """Keeps in `best` the adapter to send; `measure` gives the held-out loss of the present one, `read` a copy."""
+    """Keeps in `best` the adapter to send, in `before` the held-out loss of the one that the round began with.
+
+    `measure` gives the loss of the present one, `read` a copy of it.
+    """
 
     def __init__(self, send: Send, measure: Callable[[], float], read: Callable[[], Vector]) -> None:
         self._send, self._measure, self._read = send, measure, read
-        self.best: Measured | None = None
+        self.before = measure()
+        self.best = Measured(0, math.nan, read())
 
     def after_step(self, step: int, steps: int) -> None:
         """Measure where it is due; of equally good adapters the earlier is kept, any number being better than NaN."""
         if step not in points(steps, self._send):
             return
         loss = self._measure()
-        if self.best is None or loss < self.best.loss or math.isnan(self.best.loss):
+        if loss < self.best.loss or math.isnan(self.best.loss):
             self.best = Measured(step, loss, self._read())
 
 

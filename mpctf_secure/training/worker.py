@@ -27,6 +27,7 @@ from mpctf_secure.monitoring.resources import MOST_GPUS, free_memory
 from mpctf_secure.partition.held_out import divide
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import faults
+from mpctf_secure.training.batching import answer_tokens
 from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
@@ -45,7 +46,7 @@ from mpctf_secure.training.model import (
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.rows import Row, load_rows
 from mpctf_secure.training.spec import JobSpec
-from mpctf_secure.training.validation import Measured, Search, held_out_loss
+from mpctf_secure.training.validation import Search, held_out_loss
 from mpctf_secure.training.watch import Watch
 
 _NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # which have no exception of their own
@@ -115,11 +116,14 @@ class Worker:
             def say(header: Header) -> None:
                 channel.send({**header, "resources": watch.take()})
 
-            result, best = self._train(adapter, request["names"], examples, say)
-            figures = {"loss": result.loss, "tokens": result.tokens, "seconds": result.seconds}
-            if best:
-                figures |= {"validation_loss": best.loss, "sent_step": best.step}
-            channel.send({"rows": len(examples), **figures}, best.adapter if best else read_adapter(self.model))
+            result, search = self._train(adapter, request["names"], examples, say)
+            header: Header = {"rows": len(examples), "loss": result.loss}
+            header |= {"tokens": result.tokens, "seconds": result.seconds}
+            if search:
+                losses = {"loss_before": search.before, "loss_after": search.best.loss}
+                tokens = answer_tokens(self._held_out)
+                header["held_out"] = {"tokens": tokens, **losses, "sent_step": search.best.step}
+            channel.send(header, search.best.adapter if search else read_adapter(self.model))
 
     def follow(self) -> None:
         """The others: train with the head until it says that all is over."""
@@ -131,20 +135,22 @@ class Worker:
 
     def _train(
         self, adapter: Vector, names: list[str], examples: list[Example], say: Callable[[Header], None]
-    ) -> tuple[TrainResult, Measured | None]:
-        """With the adapter to send where rows are held out; otherwise it is the one that the model has."""
+    ) -> tuple[TrainResult, Search | None]:
+        """The adapter to send is the search's where rows are held out; otherwise it is the one that the model has."""
         write_adapter(self.model, adapter)
         train_only(self.model, names)
-        search = Search(self._spec.training.send, lambda: self._measure(say), lambda: read_adapter(self.model))
-
-        def after_step(step: int, steps: int) -> None:
-            say({"step": step, "steps": steps})
-            if self._held_out:
-                search.after_step(step, steps)
-
         with _explaining_memory(lambda: _too_much(self._spec, examples, self._group)):
-            result = train_steps(self.model, examples, self._recipe, self._group, after_step, lambda: say({}))
-        return result, search.best
+            search = self._search(say) if self._held_out else None
+
+            def after_step(step: int, steps: int) -> None:
+                say({"step": step, "steps": steps})
+                if search:
+                    search.after_step(step, steps)
+
+            return train_steps(self.model, examples, self._recipe, self._group, after_step, lambda: say({})), search
+
+    def _search(self, say: Callable[[Header], None]) -> Search:
+        return Search(self._spec.training.send, lambda: self._measure(say), lambda: read_adapter(self.model))
 
     def _measure(self, say: Callable[[Header], None]) -> float:
         """The loss on the held-out rows; between their batches a sign of life, since they may take long."""

@@ -14,7 +14,7 @@ from samples import make_contract
 from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import initial_adapter
 from mpctf_secure.config.strategies import MemoryAware
-from mpctf_secure.config.training import Choice
+from mpctf_secure.config.training import Choice, Training
 from mpctf_secure.errors import DecodeError, ParticipationError, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
@@ -30,12 +30,13 @@ from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.outcome import void_state
 from mpctf_secure.rounds.state import State, initial_state
+from mpctf_secure.rounds.terms import scalar_count
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.codec import encode_scalars
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import threshold
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch.job import Trained
+from mpctf_secure.training.launch.job import HeldOut, Trained
 
 KEYS = sorted((SigningKey(bytes([i]) * 32) for i in range(1, 5)), key=lambda key: key.public)
 MEMBERS = tuple(IdentityKey(key.public) for key in KEYS)
@@ -106,8 +107,8 @@ class Job:
 
     rows, memory = 10, 2048  # other memory than when the contract was accepted
 
-    def __init__(self, adapter: np.ndarray, loss: float = 1.0) -> None:
-        self.outcome = Trained(adapter, loss, 10, 100, 1.0)
+    def __init__(self, adapter: np.ndarray, loss: float = 1.0, held_out: HeldOut | None = None) -> None:
+        self.outcome = Trained(adapter, loss, 10, 100, 1.0, held_out)
 
     def train(
         self, adapter: np.ndarray, rows: list[int], names: list[str], progress: Callable[[int, int], None]
@@ -369,6 +370,18 @@ def test_projections_of_an_adapter_that_diverges_end_no_run(tmp_path: Path) -> N
     scalars = participant(tmp_path)._projected(adapter, STATE.adapter, 1.0)
     encode_scalars(scalars, len(MEMBERS))
     assert max(map(abs, scalars)) > 2**50
+
+
+@pytest.mark.parametrize("loss", [1e30, np.inf, np.nan])
+def test_base_model_that_is_lost_on_held_out_rows_ends_no_run(tmp_path: Path, loss: float) -> None:
+    contract = make_contract(training=Training(validation=0.2))
+    state = initial_state(contract)
+    job = Job(state.adapter + np.float32(0.01), held_out=HeldOut(100, loss, 1.0, 2))
+    scalars = participant(tmp_path, job=job, contract=contract)._train(state).scalars
+    assert scalars[3] == 100
+    assert abs(scalars[4]) > 2**50
+    clip_counters = [0] * len(contract.tensors)
+    assert len(scalars) + len(clip_counters) == scalar_count(contract, state)
 
 
 def test_progress_is_told_in_parts_that_say_nothing_of_the_number_of_steps(

@@ -44,6 +44,9 @@ def test_data_and_aggregation_strategies_run_from_config_alone(data: str, aggreg
     write_uneven(tmp_path)
     content = {**example(data), "aggregation": example(aggregation)["aggregation"]}
     content["participants"] = {"local": 3, "data": "{participant}.jsonl"}
+    measures = data == "memory_aware"
+    if measures:
+        content["training"]["validation"] = 0.25
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     result = run_cli("start", tmp_path / "run.yaml", "--runs", tmp_path / "runs", "--format", "json")
     assert result.returncode == 0, result.stderr
@@ -52,4 +55,6 @@ def test_data_and_aggregation_strategies_run_from_config_alone(data: str, aggreg
     assert (len(trained), len(report["rounds"])) == (2, 2 + (data == "memory_aware"))
     assert all(len(entry["survivors"]) == 3 and 0 < entry["mean_loss"] < 10 for entry in trained)
     assert [entry["rows"] for entry in trained] == [ROWS.get(data, trained[0]["rows"])] * 2
+    losses = [entry["held_out_loss_before"] for entry in trained]
+    assert losses[1] < losses[0] if measures else losses == [None, None]
     assert report["adapter_sha256"]

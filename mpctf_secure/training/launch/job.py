@@ -37,20 +37,26 @@ OnFault = Callable[[Fault, bool], None]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The outcome of one round: the local adapter [d], mean loss, rows and seconds.
+class HeldOut:
+    """Mean losses over the held-out rows in nats per answer token: of the adapter that the round began with, and of the
+    one that is sent, which is that after `sent_step`; and how many such tokens there are."""
 
-    Where rows are held out, the mean loss over them in nats per answer token, and the step after which the adapter was
-    as it is here.
-    """
+    tokens: int
+    loss_before: float
+    loss_after: float
+    sent_step: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of one round: the local adapter [d], mean loss, rows and seconds; more where rows are held out."""
 
     adapter: Vector
     loss: float
     rows: int
     tokens: int
     seconds: float
-    validation_loss: float | None = None
-    sent_step: int | None = None
+    held_out: HeldOut | None = None
 
 
 class Job:
@@ -129,7 +135,8 @@ class Job:
             began = time.monotonic()
             header, body = running.receive(limit)
             if "loss" in header:
-                return Trained(body, **header)
+                held_out = header.pop("held_out", None)
+                return Trained(body, **header, held_out=held_out and HeldOut(**held_out))
             if "step" in header:  # and not one of the signs of life while held-out rows are measured
                 self._step_seconds.append(time.monotonic() - began)
                 limit = max(_LEAST_SILENCE, _STEPS_OF_SILENCE * statistics.median(self._step_seconds))

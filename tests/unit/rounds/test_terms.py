@@ -7,6 +7,7 @@ from sums import COHORT, after, total_of
 
 from mpctf_secure.aggregation.lora import flat_size, split_flat
 from mpctf_secure.config.strategies import FedAdam, FedAvg, FixedSize, MaxVolume, MemoryAware, Percentage
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, read_sum
 from mpctf_secure.rounds.state import State, Survey, initial_state
@@ -189,6 +190,20 @@ def test_bias_of_averaging_both_factors_is_estimated_from_the_sum_alone() -> Non
     moved = np.mean(locals_, axis=0) - products(state.adapter)
     assert estimate == pytest.approx(np.linalg.norm(np.mean(locals_, axis=0) - means) / np.linalg.norm(moved), rel=0.6)
     assert estimate > 0.05
+
+
+def test_loss_on_held_out_rows_is_the_mean_over_all_tokens_of_the_cohort() -> None:
+    agreed = contract(training=Training(validation=0.1))
+    state = initial_state(agreed)
+    updates = draws(flat_size(agreed.tensors))
+    total = total_of(agreed, state, updates, held_out=[(100, 1.0), (300, 3.0), (0, 0.0), (100, 5.0)])
+    assert total.scalars.size == round_context(agreed, state, COHORT).scalars
+    said = read_sum(agreed, state, total)
+    without = read_sum(contract(), state, total_of(contract(), state, updates))
+    assert isinstance(said, Aggregate)
+    assert isinstance(without, Aggregate)
+    assert said.summary.loss_before == pytest.approx(3.0)
+    assert replace(said.summary, loss_before=None) == without.summary
 
 
 @pytest.mark.parametrize("lora", ["freeze_a", "alternating"])

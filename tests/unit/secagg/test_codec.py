@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,14 @@ def test_scalars_sum_as_integers(values: list[int]) -> None:
 def test_scalar_that_could_overflow_is_refused() -> None:
     with pytest.raises(UsageError, match="scalar 0"):
         codec.encode_scalars([2**62], 4)
+
+
+@pytest.mark.parametrize("value", [1e300, -math.inf, math.nan, 2.0**61, -(2.0**61)])
+def test_scalar_that_only_informs_is_cut_at_the_limit(value: float) -> None:
+    shown = codec.saturated(value, 4)
+    assert abs(shown) == codec.scalar_limit(4)
+    codec.encode_scalars([shown], 4)
+    assert codec.saturated(-2.5e9, 4) == -2_500_000_000
 
 
 def test_sum_without_weight_is_refused() -> None:

@@ -82,21 +82,20 @@ LOSSES = {
 @pytest.mark.parametrize(("losses", "expected"), LOSSES.values(), ids=LOSSES.keys())
 def test_best_adapter_is(losses: list[float], expected: int) -> None:
     step = 0
-    search = Search("best", lambda: losses[step - 1], lambda: np.full(3, step, np.float32))
+    search = Search("best", lambda: [7.0, *losses][step], lambda: np.full(3, step, np.float32))
     for step in range(1, 5):
         search.after_step(step, 4)
-    assert search.best
+    assert search.before == 7.0
     assert (search.best.step, search.best.adapter[0]) == (expected, expected)
     assert np.array_equal(search.best.loss, losses[expected - 1], equal_nan=True)
 
 
-def test_last_measures_once() -> None:
+def test_last_measures_before_and_after() -> None:
     measured = []
     search = Search("last", lambda: measured.append(1) or 1.0, lambda: np.zeros(3, np.float32))
     for step in range(1, 9):
         search.after_step(step, 8)
-    assert search.best
-    assert (search.best.step, measured) == (8, [1])
+    assert (search.best.step, measured) == (8, [1, 1])
 
 
 def loss_of(model: PeftModel, examples: list[Example], recipe: Recipe = RECIPE) -> float:
@@ -216,11 +215,11 @@ def test_last_adapter_is_that_of_the_same_rows_without_held_out_ones_bit_by_bit(
     plain = trained(folder, folder / "fewer.jsonl", **terms)
     held = trained(folder, folder / "data" / "a.jsonl", validation=0.25, **terms)
     assert np.array_equal(held.adapter, plain.adapter)
-    assert held.heard[-1]["sent_step"] == 8
-    assert {"validation_loss", "sent_step"}.isdisjoint(plain.heard[-1])
+    assert held.heard[-1]["held_out"]["sent_step"] == 8
+    assert "held_out" not in plain.heard[-1]
     sign_of_life = {"resources": {}}
     assert sign_of_life not in plain.heard
-    assert held.heard.count(sign_of_life) == 2  # ten rows in batches of eight
+    assert held.heard.count(sign_of_life) == 2 * 2  # ten rows in batches of eight, before and after
     assert held.heard[-1]["loss"] == plain.heard[-1]["loss"]
 
 
@@ -240,13 +239,16 @@ def test_model_that_gets_worse_with_every_step_sends_an_early_adapter(folder: Pa
     contrary = with_other_answers(data, folder / "contrary.jsonl")
     last, best = (trained(folder, contrary, start, send=send, **terms) for send in ("last", "best"))
     assert [said["step"] for said in best.heard if "step" in said] == [1, 2, 3, 4]
-    assert (best.heard[-1]["sent_step"], last.heard[-1]["sent_step"]) == (1, 4)
-    assert best.heard[-1]["validation_loss"] < last.heard[-1]["validation_loss"] - 0.1
+    found, found_last = (said.heard[-1]["held_out"] for said in (best, last))
+    assert (found["sent_step"], found_last["sent_step"]) == (1, 4)
+    assert found["loss_after"] < found_last["loss_after"] - 0.1
     assert best.heard[-1]["loss"] == last.heard[-1]["loss"]
     model = add_lora(load_base(folder / "model", torch.float32), LORA)
-    write_adapter(model, best.adapter)
     held_out = [examples[index] for index in HELD_OUT]
-    assert loss_of(model, held_out) == pytest.approx(best.heard[-1]["validation_loss"], rel=1e-5)
+    assert found["tokens"] == answer_tokens(held_out)
+    for adapter, loss in ((start, found["loss_before"]), (best.adapter, found["loss_after"])):
+        write_adapter(model, adapter)
+        assert loss_of(model, held_out) == pytest.approx(loss, rel=1e-5)
 
 
 def test_data_file_of_a_single_row_is_named(folder: Path) -> None:
