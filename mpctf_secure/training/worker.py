@@ -36,6 +36,7 @@ from mpctf_secure.training.launch.endpoint import dial
 from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
+    base_dtype,
     load_adapter_model,
     load_tokenizer,
     pad_id,
@@ -97,7 +98,7 @@ class Worker:
             "schema": adapter_schema(self.model),
             "rows": len(self._examples),
             "truncated": self._truncated,
-            "hardware": {**hardware(), "processes": self._group.size},
+            "hardware": {**hardware(self._spec), "processes": self._group.size},
             "memory": self._memory,
         }
 
@@ -256,10 +257,11 @@ def _memory(group: Group) -> tuple[str, int]:
     return kind, max(1, int(total))
 
 
-def hardware() -> dict[str, Any]:
+def hardware(spec: JobSpec) -> dict[str, Any]:
     """What the figures of this site were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    base = "4-bit" if spec.compute.four_bit else str(base_dtype(spec.compute.precision)).removeprefix("torch.")
+    return {"device": device, "base": base, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _take_gpu(named: list[int]) -> None:
