@@ -68,9 +68,9 @@ def overheads(home: Path) -> Iterator[float]:
         yield 1 - max(trained) / whole
 
 
-def rate(home: Path, processes: int) -> float:
+def rate(home: Path, processes: int, on_gpus: bool) -> float:
     """Tokens a second of a job; the median of some rounds."""
-    node = Node(gpus=tuple(range(processes))) if gpus_here() >= processes else Node(processes=processes)
+    node = Node(gpus=tuple(range(processes))) if on_gpus else Node(processes=processes)
     compute = Compute(nodes=(node,))
     site = SiteConfig(coordinator="127.0.0.1:1", model=MODEL, data=home / "site-1.jsonl", work=home, compute=compute)
     terms = Training(batch_size=16, max_length=128)
@@ -93,7 +93,7 @@ def main() -> int:
         found = list(overheads(Path(work)))
         print("overhead of rounds:", ", ".join(f"{share:.1%}" for share in found))
         os.environ["OMP_NUM_THREADS"] = "1"
-        one, two = (rate(Path(work), processes) for processes in (1, 2))
+        one, two = (rate(Path(work), processes, on_gpus=gpus_here() > 1) for processes in (1, 2))
         print(f"one process {one:.0f} tokens/s, two {two:.0f}: × {two / one:.2f}")
     return 0 if float(np.median(found)) <= MOST_OVERHEAD else 1
 

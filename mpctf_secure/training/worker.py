@@ -81,6 +81,7 @@ class Worker:
             tokenizer = load_tokenizer(spec.model)
             with _explaining_memory(lambda: _too_large(spec)):
                 self.model = load_adapter_model(spec.model, spec.lora, spec.compute)
+        self._base = "4-bit" if spec.compute.four_bit else str(base_dtype(spec.compute.precision))
         self._recipe = _recipe(spec, pad_id(tokenizer))
         self._examples, self._held_out, self._truncated = list[Example](), list[Example](), 0
         if group.is_head:
@@ -98,7 +99,7 @@ class Worker:
             "schema": adapter_schema(self.model),
             "rows": len(self._examples),
             "truncated": self._truncated,
-            "hardware": {**hardware(self._spec), "processes": self._group.size},
+            "hardware": {**hardware(), "base": self._base, "processes": self._group.size},
             "memory": self._memory,
         }
 
@@ -257,11 +258,10 @@ def _memory(group: Group) -> tuple[str, int]:
     return kind, max(1, int(total))
 
 
-def hardware(spec: JobSpec) -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
     """What the figures of this site were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    base = "4-bit" if spec.compute.four_bit else str(base_dtype(spec.compute.precision)).removeprefix("torch.")
-    return {"device": device, "base": base, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _take_gpu(named: list[int]) -> None:

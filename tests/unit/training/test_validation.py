@@ -252,7 +252,7 @@ def test_model_that_gets_worse_with_every_step_sends_an_early_adapter(folder: Pa
 
 
 def test_worker_tells_what_its_base_model_is_held_in(folder: Path) -> None:
-    assert make_worker(folder, folder / "data" / "a.jsonl").describe()["hardware"]["base"] == "float32"
+    assert make_worker(folder, folder / "data" / "a.jsonl").describe()["hardware"]["base"] == "torch.float32"
 
 
 def test_data_file_of_a_single_row_is_named(folder: Path) -> None:
