@@ -20,11 +20,11 @@ def total_of(
     state: State,
     parts: list[np.ndarray],
     rows: Sequence[int] | None = None,
-    held_out: Sequence[tuple[int, float]] | None = None,
+    held_out: Sequence[float] | None = None,
 ) -> Sum:
     """The sum that as many members of COHORT as there are parts publish, each of so many rows, or of 10.
 
-    `held_out` are tokens and mean loss of each, where the contract holds out rows.
+    `held_out` are the mean losses of each, where the contract holds out rows.
     """
     lattice, cap = grid(agreed, state, len(COHORT)), weight_cap(agreed, state)
     lanes, scalars = [], []
@@ -33,8 +33,7 @@ def total_of(
         lanes.append(encoded)
         projected = project(state.adapter + update, agreed.tensors, agreed.seed) if projections(agreed) else []
         shown = [round(count / cap * value * codec.PROJECTION_SCALE) for value in projected]
-        tokens, loss = held_out[number] if held_out else (0, 0.0)
-        measured = [tokens, round(tokens * loss * codec.LOSS_SCALE)] if held_out else []
+        measured = [round(held_out[number] * codec.LOSS_SCALE)] if held_out else []
         told = [count, count * codec.LOSS_SCALE, 0, *measured, *shown, *clipped]
         scalars.append(codec.encode_scalars(told, len(COHORT)))
     kinds = (lanes[0].dtype, scalars[0].dtype)

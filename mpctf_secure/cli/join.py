@@ -33,7 +33,7 @@ _TEXTS = {
 }
 _HELD_OUT = (
     "; sends the adapter after step {held_out[sent_step]}, "
-    "held-out loss {held_out[loss_after]:.3f}, {held_out[loss_before]:.3f} before"
+    "validation loss {held_out[loss_after]:.3f}, {held_out[loss_before]:.3f} at its start"
 )
 
 
@@ -42,6 +42,7 @@ def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
     site = load_site(site_file)
     signal.signal(signal.SIGTERM, _interrupt)
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
+    typer.echo(f"waits for runs of the coordinator at {site.coordinator}")
     (join if once else serve)(site, keys, _show)
 
 

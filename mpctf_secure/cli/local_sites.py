@@ -17,7 +17,7 @@ from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.run import BUILTIN, RunConfig
 from mpctf_secure.config.site import Policy, SiteConfig
 from mpctf_secure.config.strategies import MOST_COUNT, FixedSize
-from mpctf_secure.errors import UsageError
+from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.identity import ceremony, keystore
@@ -188,9 +188,22 @@ class Fleet:
         """End all processes."""
         children.end(list(self._children.values()))
 
+    def failures(self) -> list[MpctfError]:
+        """The errors of users and machines with which participants have ended."""
+        kinds = {kind.exit_code: kind for kind in (UsageError, EnvironmentUnfitError)}
+        return [
+            kinds[code](f"{name}: {said['error']}", hint=said.get("hint", ""))
+            for name, child in self._children.items()
+            if (code := child.poll()) in kinds and (said := self._said(name))
+        ]
+
     def _reason(self, name: str) -> str:
-        code = self._children[name].wait()
-        log = self._folder / "sites" / name / "join.log"
-        errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        code, said = self._children[name].wait(), self._said(name)
         ending = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"process {ending}" + (f": {errors[-1].removeprefix('error: ')}" if errors else "")
+        return f"process {ending}" + (f": {said['error']}" if said else "")
+
+    def _said(self, name: str) -> dict[str, str]:
+        """The last error and hint in a participant's log; nothing where there is no error."""
+        lines = (self._folder / "sites" / name / "join.log").read_text(errors="replace").splitlines()
+        said = {word: rest for word, _, rest in (line.partition(": ") for line in lines) if word in {"error", "hint"}}
+        return said if "error" in said else {}

@@ -75,10 +75,12 @@ def resume(
 
 @app.command("stop")
 def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
-    """End a run for good, running or interrupted: its sites are told, or left to wait for the next one.
+    """End a run for good, running or interrupted: its sites are told, or left to wait for the next one. No adapter.
 
     Example: mpctf-secure runs stop joint-20270101-120000-1a2b
     """
+    from mpctf_secure.cli.local_sites import destroy_keys  # noqa: PLC0415 - --help must not wait for numpy
+
     folder = _folder(runs, run)
     try:
         journal = Journal(folder)
@@ -87,11 +89,13 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
         typer.echo(f"{run} will be stopped within seconds by the process that runs it")
         return
     if journal.ended:
-        raise UsageError(f"{run} has ended: {journal.ended.reason}", hint="runs show")
+        raise UsageError(f"{run} has ended: {journal.ended.reason}", hint=f"mpctf-secure runs show {run}")
     if len(journal.finished()) == Plan.load(folder).proposal.rounds:
-        raise UsageError(f"all rounds of {run} are done", hint="runs resume writes its adapter")
+        raise UsageError(f"all rounds of {run} are done", hint=f"mpctf-secure runs resume {run} writes its adapter")
     with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
         end_run(journal, events.record, Ended(InterruptedRunError.exit_code, STOPPED))
+    if not (config := Plan.load(folder).config).participants.enrolled:
+        destroy_keys(config, folder)
     typer.echo(f"{run} is stopped")
 
 

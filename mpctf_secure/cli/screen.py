@@ -59,14 +59,18 @@ class Screen:
             self._measure(event.fields)
         elif event.kind not in _QUIET:
             fields = {name: _listed(value) for name, value in event.fields.items()}
-            held_out = _HELD_OUT if fields.get("held_out_loss_before") is not None else ""
-            self.line((_TEXTS[event.kind] + held_out).format(**fields))
+            fields["measured"] = _MEASURED.format(**fields) if fields.get("validation_loss_before") is not None else ""
+            fields["then"] = "starts it again" if fields.get("again") else "is out until it joins again"
+            self.line(_TEXTS[event.kind].format(**fields))
 
     def terms(self, proposal: Proposal, choices: Mapping[str, Mapping[str, float]]) -> None:
         """The effective settings: what is fixed for all, and what each site trains with."""
         for name in ("base_model", "lora", "data", "aggregation", "privacy"):
             self.line(f"  {name}: {_plain(getattr(proposal, name))}")
         training = proposal.training
+        self.line(f"  training: validation {training.validation:g}, send {training.send}")
+        counts = {"quorum": proposal.quorum, "colluders": proposal.colluders, "void rounds borne": proposal.void_rounds}
+        self.line(f"  {proposal.rounds} rounds, {', '.join(f'{name} {count}' for name, count in counts.items())}")
         table = Table("training", *Choice.model_fields)
         table.add_row("bounds", *map(training.shown_range, Choice.model_fields))
         for participant in proposal.participants:
@@ -84,8 +88,8 @@ class Screen:
             for name, accuracy in content["held_out_accuracy"].items():
                 table.add_row(name, f"{accuracy:.3f}")
             self._console.print(table)
-        self.line(f"privacy: {NO_PRIVACY}: updates are clipped and summed under masks, but no noise is added")
         if content["exit"]["code"] == 0:
+            self.line(f"privacy: {NO_PRIVACY}: updates are clipped and summed under masks, but no noise is added")
             self.line(f"adapter: {folder / 'adapter'}")
         self.line(f"report:  {folder / 'report.json'}")
 
@@ -119,15 +123,16 @@ _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
     "contract_closed": "all accepted contract {contract_hash:.16}…",
-    "training_failed": "{participant}: its training failed: {code}, node {node}, rank {rank}; starts it again: {again}",
+    "training_failed": "{participant}: its training failed: {code}, node {node}, rank {rank}; {then}",
+    "waiting": "round {round}: waits {seconds:.0f} s for {participants}, who are away: a quorum is {quorum}",
     "veto": "{participant} refuses: {reason}",
     "banned": "{participant} is out of the run: {reason}",
     "dropout": "round {round}: {participant} dropped out of {stage}: {reason}",
     "refused": "refused a message of {participant}: {reason}",
     "roster_changed": "roster version {version} is in force; out of this run: {gone}",
     "sum_opened": (
-        "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}, {clipped} updates clipped; "
-        "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
+        "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}{measured}, "
+        "{clipped} updates clipped; training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
     ),
     "sizes_added_up": "round {round}: {survivors} have {rows} rows together; shared out by rows and memory",
     "box_refused": "round {round}, attempt {attempt}: {participant} left over a box of {dealer} that it cannot open",
@@ -135,4 +140,4 @@ _TEXTS = {
     "round_void": "round {round} is void and the model stays: {reason}",
     "round_finished": "round {round}: all hold state {state_hash:.16}…",
 }
-_HELD_OUT = "; held-out loss {held_out_loss_before:.3f} before"
+_MEASURED = ", validation loss at its start {validation_loss_before:.3f}"

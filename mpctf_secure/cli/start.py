@@ -250,10 +250,14 @@ class _Run:
                 coordinator.reception.look = lambda: self._look(listener, coordinator)
                 try:
                     await _first(self._work(coordinator), self._watch(coordinator))
-                except MpctfError:
+                except MpctfError as error:
                     if self._journal.ended:
                         with contextlib.suppress(asyncio.CancelledError):  # what ended the run stays the reason
                             await coordinator.dismiss()
+                    if parties.fleet and coordinator.contract is None and not isinstance(error, InterruptedRunError):
+                        await asyncio.to_thread(parties.fleet.finish, _GRACE_SECONDS)
+                        if failures := parties.fleet.failures():  # they are the operator's own mistakes
+                            raise failures[0] from error
                     raise
                 grace = _DOWNLOAD_SECONDS
             if parties.fleet:

@@ -87,7 +87,8 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _usage_error(path: Path, lines: Mapping[Location, int], model: type[M], error: ValidationError) -> UsageError:
-    first = error.errors()[0]
+    # A misspelt key is missing under its right name too: what is written there says more.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     field, holder = _resolve(model, tuple(str(part) for part in first["loc"]))
     known = max((field[:n] for n in range(len(field) + 1) if field[:n] in lines), key=len, default=())
     where = f"{path}, line {lines[known]}" if known else str(path)

@@ -105,7 +105,7 @@ class Slurm(Frozen):
 
 
 class Compute(Frozen):
-    """Where and how this site trains; nobody else hears of it."""
+    """Where and how this site trains; others hear what `policy.share_resources` says."""
 
     launcher: Literal["local", "ssh", "slurm"] = "local"
     nodes: tuple[Node, ...] = (Node(),)
@@ -145,6 +145,8 @@ class Compute(Frozen):
             raise ValueError("launcher: slurm takes nodes, workers and environment from the section slurm")
         if self.launcher != "ssh" and any(node.user or node.port != Node().port for node in self.nodes):
             raise ValueError("user and port of a node are for launcher: ssh")
+        if len({bool(node.gpus) for node in self.nodes}) > 1:
+            raise ValueError("some nodes name gpus and others do not: a job trains on GPUs or on processors")
         if self.python and not self.python.is_absolute():
             raise ValueError("python is an absolute path, the same on every node")
         if self.sharded and self.four_bit:

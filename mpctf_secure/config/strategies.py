@@ -72,7 +72,7 @@ class FedAvg(Frozen):
 
     strategy: Literal["fedavg"] = "fedavg"
     lora: Factors = "both"
-    """Which factors are trained and travel; `alternating`: B in odd rounds, A in even ones."""
+    """Which factors are trained and travel; `alternating`: B and A in turn, B first."""
     server_learning_rate: _Rate = 1.0
 
 

@@ -43,7 +43,8 @@ class Training(Frozen):
     local_epochs: Count = 1
     max_length: Length = 512
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """The share of each site's rows that it never trains on but measures its adapter with, in every round."""
+    """The share of each site's rows that it never trains on but measures adapters with, in every round; the sum of the
+    sites' losses on them is told."""
     send: Send = "last"
     """The adapter after the round's last step, or that with the lowest validation loss at four points of the round."""
     bounds: Bounds = Bounds()

@@ -17,7 +17,8 @@ def close_contract(proposal: Proposal, facts: Mapping[str, Facts]) -> Contract:
         mine, theirs = _components(agreed), _components(found)
         if differing := [component for component, value in mine.items() if theirs[component] != value]:
             raise UsageError(
-                f"{first} and {name} differ in {' and '.join(differing)}", hint="every site needs the same"
+                f"{first} and {name} differ in {' and '.join(differing)}; base model {proposal.base_model}",
+                hint="every site needs the same",
             )
     return Contract(
         **proposal.model_dump(),
@@ -33,8 +34,8 @@ def _components(facts: Facts) -> dict[str, object]:
     return {
         "the version of this program": facts.package,
         "the base model's config": facts.base_model.config,
-        "its tokenizer or chat template": facts.base_model.tokenizer,
-        "its weights": facts.base_model.weights,
+        "the base model's tokenizer or chat template": facts.base_model.tokenizer,
+        "the base model's weights": facts.base_model.weights,
         "the adapter's tensors": facts.tensors,
     }
 

@@ -61,7 +61,7 @@ class RoundRecord:
             "survey": self.survey and self.survey._asdict(),
             "rows": summary and summary.rows,
             "mean_loss": summary and summary.mean_loss,
-            "held_out_loss_before": summary and summary.loss_before,
+            "validation_loss_before": summary and summary.loss_before,
             "bias_of_mean_factors": self.bias,
             "clipped": summary
             and {"participants": summary.norm_clipped, "share_of_coordinates": summary.coordinates_clipped},
@@ -136,7 +136,7 @@ class Ledger:
             survivors=record.survivors,
             rows=summary.rows,
             mean_loss=summary.mean_loss,
-            held_out_loss_before=summary.loss_before,
+            validation_loss_before=summary.loss_before,
             clipped=summary.norm_clipped,
             digest=digest.hex(),
             training_seconds=training,

@@ -31,8 +31,17 @@ class ForQuorum:
     Who is absent is not waited for then, nor who takes more than twice as long as the quorum, and a stage's time.
     """
 
-    def __init__(self, quorum: int, stage: float, absence: float, present: Callable[[IdentityKey], bool]) -> None:
+    def __init__(
+        self,
+        quorum: int,
+        stage: float,
+        absence: float,
+        present: Callable[[IdentityKey], bool],
+        waits: Callable[[set[IdentityKey]], None] = lambda _: None,
+    ) -> None:
+        """`waits` hears once of every time that there is no quorum, and who is absent."""
         self._quorum, self._stage, self._absence, self._present = quorum, stage, absence, present
+        self._waits, self._is_waiting = waits, False
         self._quorum_at: float | None = None
         self._seen_at = 0.0
 
@@ -51,7 +60,10 @@ class ForQuorum:
 
     def _is_hopeless(self, now: float, gate: Waiting, absent: set[IdentityKey], others: int) -> bool:
         if others >= self._quorum:
-            self._seen_at = now
+            self._seen_at, self._is_waiting = now, False
+        elif not self._is_waiting:
+            self._is_waiting = True
+            self._waits(absent)
         if now - self._seen_at <= self._absence:
             return False
         for member in absent:

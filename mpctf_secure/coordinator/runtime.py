@@ -361,7 +361,12 @@ class Coordinator:
     async def _gather(self, gate: Gate, stage: str, quorum: int) -> None:
         """Wait for a quorum, however long it takes, and for the others not for ever."""
         times = self._timeouts
-        patience = ForQuorum(quorum, times.stage, times.absence, self.reception.present)
+
+        def tell_waiting(absent: set[IdentityKey]) -> None:
+            names = self.ledger.names(absent)
+            self._tell("waiting", round=gate.key.round, participants=names, quorum=quorum, seconds=times.absence)
+
+        patience = ForQuorum(quorum, times.stage, times.absence, self.reception.present, tell_waiting)
         await gate.gather(lambda: patience.is_over(gate), times.training, quorum)
         self.ledger.note_stage(gate, stage)
 

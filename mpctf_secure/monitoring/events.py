@@ -20,6 +20,7 @@ COORDINATOR_KINDS = frozenset(
         "progress",
         "resources",
         "stage_closed",
+        "waiting",
         "training_failed",
         "dropout",
         "refused",

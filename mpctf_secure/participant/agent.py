@@ -192,9 +192,11 @@ class _Agent:
     def _check_unchanged(self, accepted: Terms, data_hash: bytes) -> None:
         """The coordinator's operator hears of it too, and of no path here."""
         if accepted.data_hash != data_hash.hex():
-            changed = "the data file has"
+            changed = "data: the file has"
         elif accepted.choice != self._site.training:
-            changed = "the settings under `training` have"
+            changed = (
+                f"training: {self._site.training.encode().decode()}, before {accepted.choice.encode().decode()}: it has"
+            )
         else:
             return
         raise UsageError(

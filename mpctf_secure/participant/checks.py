@@ -16,6 +16,7 @@ from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
 from mpctf_secure.identity import keystore
+from mpctf_secure.monitoring.resources import free_memory
 from mpctf_secure.participant.store import Store
 from mpctf_secure.training.launch.job import Job
 from mpctf_secure.training.model_hash import has_chat_template, hash_model
@@ -78,8 +79,8 @@ def check_clock(site: SiteConfig) -> str | Warned:
 _NTP = "run a time service, for example systemd-timesyncd or chrony"
 
 
-def check_modes(site: SiteConfig) -> str:
-    """Private files are their owner's alone."""
+def check_modes(site: SiteConfig) -> str | Warned:
+    """Keys are their owner's alone; rows and logs, which may hold prompts, at least not everybody's."""
     paths = [site.keys, *site.keys.rglob("*")]
     for path in paths:
         try:
@@ -88,7 +89,10 @@ def check_modes(site: SiteConfig) -> str:
             raise EnvironmentUnfitError(f"{path}: {error.strerror}", hint="mpctf-secure enroll init NAME") from error
         if mode & 0o077:
             raise SecurityError(f"{path}: mode {mode:04o} lets others in", hint=f"chmod go= {path}")
-    return f"{len(paths)} files, nobody else may read them"
+    for path in (site.data, site.work):
+        if path.exists() and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
+            return Warned(f"{path}: mode {mode:04o} lets everybody in", f"chmod o= {path}")
+    return f"nobody else may read {site.keys}, nor everybody {site.data} and {site.work}"
 
 
 def check_keys(site: SiteConfig) -> str:
@@ -120,21 +124,37 @@ def check_model(site: SiteConfig) -> str:
     return f"{site.model}, hash {hash_model(site.model).whole.hex()[:16]}…"
 
 
-def check_data(site: SiteConfig) -> str:
+def check_data(site: SiteConfig) -> str | Warned:
     """Every row parses, and the model has a chat template where one is needed."""
     rows = load_rows(site.data)
+    if not (site.model / "config.json").is_file():
+        return Warned(f"{len(rows)} rows in {site.data}, not tried with the model", "see the finding on the model")
     if not has_chat_template(site.model) and (first := next((row for row in rows if not row.is_text), None)):
         raise EnvironmentUnfitError(
-            f"{first.where}: a conversation, and {site.model} has no chat template",
+            f"{first.where}: only rows of `text` go without a chat template, and {site.model} has none",
             hint="use an instruction-tuned model",
         )
     return f"{len(rows)} rows in {site.data}"
 
 
+def check_compute(site: SiteConfig) -> str:
+    """What the compute section names is there, as far as this machine can see."""
+    compute = site.compute
+    if compute.ssh:
+        for path in filter(None, (compute.ssh.known_hosts, compute.ssh.identity)):
+            if not path.is_file():
+                raise EnvironmentUnfitError(f"compute.ssh: {path}: no such file", hint="see configs/sites/ssh.yaml")
+    if compute.launcher != "local":
+        return f"{compute.launcher}: join --check starts a job"
+    gpus = [index for node in compute.nodes for index in node.gpus]
+    free_memory(gpus)
+    return f"GPUs {', '.join(map(str, gpus))}" if gpus else "all GPUs here, or the processor"
+
+
 def check_work(site: SiteConfig) -> str | Warned:
     """The work folder can be written to, and has room."""
     try:
-        site.work.mkdir(parents=True, exist_ok=True)
+        site.work.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentUnfitError(f"{site.work}: {error.strerror}", hint="name another `work` folder") from error
     if not os.access(site.work, os.W_OK):
@@ -167,6 +187,7 @@ CHECKS: Mapping[str, Check] = {
     "coordinator": check_coordinator,
     "model": check_model,
     "data": check_data,
+    "compute": check_compute,
     "work folder": check_work,
 }
 """Seconds, and harmless."""

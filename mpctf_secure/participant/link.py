@@ -90,7 +90,7 @@ class Link:
 
     def _check_going_on(self) -> None:
         if self._ended is not None:
-            raise InterruptedRunError(self._ended)
+            raise InterruptedRunError(self._ended, hint="its operator knows more; join again for the next run")
 
     def _held(self, ctx: bytes) -> int:
         with blaming(COORDINATOR, "answer"), Reader(self.ask("offset", ctx, b"", "held")) as reader:

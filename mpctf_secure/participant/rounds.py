@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from mpctf_secure.aggregation.bias import project
 from mpctf_secure.aggregation.lora import Vector, pick
-from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, UsageError, blaming
+from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.hazmat.signature import SigningKey
@@ -176,8 +175,6 @@ class Participant:
             held_out=trained.held_out and asdict(trained.held_out),
         )
         # Whatever is wrong with an update shows before this site is counted in a cohort.
-        if not math.isfinite(trained.loss):
-            raise UsageError("the local loss is not a number", hint="lower training.learning_rate")
         moved = pick(trained.adapter - state.adapter, contract.tensors, which)
         update, norm_clipped = clip_to_norm(moved, contract.privacy.clip_norm)
         cap = weight_cap(contract, state)
@@ -415,11 +412,10 @@ class Participant:
 
 
 def _measured(trained: Trained) -> list[int]:
-    """How well the adapter that the round began with does on this site's held-out rows, in MEASURED_NAMES' order."""
+    """How well the adapter that the round began with does on this site's held-out rows."""
     if trained.held_out is None:
         return []
-    tokens = trained.held_out.tokens
-    return [tokens, codec.saturated(tokens * trained.held_out.loss_before * codec.LOSS_SCALE, MAX_COHORT)]
+    return [codec.saturated(trained.held_out.loss_before * codec.LOSS_SCALE, MAX_COHORT)]
 
 
 def _check_seen(attempts: Attempts, header: Publication) -> None:

@@ -40,7 +40,7 @@ class Store:
 
     def __init__(self, work: Path) -> None:
         """Open, or make a new one; EnvironmentUnfitError where another process has it or it cannot be read."""
-        work.mkdir(parents=True, exist_ok=True)
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)  # logs may hold prompts
         self._work = work
         busy = EnvironmentUnfitError(f"{work}: another process of this site works here", hint="end one of the two")
         self._db = Database(work / _FILE, _SCHEMA, busy)

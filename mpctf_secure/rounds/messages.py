@@ -86,6 +86,7 @@ class FaultCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     UNREACHABLE = "unreachable"
     NO_START = "no_start"
+    DIVERGED = "diverged"
     KILLED = "killed"
     HANG = "hang"
     DEFECT = "defect"

@@ -47,7 +47,7 @@ class RoundSummary:
     norm_clipped: int
     coordinates_clipped: float  # share of all
     loss_before: float | None = None
-    """Over all answer tokens of all held-out rows, in nats, of the adapter that the round began with."""
+    """Of the adapter that the round began with: the mean of the sites' losses on their held-out rows."""
     projections: tuple[float, ...] = ()
     """Of the mean product of the factors, where both are averaged."""
 
@@ -118,7 +118,7 @@ def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
         mean_loss=loss / LOSS_SCALE / counted,
         norm_clipped=norm_clipped,
         coordinates_clipped=sum(others) / (len(total.survivors) * total.lanes.size),
-        loss_before=measured[1] / LOSS_SCALE / max(measured[0], 1) if measured else None,
+        loss_before=measured[0] / LOSS_SCALE / len(total.survivors) if measured else None,
         projections=tuple(value * scale for value in projected),
     )
 

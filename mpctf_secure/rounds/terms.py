@@ -15,7 +15,7 @@ from mpctf_secure.partition import volumes
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, Survey, chunks_of
 from mpctf_secure.secagg.chunks import Layout
-from mpctf_secure.secagg.codec import MEASURED_NAMES, SCALAR_NAMES, Grid
+from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid
 from mpctf_secure.secagg.parameters import Context
 
 NARROW_BITS, WIDE_BITS = 16, 32
@@ -92,9 +92,12 @@ def scalar_count(contract: Contract, state: State) -> int:
     return len(SCALAR_NAMES) + measures(contract) + projections(contract) + sum(moving_tensors(contract, state))
 
 
-def measures(contract: Contract) -> int:
-    """How many sums tell how well the adapter does on held-out rows: none where no rows are held out."""
-    return len(MEASURED_NAMES) if contract.training.validation else 0
+def measures(contract: Contract) -> bool:
+    """Whether a sum tells how well the adapter does on held-out rows.
+
+    None tells how many these are: it never changes, so that two sums with other survivors would show a site's number.
+    """
+    return contract.training.validation > 0
 
 
 def projections(contract: Contract) -> int:

@@ -24,9 +24,8 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 LOSS_SCALE = 2**20
 PROJECTION_SCALE = 2**40
 SCALAR_NAMES = ("rows", "loss", "norm_clipped")
-MEASURED_NAMES = ("held_out_tokens", "held_out_loss")
-"""The scalar block holds these sums (the second ones where rows are held out), then projections if there are any, then
-a clip counter for each tensor."""
+"""The scalar block holds these sums, then the loss on held-out rows where there are any, then projections if there are
+any, then a clip counter for each tensor."""
 SLAB = CHUNK_BYTES // 4  # a draw a coordinate, as wide as its lane, fits into a chunk
 _WORK_TYPES = {16: np.float32, 32: np.float64}  # beside max|q| these hold 10 and 22 bits of fraction
 
@@ -156,9 +155,11 @@ def scalar_limit(summands: int) -> int:
 
 
 def saturated(value: float, summands: int) -> int:
-    """A scalar that only informs, rounded; one that is too large, or no number, ends no run but is the limit."""
+    """A scalar that only informs, rounded; one that is too large ends no run but is the limit, as NaN is."""
     limit = scalar_limit(summands)
-    return round(value) if abs(value) < limit else limit if value > 0 else -limit
+    if abs(value) < limit:
+        return round(value)
+    return -limit if value < 0 else limit
 
 
 def encode_scalars(values: Sequence[int], summands: int) -> Lanes:
@@ -166,7 +167,7 @@ def encode_scalars(values: Sequence[int], summands: int) -> Lanes:
     limit = scalar_limit(summands)
     for index, value in enumerate(values):
         if abs(value) > limit:
-            raise UsageError(f"scalar {index} is outside ±{limit}")
+            raise UsageError(f"scalar {index} is outside ±{limit}", hint="lower training.learning_rate")
     return np.array(values, np.int64).view(LANE_TYPES[SCALAR_BITS])
 
 

@@ -25,17 +25,17 @@ class JobChannel:
         self._connection = connection
 
     def send(self, header: Header, body: Vector | None = None) -> None:
-        """One frame; EnvironmentUnfitError when the other end is gone."""
+        """One frame; EnvironmentUnfitError when the other end is gone, TimeoutError where the socket has a limit."""
         raw = json.dumps(header).encode()
         content = b"" if body is None else body.astype("<f4", copy=False).tobytes()
         try:
             self._connection.sendall(len(raw).to_bytes(4, "big") + raw + len(content).to_bytes(8, "big"))
             self._connection.sendall(content)
         except OSError as error:
-            raise _gone() from error
+            raise _ended(error) from error
 
     def receive(self) -> tuple[Header, Vector]:
-        """The next frame; EnvironmentUnfitError when the other end is gone or the frame is larger than the limits."""
+        """The next frame; errors as above, and EnvironmentUnfitError for a frame that is larger than the limits."""
         header = json.loads(self._take(4, MAX_HEADER_BYTES))
         return header, np.frombuffer(self._take(8, MAX_BODY_BYTES), "<f4").astype(np.float32)
 
@@ -46,7 +46,7 @@ class JobChannel:
     def _take(self, prefix: int, limit: int) -> bytes:
         size = int.from_bytes(self._exactly(prefix), "big")
         if size > limit:
-            raise EnvironmentUnfitError(f"training job sent a frame of {size} bytes")
+            raise EnvironmentUnfitError(f"training job sent a frame of {size} bytes", hint="see the worker's log")
         return self._exactly(size)
 
     def _exactly(self, size: int) -> bytes:
@@ -56,11 +56,16 @@ class JobChannel:
             try:
                 count = self._connection.recv_into(view)
             except OSError as error:
-                raise _gone() from error
+                raise _ended(error) from error
             if count == 0:
                 raise _gone()
             view = view[count:]
         return bytes(buffer)
+
+
+def _ended(error: OSError) -> Exception:
+    """The socket's own limit, which has no errno, or that nobody is there: then TCP too may call it a time-out."""
+    return error if isinstance(error, TimeoutError) and error.errno is None else _gone()
 
 
 def _gone() -> EnvironmentUnfitError:

@@ -20,8 +20,10 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
 }
-"""Nothing is fetched at run time."""
+"""Nothing is fetched at run time; and in logs people look for causes."""
 
 
 def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
@@ -40,7 +42,7 @@ def spawn(
 
     It inherits the file descriptors in `keep` and no others. Its input is `script` and stays open, or there is none.
     """
-    with log.open("ab") as output:
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as output:
         child = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL if script is None else subprocess.PIPE,

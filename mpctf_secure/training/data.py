@@ -73,7 +73,8 @@ def _encode_turns(row: Row, tokenizer: ChatTokenizer) -> tuple[list[int], list[i
     """Prompt and answer apart, because generation sees the prompt's tokens as they are without the answer."""
     if not tokenizer.chat_template:
         raise UsageError(
-            f"{row.where}: a conversation, and the model's tokenizer has no chat template", hint=_NO_TEMPLATE_HINT
+            f"{row.where}: only rows of `text` go without a chat template, and the model has none",
+            hint=_NO_TEMPLATE_HINT,
         )
     turns = [message._asdict() for message in row.messages]
     try:

@@ -1,6 +1,8 @@
 """Last words of a training job's processes, and what becomes of them."""
 
 import json
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,11 @@ from mpctf_secure.rounds.messages import FaultCode
 
 _MARK = "mpctf-fault "
 _MOST_LINE = 1 << 16
+_SIGNALLED = re.compile(rb"rank +: (\d+) \(local_rank: \d+\)\n +exitcode +: -(\d+)")
 
-
-HOPELESS = frozenset({FaultCode.BAD_DATA, FaultCode.BAD_MODEL, FaultCode.NO_GPU, FaultCode.OUT_OF_MEMORY})
+HOPELESS = frozenset(
+    {FaultCode.BAD_DATA, FaultCode.BAD_MODEL, FaultCode.NO_GPU, FaultCode.OUT_OF_MEMORY, FaultCode.DIVERGED}
+)
 """The same again would end the same way."""
 
 
@@ -28,14 +32,13 @@ class Fault(NamedTuple):
 
     def to_error(self) -> MpctfError:
         """For the site's operator."""
-        kind = UsageError if self.code == FaultCode.BAD_DATA else EnvironmentUnfitError
+        kind = UsageError if self.code in {FaultCode.BAD_DATA, FaultCode.DIVERGED} else EnvironmentUnfitError
         return kind(f"{self.message} (node {self.node}, rank {self.rank})", hint=self.hint)
 
 
-def tell(code: FaultCode, node: int, rank: int, message: str, hint: str) -> None:
+def tell(fault: Fault) -> None:
     """Last words, on standard error, which goes to the node's log."""
-    content = {"code": code, "node": node, "rank": rank, "message": message, "hint": hint}
-    print(_MARK + json.dumps(content), file=sys.stderr, flush=True)
+    print(_MARK + json.dumps(fault._asdict()), file=sys.stderr, flush=True)
 
 
 def read(log: Path, start: int) -> Iterator[Fault]:
@@ -46,6 +49,18 @@ def read(log: Path, start: int) -> Iterator[Fault]:
             text = line[:_MOST_LINE].decode(errors="replace").strip()
             if text.startswith(_MARK) and (fault := _parse(text.removeprefix(_MARK))):
                 yield fault
+
+
+def read_signals(log: Path, start: int) -> Iterator[tuple[int, int]]:
+    """(rank, signal) of processes of which torchrun says, from byte `start` on, that a signal ended them.
+
+    Without those that torchrun itself has ended then.
+    """
+    with log.open("rb") as stream:
+        stream.seek(start)
+        for rank, signum in _SIGNALLED.findall(stream.read()):
+            if int(signum) != signal.SIGTERM:
+                yield int(rank), int(signum)
 
 
 def _parse(text: str) -> Fault | None:

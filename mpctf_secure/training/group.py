@@ -77,6 +77,11 @@ ALONE = Group()
 """One process."""
 
 
+def is_loss_of_a_neighbour(error: Exception) -> bool:
+    """Whether a collective failed, as it does where another process has died; gloo has no exception of its own."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 def own_rank() -> int:
     """This process's number over all nodes, as far as torchrun has given one."""
     return int(os.environ.get("RANK", "0"))

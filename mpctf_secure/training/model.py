@@ -17,8 +17,8 @@ from mpctf_secure.aggregation.lora import A_SUFFIX, B_SUFFIX, Schema, Vector, jo
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
-from mpctf_secure.training.batching import Batch
-from mpctf_secure.training.data import ChatTokenizer
+from mpctf_secure.training.batching import Batch, pack
+from mpctf_secure.training.data import ChatTokenizer, Example
 
 _SHORT = 256
 
@@ -40,7 +40,8 @@ def load_base(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMod
         raise EnvironmentUnfitError(reason, hint="pip install 'mpctf-secure[gpu]', or other compute options") from error
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise EnvironmentUnfitError(f"{folder}: {reason}", hint="name a folder with config.json and weights") from error
+        hint = "name a folder with config.json and weights, and compute options that the model has"
+        raise EnvironmentUnfitError(f"{folder}: {reason}", hint=hint) from error
     return base.requires_grad_(False)
 
 
@@ -171,6 +172,22 @@ def answer_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     finally:
         hook.remove()
     return logits
+
+
+@torch.no_grad()
+def check_keeps_rows_apart(model: torch.nn.Module) -> None:
+    """UsageError for a model in which packed rows see each other: many only look at the order, not at `positions`.
+
+    Where the mask is right the second row's logits do not depend on the first, to the last bit.
+    """
+    second = Example((3, 4, 5, 6), 1)
+    model.eval()
+    one, other = (
+        answer_logits(model, pack([Example((first, 2), 1), second], device_of(model)))[1:] for first in (0, 1)
+    )
+    model.train()
+    if not torch.equal(one, other):
+        raise UsageError("compute.packing: in this model packed rows see each other", hint="packing: false")
 
 
 def _autocast(model: torch.nn.Module) -> torch.autocast:

@@ -20,6 +20,7 @@ HINT = (
 
 _ROLES = ("system", "user", "assistant")
 _TEXT = "text"
+_MARK = "\ufeff"  # with which some programs begin a file
 _OPTIONAL = "input"
 _BATCH = 1024  # rows of a Parquet file in memory beside those that were read
 
@@ -94,7 +95,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _parse_line(line: bytes) -> _Fields:
-    text = _decode(line.strip())
+    text = _decode(line.strip()).removeprefix(_MARK)
     content, end = _parse_object(text, 0)
     if end < len(text):
         raise ValueError("not JSON")
@@ -134,7 +135,7 @@ def _check_unique(names: Sequence[str]) -> None:
 
 def _read_json(path: Path) -> Iterator[Row]:
     with _naming(str(path)):
-        text = _decode(path.read_bytes())
+        text = _decode(path.read_bytes()).removeprefix(_MARK)
         start = _skip(_OPENING, text, 0)
     return _count_rows(path, _parse_elements(text, start))
 
@@ -203,7 +204,7 @@ def _decode_lines(stream: BinaryIO) -> Iterator[str]:
         text = _decode(line)
         if "\0" in text:
             raise ValueError("a NUL byte")
-        yield text if number else text.removeprefix("\ufeff")
+        yield text if number else text.removeprefix(_MARK)
 
 
 def _next_record(reader: Iterator[list[str]]) -> list[str] | None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from mpctf_secure.aggregation.lora import Vector
@@ -39,7 +40,7 @@ class Search:
     def __init__(self, send: Send, measure: Callable[[], float], read: Callable[[], Vector]) -> None:
         self._send, self._measure, self._read = send, measure, read
         self.before = measure()
-        self.best = Measured(0, math.nan, read())
+        self.best = Measured(0, math.nan, np.empty(0, np.float32))
 
     def after_step(self, step: int, steps: int) -> None:
         """Measure where it is due; of equally good adapters the earlier is kept, any number being better than NaN."""
@@ -50,7 +51,7 @@ class Search:
             self.best = Measured(step, loss, self._read())
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: what FSDP2 gathers there could not be trained with
 def held_out_loss(
     model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe, group: Group, after_batch: Callable[[], None]
 ) -> float:

@@ -27,16 +27,16 @@ from mpctf_secure.monitoring.resources import MOST_GPUS, free_memory
 from mpctf_secure.partition.held_out import divide
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import faults
-from mpctf_secure.training.batching import answer_tokens
 from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
-from mpctf_secure.training.group import Group, local_rank, own_rank
+from mpctf_secure.training.group import Group, is_loss_of_a_neighbour, local_rank, own_rank
 from mpctf_secure.training.launch.endpoint import dial
 from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
     base_dtype,
+    check_keeps_rows_apart,
     load_adapter_model,
     load_tokenizer,
     pad_id,
@@ -81,6 +81,8 @@ class Worker:
             tokenizer = load_tokenizer(spec.model)
             with _explaining_memory(lambda: _too_large(spec)):
                 self.model = load_adapter_model(spec.model, spec.lora, spec.compute)
+                if spec.compute.packing:
+                    check_keeps_rows_apart(self.model)
         self._base = "4-bit" if spec.compute.four_bit else str(base_dtype(spec.compute.precision))
         self._recipe = _recipe(spec, pad_id(tokenizer))
         self._examples, self._held_out, self._truncated = list[Example](), list[Example](), 0
@@ -89,7 +91,8 @@ class Worker:
                 _check_data(spec)
                 rows, held_out = _divide(spec, load_rows(spec.data))
                 self._examples, self._truncated = tokenise(rows, tokenizer, spec.training.max_length)
-                self._held_out, _ = tokenise(held_out, tokenizer, spec.training.max_length)
+                self._held_out, truncated = tokenise(held_out, tokenizer, spec.training.max_length)
+                self._truncated += truncated
         if spec.training.validation:
             self._held_out = _examples(json.loads(group.share(json.dumps(_plain(self._held_out)).encode())))
 
@@ -122,9 +125,8 @@ class Worker:
             header: Header = {"rows": len(examples), "loss": result.loss}
             header |= {"tokens": result.tokens, "seconds": result.seconds}
             if search:
-                losses = {"loss_before": search.before, "loss_after": search.best.loss}
-                tokens = answer_tokens(self._held_out)
-                header["held_out"] = {"tokens": tokens, **losses, "sent_step": search.best.step}
+                best = search.best
+                header["held_out"] = {"loss_before": search.before, "loss_after": best.loss, "sent_step": best.step}
             channel.send(header, search.best.adapter if search else read_adapter(self.model))
 
     def follow(self) -> None:
@@ -141,14 +143,15 @@ class Worker:
         """The adapter to send is the search's where rows are held out; otherwise it is the one that the model has."""
         write_adapter(self.model, adapter)
         train_only(self.model, names)
-        with _explaining_memory(lambda: _too_much(self._spec, examples, self._group)):
-            search = self._search(say) if self._held_out else None
+        search = self._search(say) if self._held_out else None
 
-            def after_step(step: int, steps: int) -> None:
-                say({"step": step, "steps": steps})
-                if search:
-                    search.after_step(step, steps)
+        def after_step(step: int, steps: int) -> None:
+            say({"step": step, "steps": steps})
+            if search:
+                search.after_step(step, steps)
 
+        smaller = [] if self._spec.compute.gradient_checkpointing else ["gradient_checkpointing: true"]
+        with _explaining_memory(lambda: _too_much(self._spec, examples, self._group, smaller)):
             return train_steps(self.model, examples, self._recipe, self._group, after_step, lambda: say({})), search
 
     def _search(self, say: Callable[[Header], None]) -> Search:
@@ -156,7 +159,8 @@ class Worker:
 
     def _measure(self, say: Callable[[Header], None]) -> float:
         """The loss on the held-out rows; between their batches a sign of life, since they may take long."""
-        return held_out_loss(self.model, self._held_out, self._recipe, self._group, lambda: say({}))
+        with _explaining_memory(lambda: _too_much(self._spec, self._held_out, self._group, [])):
+            return held_out_loss(self.model, self._held_out, self._recipe, self._group, lambda: say({}))
 
 
 def _recipe(spec: JobSpec, pad_id: int) -> Recipe:
@@ -206,29 +210,27 @@ def _explaining_memory(explain: Callable[[], MpctfError]) -> Iterator[None]:
 
 
 def _too_large(spec: JobSpec) -> MpctfError:
-    return EnvironmentUnfitError(f"{spec.model}: out of memory with the base model alone", hint=_advice(spec, {}))
+    return EnvironmentUnfitError(f"{spec.model}: out of memory with the base model alone", hint=_advice(spec, []))
 
 
-def _too_much(spec: JobSpec, examples: list[Example], group: Group) -> MpctfError:
+def _too_much(spec: JobSpec, examples: list[Example], group: Group, smaller: list[str]) -> MpctfError:
     batch = spec.training.batch_size
     rows = min(spec.compute.micro_batch or batch, -(-batch // group.size))
     longest = max(len(example.input_ids) for example in examples)
-    smaller = {"micro_batch": str(rows // 2)} if rows > 1 else {}
-    if not spec.compute.gradient_checkpointing:
-        smaller["gradient_checkpointing"] = "true"
+    fewer = [f"micro_batch: {rows // 2}"] if rows > 1 else []
     return EnvironmentUnfitError(
-        f"out of memory with {rows} rows of up to {longest} tokens at a time", hint=_advice(spec, smaller)
+        f"out of memory with {rows} rows of up to {longest} tokens at a time", hint=_advice(spec, [*fewer, *smaller])
     )
 
 
-def _advice(spec: JobSpec, smaller: dict[str, str]) -> str:
+def _advice(spec: JobSpec, smaller: list[str]) -> str:
     """What the site file does not say yet."""
-    compute, options = spec.compute, dict(smaller)
+    compute, options = spec.compute, list(smaller)
     if torch.cuda.is_available() and not (compute.four_bit or compute.sharded):
-        options |= {"four_bit": "true", "sharded": "true, over several GPUs"}
+        options += ["four_bit: true", "sharded: true, over several GPUs"]
     if compute.precision == "float32":
-        options["precision"] = "bfloat16"
-    said = " or ".join(f"{name}: {value}" for name, value in options.items())
+        options.append("precision: bfloat16")
+    said = " or ".join(options)
     return f"compute.{said} in the site file" if said else "more memory, or a smaller training.max_length"
 
 
@@ -306,6 +308,15 @@ def _run(node: int, gpus: list[int], agent: Path | None) -> None:
     group.leave()
 
 
+def _last_words(error: Exception, node: int) -> faults.Fault:
+    code, message, hint = FaultCode.DEFECT, str(error), "please report the traceback in the log, without your data"
+    if isinstance(error, FailedError):
+        code, hint = error.code, error.hint
+    elif is_loss_of_a_neighbour(error):
+        code, message, hint = FaultCode.KILLED, "another process of the training job is gone", "see that node's log"
+    return faults.Fault(code, node, own_rank(), message, hint)
+
+
 def main() -> None:
     """Do all that; a failure's last words say what, where and how to mend it."""
     parser = argparse.ArgumentParser()
@@ -320,8 +331,7 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         traceback.print_exc()
-        code, hint = (error.code, error.hint) if isinstance(error, FailedError) else (FaultCode.DEFECT, "")
-        faults.tell(code, options.node, own_rank(), str(error), hint)
+        faults.tell(_last_words(error, options.node))
         sys.exit(1)
 
 

@@ -131,6 +131,9 @@ def test_interrupted_run_ends_with_exit_7_and_no_child_and_resume_goes_on_to_its
     assert listed.stdout.startswith(f"interrupted {folder.name}  round 0 of 2")
 
     if stop == signal.SIGINT:
+        assert list(folder.glob("sites/*/keys/*.sealed"))
+        run_cli("runs", "stop", folder.name, "--runs", runs)
+        assert not list(folder.glob("sites/*/keys/*.sealed"))
         return
     resumed = run_cli("runs", "resume", folder.name, "--runs", runs, "--format", "json")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
@@ -193,6 +196,17 @@ def test_children_end_when_start_is_killed(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     wait_until(lambda: processes_of(folder) == [])
+
+
+def test_mistake_that_shows_when_a_local_participant_starts_is_the_commands_own(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    result = run_cli(*START[3:], "--runs", runs, "--set", "model.lora.target_modules=[no_such_layer]")
+    assert result.returncode == 3
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: site-")
+    assert "target_modules" in error
+    assert "all-linear" in hint
+    assert processes_of(next(runs.iterdir())) == []
 
 
 def test_run_below_its_quorum_ends_with_exit_5_and_names_who_is_missing(tmp_path: Path) -> None:

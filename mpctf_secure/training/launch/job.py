@@ -16,7 +16,7 @@ from mpctf_secure.aggregation.lora import Vector, flat_size
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.monitoring.resources import Resources, Sampler
-from mpctf_secure.rounds.messages import STATED
+from mpctf_secure.rounds.messages import STATED, FaultCode
 from mpctf_secure.training.faults import HOPELESS, Fault
 from mpctf_secure.training.launch import endpoint
 from mpctf_secure.training.launch.endpoint import START_SECONDS
@@ -39,9 +39,8 @@ OnFault = Callable[[Fault, bool], None]
 @dataclass(frozen=True)
 class HeldOut:
     """Mean losses over the held-out rows in nats per answer token: of the adapter that the round began with, and of the
-    one that is sent, which is that after `sent_step`; and how many such tokens there are."""
+    one that is sent, which is that after `sent_step`."""
 
-    tokens: int
     loss_before: float
     loss_after: float
     sent_step: int
@@ -57,6 +56,12 @@ class Trained:
     tokens: int
     seconds: float
     held_out: HeldOut | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether losses and adapter are numbers."""
+        losses = [self.loss, *((self.held_out.loss_before, self.held_out.loss_after) if self.held_out else ())]
+        return all(map(math.isfinite, losses)) and bool(np.isfinite(self.adapter).all())
 
 
 class Job:
@@ -94,8 +99,17 @@ class Job:
     def train(
         self, adapter: Vector, rows: list[int], names: list[str], progress: Callable[[int, int], None]
     ) -> Trained:
-        """Train the tensors `names` from `adapter` on the rows with these indices; `progress` gets (step, steps)."""
-        return self._insisting(lambda: self._train(adapter, rows, names, progress), _MOST_RESTARTS)
+        """Train the tensors `names` from `adapter` on the rows with these indices; `progress` gets (step, steps).
+
+        MpctfError where it fails for good, or comes to no finite loss.
+        """
+        trained = self._insisting(lambda: self._train(adapter, rows, names, progress), _MOST_RESTARTS)
+        if not trained.is_finite:
+            message = "the local loss or adapter is not a number"
+            fault = Fault(FaultCode.DIVERGED, 1, 0, message, "lower training.learning_rate")
+            self._on_fault(fault, False)
+            raise fault.to_error()
+        return trained
 
     def close(self) -> None:
         """End the job."""

@@ -22,6 +22,7 @@ from mpctf_secure.training.launch.scripts import CARRIER_FAILED
 
 _POLL_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 20.0
+_TRANSFER_SECONDS = 300.0  # without a byte: a process that hangs between two rounds takes none
 
 
 class JobFailedError(Exception):
@@ -52,6 +53,7 @@ class Running:
             except BaseException:
                 children.end(self._processes)
                 raise
+        self._connection.settimeout(_TRANSFER_SECONDS)
         self._channel, self._met = JobChannel(self._connection), True
 
     def send(self, header: Header, body: Vector | None = None) -> None:
@@ -66,7 +68,7 @@ class Running:
             while not wait_readable(self._connection, _POLL_SECONDS):
                 self._check_running()
                 if time.monotonic() > deadline:
-                    raise self._failure(_hang(limit))
+                    raise self._failure(self._hang(limit))
             return self._channel.receive()
 
     def close(self) -> None:
@@ -79,6 +81,8 @@ class Running:
     def _failing(self) -> Iterator[None]:
         try:
             yield
+        except TimeoutError as error:
+            raise self._failure(self._hang(_TRANSFER_SECONDS)) from error
         except EnvironmentUnfitError as error:
             raise self._failure() from error
 
@@ -103,8 +107,18 @@ class Running:
         )
         children.end(self._processes)
         words = [fault for node, log in self._logs.items() for fault in faults.read(log, self._began[node])]
-        words.sort(key=lambda fault: fault.code not in HOPELESS)  # the others only lost their neighbours
-        return JobFailedError((words or [otherwise or self._ending(ended)])[0])
+        words.sort(key=lambda fault: fault.code not in HOPELESS)
+        # A process that lost a neighbour says so; the neighbour, if it was killed, says nothing.
+        own = [fault for fault in words if fault.code != FaultCode.KILLED]
+        return JobFailedError((own or self._signalled() or words or [otherwise or self._ending(ended)])[0])
+
+    def _signalled(self) -> list[Fault]:
+        found = []
+        for node, log in self._logs.items():
+            for rank, signum in faults.read_signals(log, self._began[node]):
+                message = f"a process of the training job was killed by signal {signum}"
+                found.append(Fault(FaultCode.KILLED, node, rank, message, self._after(signum)))
+        return found
 
     def _await_end(self, seconds: float) -> None:
         """Until one has ended by itself, for its node has all its last words then, or so long."""
@@ -134,8 +148,11 @@ class Running:
             return Fault(FaultCode.NO_START, launch.node, 0, f"the training job {line}", f"{self._look()}{meeting}")
         signum = -code if code < 0 else code - 128 if code > 128 else 0
         how = f"was killed by signal {signum}" if signum else f"ended with exit code {code}"
+        return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", self._after(signum))
+
+    def _after(self, signum: int) -> str:
         full = "; was main memory full?" if signum == signal.SIGKILL else ""
-        return Fault(FaultCode.KILLED, launch.node, 0, f"the training job {how}", f"{self._look()}{full}")
+        return f"{self._look()}{full}"
 
     def _last_line(self, node: int) -> str:
         lines = self._logs[node].read_text(errors="replace").splitlines()
@@ -144,6 +161,6 @@ class Running:
     def _look(self) -> str:
         return f"see {', '.join(map(str, self._logs.values()))}"
 
-
-def _hang(seconds: float) -> Fault:
-    return Fault(FaultCode.HANG, 0, 0, f"the training job has said nothing for {seconds:.0f} s", "is a node gone?")
+    def _hang(self, seconds: float) -> Fault:
+        message = f"the training job has said nothing for {seconds:.0f} s"
+        return Fault(FaultCode.HANG, 0, 0, message, f"is a node gone? {self._look()}")

@@ -12,7 +12,7 @@ data: d.jsonl
 compute:
   launcher: ssh
   ssh: {known_hosts: hosts}
-  nodes: [{address: 10.0.0.1, gpus: [0, 1]}, {address: 10.0.0.2, environment: {NCCL_IB_DISABLE: "1"}}]
+  nodes: [{address: 10.0.0.1, gpus: [0, 1]}, {address: 10.0.0.2, gpus: [0], environment: {NCCL_IB_DISABLE: "1"}}]
 """
 
 
@@ -27,6 +27,14 @@ def test_join_shows_the_script_of_every_node_and_starts_nothing(tmp_path: Path) 
     for part in ("# node 1 of 2, 10.0.0.1", "# node 2 of 2, 10.0.0.2", "CUDA_VISIBLE_DEVICES=0,1", "NCCL_IB_DISABLE=1"):
         assert part in shown
     assert list(tmp_path.iterdir()) == [tmp_path / "site.yaml"]
+
+
+def test_join_shows_what_sbatch_is_given(tmp_path: Path) -> None:
+    slurm = "compute: {launcher: slurm, slurm: {listen: 10.0.0.9, nodes: 2, workers: 4, options: [--time=60]}}"
+    (tmp_path / "site.yaml").write_text(SITE.partition("compute:")[0] + slurm)
+    shown = output("join", tmp_path / "site.yaml", "--dry-run")
+    for part in ("sbatch", "--nodes=2", "--time=60", "agent.tls", "mpctf_secure.training.worker"):
+        assert part in shown
 
 
 @pytest.mark.parametrize("count", [2, 3])

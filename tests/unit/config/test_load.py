@@ -51,6 +51,8 @@ BAD = {
         "line 4: training.learning_rat is not a known field", "learning_rate"),
     "a wrong type": (RUN + "rounds: many\n", "line 3: rounds: ", "'many'"),
     "a number out of range": (RUN + "rounds: 0\n", "rounds: ", "got 0"),
+    "a misspelt field that must be there": (
+        "participant: [a, b, c]\nmodel: {base: x}\n", "line 1: participant is not a known", "mean participants?"),
     "a missing field": ("model: {base: x}\n", "participants is missing", "configs/"),
     "a key that is there twice": (RUN + "rounds: 1\nrounds: 2\n", "line 4: rounds is there twice", "keep one"),
     "no YAML at all": ("a: [", "not YAML", "indentation"),
@@ -86,6 +88,9 @@ BAD_SITES = {
     "a section of another launcher": ("compute: {ssh: {known_hosts: k}}", "go together"),
     "GPUs and processes": ("compute: {nodes: [{gpus: [0], processes: 2}]}", "every GPU has one process"),
     "a GPU twice": ("compute: {nodes: [{gpus: [1, 1]}]}", "a GPU is named twice"),
+    "GPUs on one of two nodes": (
+        "compute: {launcher: ssh, ssh: {known_hosts: k}, nodes: [{address: 10.0.0.1, gpus: [0]}, {address: 10.0.0.2}]}",
+        "some nodes name gpus and others do not"),
     "no node": ("compute: {nodes: []}", "nodes is empty"),
     "a variable that is none": ("compute: {nodes: [{environment: {'A B': x}}]}", "compute.nodes.0.environment"),
     "a user that is an option": ("compute: {nodes: [{user: -oProxyCommand=x}]}", "compute.nodes.0.user"),

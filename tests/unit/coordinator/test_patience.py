@@ -71,6 +71,20 @@ def test_who_is_there_is_waited_for_although_nobody_who_leaves_comes_back() -> N
     assert patience.is_over(gate.at(101.0, ""))
 
 
+def test_that_there_is_no_quorum_is_told_once_of_each_time() -> None:
+    told: list[set[IdentityKey]] = []
+    there = {B}
+    gate, patience = Gate(), ForQuorum(3, 10.0, 60.0, there.__contains__, told.append)
+    for seconds in (0.0, 1.0):
+        patience.is_over(gate.at(seconds, "a"))
+    assert told == [{C, D}]
+    there.add(C)
+    patience.is_over(gate.at(2.0, "a"))
+    there.clear()
+    patience.is_over(gate.at(3.0, "a"))
+    assert told == [{C, D}, {B, C, D}]
+
+
 # Each moment: seconds, who is in, when the last chunk came, whether waiting is over. Enough are 3, a stage is 10 s.
 NEVER = float("-inf")
 UPLOADS = {

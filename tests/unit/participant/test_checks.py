@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.site import Compute, Node, SiteConfig, Ssh
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.identity import ceremony
@@ -101,6 +101,42 @@ def test_trouble_is_found_with_how_to_mend_it(
     assert (finding.state, finding.code) == ("fail", code)
     assert text in finding.text
     assert mend in finding.mend
+
+
+EVERYBODY = ("chmod o=", "lets everybody in")
+
+
+def test_rows_and_logs_that_everybody_may_read_are_warned_of(site: SiteConfig, tmp_path: Path) -> None:
+    own = site.model_copy(update={"data": tmp_path / "own.jsonl"})
+    own.data.write_text('{"text": "x"}\n')
+    own.work.mkdir(mode=0o700)
+    own.data.chmod(0o600)
+    for path in (own.data, own.work):
+        path.chmod(0o755)
+        finding = found(own)["file modes"]
+        assert finding.state == "warn"
+        assert EVERYBODY[1] in finding.text
+        assert finding.mend == f"{EVERYBODY[0]} {path}"
+        path.chmod(0o700)
+    assert found(own)["file modes"].state == "ok"
+
+
+COMPUTES = {
+    "a GPU that is not there": (Compute(nodes=(Node(gpus=(63,)),)), "GPU"),
+    "host keys that are nowhere": (
+        Compute(launcher="ssh", ssh=Ssh(known_hosts=Path("/nowhere/hosts"))), "/nowhere/hosts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("compute", "text"), COMPUTES.values(), ids=COMPUTES.keys())
+def test_what_a_compute_section_names_and_is_not_there_is_found(site: SiteConfig, compute: Compute, text: str) -> None:
+    finding = found(site.model_copy(update={"compute": compute}))["compute"]
+    assert (finding.state, finding.code) == ("fail", 3)
+    assert text in finding.text
+
+
+def test_rows_are_not_blamed_for_a_missing_model(site: SiteConfig, tmp_path: Path) -> None:
+    assert found(site.model_copy(update={"model": tmp_path / "m"}))["data"].state == "warn"
 
 
 def test_missing_model_data_and_work_folder_are_named(site: SiteConfig, tmp_path: Path) -> None:

@@ -14,6 +14,11 @@ RUN = CONTRACT.run_id
 TERMS = Terms(data_hash="ab" * 32, choice=Choice(batch_size=4), memory=1024)
 
 
+def test_work_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    Store(tmp_path / "work").close()
+    assert (tmp_path / "work").stat().st_mode & 0o777 == 0o700
+
+
 def test_run_is_where_it_was_after_a_crash(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.accept(CONTRACT, TERMS)

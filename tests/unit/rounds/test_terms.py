@@ -192,11 +192,11 @@ def test_bias_of_averaging_both_factors_is_estimated_from_the_sum_alone() -> Non
     assert estimate > 0.05
 
 
-def test_loss_on_held_out_rows_is_the_mean_over_all_tokens_of_the_cohort() -> None:
+def test_loss_on_held_out_rows_is_the_mean_of_the_sites_means() -> None:
     agreed = contract(training=Training(validation=0.1))
     state = initial_state(agreed)
     updates = draws(flat_size(agreed.tensors))
-    total = total_of(agreed, state, updates, held_out=[(100, 1.0), (300, 3.0), (0, 0.0), (100, 5.0)])
+    total = total_of(agreed, state, updates, held_out=[1.0, 3.0, 0.5, 7.5])
     assert total.scalars.size == round_context(agreed, state, COHORT).scalars
     said = read_sum(agreed, state, total)
     without = read_sum(contract(), state, total_of(contract(), state, updates))

@@ -12,7 +12,7 @@ from mpctf_secure.training.faults import Fault
 
 
 def test_last_words_are_read_from_where_the_job_began(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    faults.tell(FaultCode.OUT_OF_MEMORY, 2, 5, "out of memory\nwith 8 rows", "fewer")
+    faults.tell(Fault(FaultCode.OUT_OF_MEMORY, 2, 5, "out of memory\nwith 8 rows", "fewer"))
     words = capfd.readouterr().err
     log = tmp_path / "worker.log"
     log.write_text(f"{words}noise\n")
@@ -21,6 +21,33 @@ def test_last_words_are_read_from_where_the_job_began(tmp_path: Path, capfd: pyt
     assert list(faults.read(log, start)) == [
         Fault(FaultCode.OUT_OF_MEMORY, 2, 5, "out of memory\nwith 8 rows", "fewer")
     ]
+
+
+SUMMARY = """\
+mpctf_secure.training.worker FAILED
+------------------------------------------------------------
+Failures:
+[1]:
+  time      : 2027-01-01_00:00:00
+  host      : node
+  rank      : 2 (local_rank: 2)
+  exitcode  : -9 (pid: 103)
+[2]:
+  rank      : 3 (local_rank: 3)
+  exitcode  : -15 (pid: 104)
+Root Cause (first observed failure):
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 101)
+"""
+
+
+def test_torchrun_says_which_process_was_killed(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text(SUMMARY.replace("-9", "-7"))
+    start = log.stat().st_size
+    log.write_text(SUMMARY.replace("-9", "-7") + SUMMARY)
+    assert list(faults.read_signals(log, start)) == [(2, 9)]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

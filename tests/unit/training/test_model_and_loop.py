@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GPT2Config, LlamaConfig, OPTConfig
 
 from mpctf_secure.aggregation.lora import flat_size, initial_adapter, split_flat
 from mpctf_secure.config.run import Lora
@@ -18,11 +18,12 @@ from mpctf_secure.training import model as model_module
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
 from mpctf_secure.training.batching import Batch, batches, collate, pack
 from mpctf_secure.training.data import Example, tokenise
-from mpctf_secure.training.loop import Recipe, summed_loss, train_steps
+from mpctf_secure.training.loop import Recipe, _proximal, summed_loss, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
     add_lora,
     answer_logits,
+    check_keeps_rows_apart,
     load_adapter_model,
     load_base,
     read_adapter,
@@ -231,12 +232,37 @@ def test_the_proximal_term_keeps_the_adapter_near_its_start_and_out_of_the_loss(
     model: PeftModel, examples: list[Example]
 ) -> None:
     start = initial_adapter(adapter_schema(model), 1)
-    free, loss = trained(model, examples[:40], RECIPE)
+    free, _ = trained(model, examples[:40], RECIPE)
     held, _ = trained(model, examples[:40], replace(RECIPE, mu=1000.0))
     assert np.linalg.norm(held - start) < 0.8 * np.linalg.norm(free - start)
     _, first = trained(model, examples[:8], replace(RECIPE, mu=1000.0))
     assert first == pytest.approx(trained(model, examples[:8], RECIPE)[1], rel=1e-6)
-    assert loss > 0
+
+
+def test_the_proximal_term_adds_mu_times_the_way_to_the_gradient() -> None:
+    parameter, unused = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    pull = _proximal([parameter, unused], 0.5)
+    with torch.no_grad():
+        parameter += torch.tensor([4.0, -2.0])
+    parameter.grad = torch.tensor([10.0, 20.0])
+    pull()
+    assert parameter.grad.tolist() == [12.0, 19.0]
+    assert unused.grad is None
+
+
+PACKABLE = {LlamaConfig: True, GPT2Config: True, OPTConfig: False, BloomConfig: False}
+
+
+@pytest.mark.parametrize(("kind", "apart"), PACKABLE.items())
+def test_model_in_which_packed_rows_see_each_other_is_refused(kind: type, apart: bool) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32}
+    torch.manual_seed(0)
+    other = AutoModelForCausalLM.from_config(kind(**sizes, intermediate_size=32, ffn_dim=32, word_embed_proj_dim=16))
+    if apart:
+        check_keeps_rows_apart(other)
+    else:
+        with pytest.raises(UsageError, match="packed rows see each other"):
+            check_keeps_rows_apart(other)
 
 
 def test_only_the_named_tensors_are_trained(model: PeftModel, examples: list[Example]) -> None:

@@ -229,6 +229,12 @@ def test_csv_takes_a_byte_order_mark_and_fields_of_many_lines(tmp_path: Path) ->
     assert [row.where.rpartition(" ")[2] for row in rows] == ["2", "5"]
 
 
+@pytest.mark.parametrize(("suffix", "content"), [(".jsonl", b'{"text": "a"}\n'), (".json", b'[{"text": "a"}]')])
+def test_json_takes_a_byte_order_mark(suffix: str, content: bytes, tmp_path: Path) -> None:
+    (row,) = load_rows(write(tmp_path, suffix, "\ufeff".encode() + content))
+    assert row.messages[0].content == "a"
+
+
 BAD_TABLES = {
     "a column twice": (pyarrow.table([["a"], ["b"]], names=["text", "text"]), "", "'text' is there twice"),
     "no known column": ({"id": [1]}, ", row 1", "none of 'messages'"),

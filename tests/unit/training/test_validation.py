@@ -245,7 +245,6 @@ def test_model_that_gets_worse_with_every_step_sends_an_early_adapter(folder: Pa
     assert best.heard[-1]["loss"] == last.heard[-1]["loss"]
     model = add_lora(load_base(folder / "model", torch.float32), LORA)
     held_out = [examples[index] for index in HELD_OUT]
-    assert found["tokens"] == answer_tokens(held_out)
     for adapter, loss in ((start, found["loss_before"]), (best.adapter, found["loss_after"])):
         write_adapter(model, adapter)
         assert loss_of(model, held_out) == pytest.approx(loss, rel=1e-5)

@@ -35,6 +35,12 @@ def spec(site: SiteConfig, **changes: object) -> JobSpec:
     return JobSpec.of(site, hashes, Lora(r=2), terms, FedProx(), 0, "a").model_copy(update=changes)
 
 
+def test_mu_of_the_run_reaches_the_loop(site: SiteConfig) -> None:
+    hashes = hash_model(site.model).whole, files.digest(site.data)
+    prox = JobSpec.of(site, hashes, Lora(r=2), Training(), FedProx(mu=0.25), 0, "a")
+    assert Worker(prox, Group())._recipe.mu == 0.25
+
+
 SPOILT = {
     "another base model": ({"model_hash": "00" * 32}, FaultCode.BAD_MODEL, "another base model"),
     "no model": ({"model": Path("/nowhere")}, FaultCode.BAD_MODEL, "/nowhere"),
