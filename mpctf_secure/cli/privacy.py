@@ -1,0 +1,114 @@
+"""`mpctf-secure privacy`: what a guarantee costs, before a run."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from mpctf_secure.cli.options import Format
+from mpctf_secure.cli.text import one_line
+from mpctf_secure.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Differential privacy: what a guarantee costs.")
+
+_USUAL_DELTA = 1e-5
+_DEMO_COORDINATES = 2_440_000
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `plan` a command of its own while it is the only one."""
+
+
+@app.command()
+def plan(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the smallest site.")],
+    epsilon: Annotated[float | None, typer.Option(help="The guarantee that is wanted.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Or the noise, whose guarantee is wanted.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Below 1/rows; without it 1e-5, or a tenth of 1/rows.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of the run.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Expected rows of a step of record_dpsgd.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Of record_dpsgd in a round.")] = 8,
+    participants: Annotated[int, typer.Option(min=2, max=100, help="How many updates are summed.")] = 4,
+    coordinates: Annotated[int, typer.Option(min=1, help="Of the adapter.")] = _DEMO_COORDINATES,
+    output: Annotated[Format, typer.Option("--format", help="json: for programs.")] = Format.TEXT,
+) -> None:
+    """Show the noise that a guarantee takes, or the guarantee of a noise, for records and for whole participants.
+
+    Example: mpctf-secure privacy plan --rows 5000 --rounds 10 --epsilon 8
+    """
+    from mpctf_secure.privacy.accountant import Release, cost, noise_for  # noqa: PLC0415 - --help must not wait for it
+
+    if (epsilon is None) == (noise_multiplier is None):
+        raise UsageError("name --epsilon or --noise-multiplier", hint="one of the two")
+    delta = min(_USUAL_DELTA, 0.1 / rows) if delta is None else delta
+    check_delta(delta, rows)
+    rate = min(1.0, batch_size / rows)
+    units: dict[str, Callable[[float], list[Release]]] = {
+        "record": lambda noise: [Release(noise, rate, rounds * steps)],
+        "participant": lambda noise: [Release(noise, steps=rounds)],
+    }
+    found = []
+    for unit, releases in units.items():
+        noise = (
+            _positive("--noise-multiplier", noise_multiplier)
+            if noise_multiplier is not None
+            else noise_for(_positive("--epsilon", epsilon or 0.0), delta, releases)
+        )
+        spent = cost(releases(noise), delta)
+        found.append(
+            {
+                "unit": unit,
+                "noise_multiplier": noise,
+                "epsilon": spent.epsilon,
+                "delta": delta,
+                "accountant": spent.accountant,
+                "sampling_rate": releases(noise)[0].sampling_rate,
+                "releases": releases(noise)[0].steps,
+                "warnings": _warnings(unit, noise, spent.is_meaningless, participants, coordinates, batch_size),
+            }
+        )
+    if output is Format.JSON:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for entry in found:
+        _show(entry)
+
+
+def check_delta(delta: float, rows: int) -> None:
+    """UsageError for a δ that would let a mechanism publish whole records at random."""
+    if not 0 < delta < 1 / rows:
+        raise UsageError(
+            f"delta: {delta:g} is outside (0, 1/{rows})",
+            hint="with one over the number of rows, publishing one is allowed",
+        )
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name}: {value} is not a positive number", hint="such as 8 for epsilon, 1.1 for noise")
+    return value
+
+
+def _warnings(unit: str, noise: float, meaningless: bool, participants: int, coordinates: int, batch: int) -> list[str]:
+    """What the noise does to the guarantee and to learning."""
+    summed, what = (participants, "updates") if unit == "participant" else (batch, "records")
+    ratio = noise * math.sqrt(coordinates) / summed
+    warnings = ["NO MEANINGFUL GUARANTEE"] if meaningless else []
+    if ratio > 1:
+        warnings.append(
+            f"the noise is {ratio:.3g} times as long as the clipped mean of {summed} {what}; "
+            "fewer coordinates (r, freeze_a) or more of them help"
+        )
+    return warnings
+
+
+def _show(entry: dict[str, Any]) -> None:
+    sampled = f", each of a sample with rate {entry['sampling_rate']:.3g}" if entry["sampling_rate"] < 1 else ""
+    how = f"{entry['accountant']}; {entry['releases']} releases{sampled}"
+    guarantee = f"epsilon {entry['epsilon']:.4g} at delta {entry['delta']:.3g} ({how})"
+    typer.echo(one_line(f"{entry['unit']:11}  noise multiplier {entry['noise_multiplier']:.4g}: {guarantee}"))
+    for warning in entry["warnings"]:
+        typer.echo(f"             {warning}")
