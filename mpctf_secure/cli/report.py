@@ -15,8 +15,8 @@ from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import MpctfError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.rounds.contract import Contract, Proposal
+from mpctf_secure.rounds.guarantee import RoundSizes, describe
 
-NO_PRIVACY = "no differential privacy"
 _PACKAGES = ("torch", "transformers", "peft", "numpy", "cryptography", "pynacl", "grpcio")
 
 
@@ -29,6 +29,8 @@ def build(
 ) -> dict[str, Any]:
     """The report's content; also of a run that failed."""
     contract = coordinator.contract if coordinator else None
+    rounds = coordinator.reports if coordinator else []
+    sizes = (RoundSizes(len(one["cohort"]), len(one["survivors"])) for one in rounds if one["cohort"])
     weights = folder / "adapter" / "adapter_model.safetensors"
     return {
         "run_id": proposal.run_id,
@@ -38,9 +40,9 @@ def build(
         "adapter_sha256": sha256(weights.read_bytes()).hex() if weights.exists() else None,
         "participants": list(proposal.participants),
         "quorum": proposal.quorum,
-        "privacy": {"strategy": proposal.privacy.strategy, "statement": NO_PRIVACY},
+        "privacy": describe(proposal, sizes),
         "choices": coordinator.choices if coordinator else {},
-        "rounds": coordinator.reports if coordinator else [],
+        "rounds": rounds,
         "resources": over_the_run(folder / "events.jsonl"),
         "held_out_accuracy": accuracies,
         "versions": {"mpctf-secure": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},

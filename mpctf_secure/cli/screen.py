@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from mpctf_secure.cli.report import NO_PRIVACY
 from mpctf_secure.cli.resources import in_short
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.training import Choice
@@ -59,7 +58,10 @@ class Screen:
             self._measure(event.fields)
         elif event.kind not in _QUIET:
             fields = {name: _listed(value) for name, value in event.fields.items()}
-            fields["measured"] = _MEASURED.format(**fields) if fields.get("validation_loss_before") is not None else ""
+            if event.kind == "sum_opened":
+                fields["learnt"] = "".join(
+                    part.format(**fields) for name, part in _LEARNT.items() if fields[name] is not None
+                )
             fields["then"] = "starts it again" if fields.get("again") else "is out until it joins again"
             self.line(_TEXTS[event.kind].format(**fields))
 
@@ -89,7 +91,7 @@ class Screen:
                 table.add_row(name, f"{accuracy:.3f}")
             self._console.print(table)
         if content["exit"]["code"] == 0:
-            self.line(f"privacy: {NO_PRIVACY}: updates are clipped and summed under masks, but no noise is added")
+            self.line(f"privacy: {content['privacy']['statement']}")
             self.line(f"adapter: {folder / 'adapter'}")
         self.line(f"report:  {folder / 'report.json'}")
 
@@ -131,8 +133,8 @@ _TEXTS = {
     "refused": "refused a message of {participant}: {reason}",
     "roster_changed": "roster version {version} is in force; out of this run: {gone}",
     "sum_opened": (
-        "round {round}: sum of {survivors}: {rows} rows, mean loss {mean_loss:.3f}{measured}, "
-        "{clipped} updates clipped; training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
+        "round {round}: sum of {survivors}{learnt}; "
+        "training {training_seconds:.1f} s, secure aggregation {aggregation_seconds:.1f} s"
     ),
     "sizes_added_up": "round {round}: {survivors} have {rows} rows together; shared out by rows and memory",
     "box_refused": "round {round}, attempt {attempt}: {participant} left over a box of {dealer} that it cannot open",
@@ -140,4 +142,10 @@ _TEXTS = {
     "round_void": "round {round} is void and the model stays: {reason}",
     "round_finished": "round {round}: all hold state {state_hash:.16}…",
 }
-_MEASURED = ", validation loss at its start {validation_loss_before:.3f}"
+_LEARNT = {
+    "rows": ": {rows} rows",
+    "mean_loss": ", mean loss {mean_loss:.3f}",
+    "validation_loss_before": ", validation loss at its start {validation_loss_before:.3f}",
+    "clipped": ", {clipped} updates clipped",
+}
+"""Of a sum with noise none of these is known."""

@@ -33,6 +33,7 @@ from mpctf_secure.monitoring.events import COORDINATOR_KINDS, Event, EventLog
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
+from mpctf_secure.rounds.terms import check_noise
 from mpctf_secure.secagg.parameters import check_terms
 from mpctf_secure.training.adapters import save_adapter_folder
 from mpctf_secure.transport.server import Listener, listen
@@ -163,6 +164,7 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
             report.write_contract(folder, run.coordinator.contract)
         if failure is None:
             end_run(journal, events.record, Ended(0, "done"))
+            keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
         elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:  # there is nothing to go on with
             end_run(journal, events.record, Ended(failure.exit_code, failure.message))
         if failure and journal.ended is None:
@@ -188,11 +190,12 @@ def _until_interrupted(run: "_Run") -> None:
 
 
 def _cohort_rules(config: RunConfig) -> tuple[int, int]:
-    """(colluders, quorum), refused here if the sites would refuse them."""
+    """(colluders, quorum); what all sites would refuse is refused here."""
     members = len(config.participants.names)
     colluders = default_colluders(members) if config.secagg.colluders == "auto" else config.secagg.colluders
     quorum = config.quorum or default_quorum(members, colluders)
     check_terms(members, colluders=colluders, quorum=quorum, allow_pair=config.secagg.allow_pair)
+    check_noise(_propose(config, config.run, bytes(32), (colluders, quorum)))
     return colluders, quorum
 
 
@@ -235,8 +238,9 @@ class _Run:
         if parties.fleet:
             # A local participant that ended does not come back.
             timeouts = timeouts.model_copy(update={"absence": 0.0})
+        secret = keystore.run_secret(parties.home, proposal.run_id)
         coordinator = self.coordinator = Coordinator(
-            proposal, timeouts, parties.roster, parties.keys.identity, work, self._events.record, self._journal
+            proposal, timeouts, parties.roster, parties.keys.identity, work, self._events.record, self._journal, secret
         )
         tls = OwnTls(parties.keys.identity, parties.roster.coordinator)
         grace = _GRACE_SECONDS

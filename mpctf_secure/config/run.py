@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.privacy import NoPrivacy, Privacy
 from mpctf_secure.config.strategies import Aggregation, Count, Data, FedAvg, FixedSize
 from mpctf_secure.config.training import Training
 from mpctf_secure.ids import NAME
@@ -74,14 +75,6 @@ class Secagg(Frozen):
     """How many rounds may end without a sum; one round at least must have one."""
 
 
-class Privacy(Frozen):
-    """Clipping before masking. There is no noise yet, and so no differential privacy."""
-
-    strategy: Literal["none"] = "none"
-    clip_norm: Annotated[float, Field(gt=0, le=1e6)] = 100.0
-    """L2 norm that no participant's update exceeds; AdamW moves d coordinates about steps · learning rate · √d."""
-
-
 class Evaluation(Frozen):
     """A common held-out set, scored after the run."""
 
@@ -117,7 +110,7 @@ class RunConfig(Frozen):
     data: Data = FixedSize()
     aggregation: Aggregation = FedAvg()
     secagg: Secagg = Secagg()
-    privacy: Privacy = Privacy()
+    privacy: Privacy = NoPrivacy()
     evaluation: Evaluation = Evaluation()
     timeouts: Timeouts = Timeouts()
 

@@ -34,6 +34,8 @@ class Policy(Frozen):
     """In each the coordinator may see a sum of updates, say that there was none, and get another without somebody."""
     most_passes: Count = 100
     """How often a round may go over this site's rows: `max_volume` asks the same number of rows of all."""
+    largest_clip_norm: Annotated[float, Field(gt=0)] = 100.0
+    """Of a run with noise: what one round can take over of this site's update at the most."""
     share_resources: Sharing = "coarse"
     """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""
 

@@ -22,7 +22,8 @@ def _chosen(default: str) -> Callable[[Any], Any]:
     return strategy
 
 
-def _by_strategy(default: str, *names: str) -> Discriminator:
+def by_strategy(default: str, *names: str) -> Discriminator:
+    """A union's tag is the field `strategy`; without it the default's."""
     return Discriminator(
         _chosen(default), custom_error_type="strategy", custom_error_message=f"strategy is none of {', '.join(names)}"
     )
@@ -63,7 +64,7 @@ Data = Annotated[
     | Annotated[Percentage, Tag("percentage")]
     | Annotated[MaxVolume, Tag("max_volume")]
     | Annotated[MemoryAware, Tag("memory_aware")],
-    _by_strategy("fixed_size", "fixed_size", "percentage", "max_volume", "memory_aware"),
+    by_strategy("fixed_size", "fixed_size", "percentage", "max_volume", "memory_aware"),
 ]
 
 
@@ -119,5 +120,5 @@ Aggregation = Annotated[
     | Annotated[FedAdam, Tag("fedadam")]
     | Annotated[FedYogi, Tag("fedyogi")]
     | Annotated[FedAdagrad, Tag("fedadagrad")],
-    _by_strategy("fedavg", "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad"),
+    by_strategy("fedavg", "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad"),
 ]

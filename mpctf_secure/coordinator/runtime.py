@@ -20,6 +20,7 @@ from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import VETO, Ledger, end_run
 from mpctf_secure.coordinator.news import Outcome
+from mpctf_secure.coordinator.opening import open_sum
 from mpctf_secure.coordinator.patience import ForQuorum
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.results import Results
@@ -38,11 +39,12 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
+from mpctf_secure.privacy.integers import Scheme
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, Position, Publication, Void
 from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, next_state, read_sum, void_state
 from mpctf_secure.rounds.state import State, Survey, initial_state
-from mpctf_secure.rounds.terms import round_context
+from mpctf_secure.rounds.terms import is_survey, noise_scheme, round_context
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
 from mpctf_secure.secagg.proof import BadDealerError
@@ -82,7 +84,9 @@ class Coordinator:
         folder: Path,
         record: Record,
         journal: Journal,
+        secret: bytes,
     ) -> None:
+        """`secret` is that of the run: the coordinator's noise, where it adds any, follows from it."""
         self.reception = Reception(proposal, roster, key, self._tell, journal)
         self.ledger = Ledger(roster, self._tell)
         self.contract: Contract | None = None
@@ -94,6 +98,7 @@ class Coordinator:
         self._results = Results(folder)
         self._listener = record
         self._journal = journal
+        self._secret = secret
         self._facts: dict[IdentityKey, Facts] = {}
 
     async def run(self) -> tuple[Contract, State]:
@@ -292,7 +297,8 @@ class Coordinator:
         release, left = await stages.aggregate(ready)
         path = self._results.sum(context.round)
         began = asyncio.get_running_loop().time()
-        digest = await asyncio.to_thread(spool.open_sum, server.survivors, left, path)
+        scheme = self._own_noise(contract, state, len(context.first_cohort))
+        digest = await asyncio.to_thread(open_sum, spool, server.survivors, left, path, scheme, self._secret)
         total = Sum(*await asyncio.to_thread(spool.load_sum, path), context.first_cohort, server.survivors)
         said = await asyncio.to_thread(self._read, contract, state, total)
         following = await asyncio.to_thread(next_state, contract, state, said)
@@ -305,6 +311,13 @@ class Coordinator:
         return Ending(
             following.after(publication), publication, Outcome(header, partial(spool.read_sum, path)), release
         )
+
+    @staticmethod
+    def _own_noise(contract: Contract, state: State, cohort_size: int) -> Scheme | None:
+        """What the coordinator adds to a sum, where it is not the participants who do."""
+        if is_survey(contract, state) or contract.privacy.holds_against_coordinator:
+            return None
+        return noise_scheme(contract, state.clip_norm, cohort_size)
 
     def _read(self, contract: Contract, state: State, total: Sum) -> Aggregate | Survey:
         try:

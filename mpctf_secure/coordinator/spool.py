@@ -148,6 +148,17 @@ class Spool:
             os.fsync(output.fileno())
         return digest(hashes)
 
+    def write_sum(self, target: Path, lanes: Lanes, scalars: Lanes) -> bytes:
+        """Write a sum that is here; returns its digest."""
+        hashes = []
+        with files.writing(target), target.open("wb") as output:
+            for number in range(len(self._sizes)):
+                chunk = self._layout.cut(number, lanes, scalars).tobytes()
+                hashes.append(sha256(chunk))
+                output.write(chunk)
+            os.fsync(output.fileno())
+        return digest(hashes)
+
     def read_sum(self, path: Path, first: int) -> Iterator[bytes]:
         """The chunks of a written sum from number `first` on."""
         with path.open("rb") as stream:

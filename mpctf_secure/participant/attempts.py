@@ -57,6 +57,10 @@ class Attempts:
         """The survivors in the tuple that this site signed in its last attempt, if it signed one."""
         return Survivors.decode(self._done["confirm"][0]).survivors if "confirm" in self._done else None
 
+    def secret(self, label: str) -> bytes:
+        """32 bytes for a purpose that nobody can compute any more once the round is over."""
+        return self._file.derive(label)
+
     def close(self) -> None:
         """The round is over: what it was sealed with goes."""
         self._file.close()

@@ -1,5 +1,6 @@
 """What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
 
+from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.site import Policy
 from mpctf_secure.config.strategies import Data, MaxVolume
 from mpctf_secure.config.training import Training
@@ -8,6 +9,7 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.partition.volumes import max_volume
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts
+from mpctf_secure.rounds.terms import check_noise
 from mpctf_secure.secagg.parameters import check_terms, floor
 
 
@@ -29,6 +31,7 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
     except UsageError as error:
         hint = "a pair also needs policy.allow_pair: true in the site file"
         raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=[COORDINATOR]) from error
+    _check_noise(proposal, policy)
     least = floor(proposal.quorum, proposal.colluders)
     if least < policy.smallest_sum:
         raise SecurityError(
@@ -45,6 +48,21 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
             f"proposal: {proposal.void_rounds} void rounds, this site's policy.most_void_rounds is "
             f"{policy.most_void_rounds}",
             hint="secagg.void_rounds in the run file, or the site file",
+            culprits=[COORDINATOR],
+        )
+
+
+def _check_noise(proposal: Proposal, policy: Policy) -> None:
+    try:
+        check_noise(proposal)
+    except UsageError as error:
+        raise SecurityError(f"proposal: {error.message}", hint=error.hint, culprits=[COORDINATOR]) from error
+    privacy = proposal.privacy
+    if not isinstance(privacy, NoPrivacy) and privacy.highest_clip_norm > policy.largest_clip_norm:
+        raise SecurityError(
+            f"proposal: a clip norm of {privacy.highest_clip_norm:g}, this site's policy.largest_clip_norm is "
+            f"{policy.largest_clip_norm:g}",
+            hint="privacy in the run file, or the site file",
             culprits=[COORDINATOR],
         )
 

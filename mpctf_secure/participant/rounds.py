@@ -12,6 +12,7 @@ import numpy as np
 
 from mpctf_secure.aggregation.bias import project
 from mpctf_secure.aggregation.lora import Vector, pick
+from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence, enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
@@ -26,6 +27,7 @@ from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.privacy.clipping import clip_to_norm
+from mpctf_secure.privacy.integers import Scheme, indicate, noised, to_integers
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.outcome import Sum, next_state, read_sum, sum_of, void_state
@@ -35,6 +37,7 @@ from mpctf_secure.rounds.terms import (
     is_survey,
     most_sum_chunks,
     moving_tensors,
+    noise_scheme,
     projections,
     round_context,
     state_chunks,
@@ -174,8 +177,12 @@ class Participant:
             seconds=trained.seconds,
             held_out=trained.held_out and asdict(trained.held_out),
         )
-        # Whatever is wrong with an update shows before this site is counted in a cohort.
         moved = pick(trained.adapter - state.adapter, contract.tensors, which)
+        if not isinstance(contract.privacy, NoPrivacy):
+            # That training came to no number would be a bit about rows that no noise hides: it counts as nothing.
+            return Contribution(moved, 1.0, ())
+        # Whatever is wrong with an update shows before this site is counted in a cohort.
+        self._job.check_finite(trained)
         update, norm_clipped = clip_to_norm(moved, contract.privacy.clip_norm)
         cap = weight_cap(contract, state)
         counted = min(trained.rows, cap)
@@ -192,6 +199,8 @@ class Participant:
         return [codec.saturated(weight * value * codec.PROJECTION_SCALE, MAX_COHORT) for value in values]
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
+        if self._contract.privacy.holds_against_coordinator:  # how fast it goes depends on rows
+            return lambda *_: None
         told_at, told = 0.0, Progress(round_number, 0)
 
         def progress(step: int, steps: int) -> None:
@@ -227,7 +236,8 @@ class Participant:
             self._refuse(announce, ctx)
             return
         try:
-            advert = attempts.join(announce, lambda context: self._encode(state, contribution, context))
+            secret = attempts.secret("noise")
+            advert = attempts.join(announce, lambda context: self._encode(state, contribution, context, secret))
             adverts = self._link.send("advert", advert, ctx, "adverts")
             delivery = self._link.send("shares", attempts.share(adverts), ctx, "delivery")
             try:
@@ -270,11 +280,13 @@ class Participant:
             )
         return context
 
-    def _encode(self, state: State, contribution: Contribution | None, context: Context) -> Input:
+    def _encode(self, state: State, contribution: Contribution | None, context: Context, secret: bytes) -> Input:
         """Weigh and quantise the update; its rounding bits come from the run secret and the update itself."""
         if contribution is None:  # an attempt was joined before a restart, but then its input was kept
             raise SecurityError("an attempt without input")
         members = len(context.first_cohort)
+        if not is_survey(self._contract, state) and (scheme := noise_scheme(self._contract, state.clip_norm, members)):
+            return self._encode_privately(contribution.update, scheme, secret)
         info = enc("mpctf-secure/rounding/v1", context.round, sha256(contribution.update.tobytes()), members)
         lanes, clipped = codec.encode(
             contribution.update,
@@ -284,6 +296,13 @@ class Participant:
             ordered_map,
         )
         return lanes, codec.encode_scalars([*contribution.scalars, *clipped], members)
+
+    def _encode_privately(self, update: Vector, scheme: Scheme, secret: bytes) -> Input:
+        values, fits = to_integers(update, scheme)
+        lanes, indicator = values.astype(np.uint32), indicate(fits, scheme)
+        if self._contract.privacy.holds_against_coordinator:
+            lanes, indicator = noised(values, indicator, scheme, secret, ordered_map)
+        return lanes, codec.encode_scalars([indicator], MAX_COHORT)
 
     def _fetch(self, state: State, known: int) -> Outcome:
         request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)

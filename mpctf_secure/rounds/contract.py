@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from mpctf_secure.config.base import Wire
-from mpctf_secure.config.run import Lora, Privacy
+from mpctf_secure.config.privacy import Privacy
+from mpctf_secure.config.run import Lora
 from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
 from mpctf_secure.config.training import Training
 from mpctf_secure.hazmat.encoding import enc

@@ -3,17 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import compress, islice
 
 import numpy as np
 
 from mpctf_secure.aggregation import bias, server
 from mpctf_secure.aggregation.lora import Vector, pick, put
+from mpctf_secure.config.privacy import Adaptive
 from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
 from mpctf_secure.ids import IdentityKey
+from mpctf_secure.privacy.integers import Scheme, check_sum, next_clip_norm, to_mean, to_signed
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, Survey
-from mpctf_secure.rounds.terms import grid, is_survey, measures, moving_tensors, projections, weight_cap
+from mpctf_secure.rounds.terms import grid, is_survey, measures, moving_tensors, noise_scheme, projections, weight_cap
 from mpctf_secure.secagg.chunks import Lanes
 from mpctf_secure.secagg.codec import LOSS_SCALE, PROJECTION_SCALE, SCALAR_NAMES, Grid, Run, decode_mean, decode_scalars
 from mpctf_secure.secagg.parameters import Context
@@ -54,11 +56,15 @@ class RoundSummary:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What the sum of a round that trained says of the tensors that moved: mean update [d] and next ranges [T]."""
+    """What the sum of a round that trained says of the tensors that moved: mean update [d], next ranges [T] and C.
 
-    summary: RoundSummary
+    With noise there is no summary, which would have none.
+    """
+
+    summary: RoundSummary | None
     mean: Vector
     ranges: tuple[float, ...]
+    clip_norm: float
 
 
 def read_sum(contract: Contract, state: State, total: Sum, run: Run = map) -> Aggregate | Survey:
@@ -68,6 +74,8 @@ def read_sum(contract: Contract, state: State, total: Sum, run: Run = map) -> Ag
     """
     if is_survey(contract, state):
         return _checked_survey(total)
+    if scheme := noise_scheme(contract, state.clip_norm, len(total.first_cohort)):
+        return _read_noised(contract, state, total, scheme)
     lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
     summary = _summary(contract, state, total)
     most_rows = len(total.survivors) * cap
@@ -75,7 +83,21 @@ def read_sum(contract: Contract, state: State, total: Sum, run: Run = map) -> Ag
         raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
     mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
     _check_norm(contract, lattice, mean, most_rows / summary.rows)
-    return Aggregate(summary, mean, _next_ranges(contract, lattice, summary, mean, summary.rows / most_rows))
+    ranges = _next_ranges(contract, lattice, summary, mean, summary.rows / most_rows)
+    return Aggregate(summary, mean, ranges, state.clip_norm)
+
+
+def _read_noised(contract: Contract, state: State, total: Sum, scheme: Scheme) -> Aggregate:
+    values, survivors, privacy = to_signed(total.lanes), len(total.survivors), contract.privacy
+    check_sum(values, survivors, scheme, central=not privacy.holds_against_coordinator)
+    (indicators,) = decode_scalars(total.scalars)
+    clip_norm = state.clip_norm
+    if isinstance(privacy, Adaptive):
+        clip_norm = next_clip_norm(clip_norm, indicators, survivors, privacy)
+    elif indicators:
+        raise SecurityError("published sum has an indicator that nobody asked for", culprits=[COORDINATOR])
+    ranges = tuple(compress(state.ranges, moving_tensors(contract, state)))
+    return Aggregate(None, to_mean(values, survivors, scheme), ranges, clip_norm)
 
 
 def next_state(contract: Contract, state: State, said: Aggregate | Survey) -> State:
@@ -84,11 +106,14 @@ def next_state(contract: Contract, state: State, said: Aggregate | Survey) -> St
         return replace(state, round=state.round + 1, survey=said)
     which, ranges = moving_tensors(contract, state), iter(said.ranges)
     adapter, *moments = _step(contract, state, which, said.mean)
+    if not all(np.isfinite(vector).all() for vector in (adapter, *moments)):
+        raise SecurityError("published sum leads to a model that is no number", culprits=[COORDINATOR])
     return replace(
         state,
         round=state.round + 1,
         adapter=adapter,
         moments=tuple(moments),
+        clip_norm=said.clip_norm,
         ranges=tuple(next(ranges) if moves else width for width, moves in zip(state.ranges, which, strict=True)),
     )
 
@@ -98,7 +123,7 @@ def bias_of_means(contract: Contract, state: State, said: Aggregate) -> float | 
 
     An estimate, by a fifth or so up or down; None where only one factor moves, which has no bias.
     """
-    if not said.summary.projections:
+    if said.summary is None or not said.summary.projections:
         return None
     before, after = (
         bias.project(vector, contract.tensors, contract.seed) for vector in (state.adapter, state.adapter + said.mean)

@@ -41,6 +41,7 @@ class State:
     moments: tuple[Vector, ...]
     ranges: tuple[float, ...]
     """The clip norm where nothing better is known."""
+    clip_norm: float
     survey: Survey | None
     history: bytes
     """32 bytes that commit to every outcome so far: who signs a state signs all that was published on the way."""
@@ -53,7 +54,7 @@ class State:
     @property
     def header(self) -> bytes:
         """Everything but the vectors."""
-        ranges = np.array(self.ranges, "<f8").tobytes()
+        ranges = np.array([self.clip_norm, *self.ranges], "<f8").tobytes()
         survey = enc_sequence(map(u64, self.survey or ()))
         return (
             enc(self.round, self.voids, len(self.vectors), ranges, self.history) + enc_sequence(self.convicted) + survey
@@ -66,18 +67,20 @@ class State:
             number, voids, count, ranges = reader.integer(), reader.integer(), reader.integer(), reader.bytes()
             history, convicted = reader.bytes(HASH_BYTES), members(reader)
             survey = reader.integers(len(Survey._fields))
-        if len(ranges) % 8 or not 1 <= count <= _MOST_VECTORS or len(survey) == 1:
+        if len(ranges) % 8 or not ranges or not 1 <= count <= _MOST_VECTORS or len(survey) == 1:
             raise DecodeError("not the header of a state")
         if len(body) % (4 * count):
             raise DecodeError("state ends within a number")
         adapter, *moments = np.split(np.frombuffer(body, "<f4").astype(np.float32), count)
+        clip_norm, *widths = (float(width) for width in np.frombuffer(ranges, "<f8"))
         return cls(
             round=number,
             voids=voids,
             convicted=convicted,
             adapter=adapter,
             moments=tuple(moments),
-            ranges=tuple(float(width) for width in np.frombuffer(ranges, "<f8")),
+            ranges=tuple(widths),
+            clip_norm=clip_norm,
             survey=Survey(*survey) if survey else None,
             history=history,
         )
@@ -136,6 +139,7 @@ def initial_state(contract: Contract) -> State:
         adapter=adapter,
         moments=initial_moments(contract.aggregation, adapter.size),
         ranges=(contract.privacy.clip_norm,) * len(contract.tensors),
+        clip_norm=contract.privacy.clip_norm,
         survey=None,
         history=bytes(HASH_BYTES),
     )

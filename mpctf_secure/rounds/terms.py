@@ -7,16 +7,19 @@ import numpy as np
 
 from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import moving
+from mpctf_secure.config.privacy import Adaptive, ClientFixed, NoPrivacy
 from mpctf_secure.config.strategies import FixedSize, MaxVolume, MemoryAware, Percentage
+from mpctf_secure.errors import UsageError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.partition import volumes
-from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.privacy.integers import Scheme, joint_noise
+from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State, Survey, chunks_of
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.codec import SCALAR_NAMES, Grid
-from mpctf_secure.secagg.parameters import Context
+from mpctf_secure.secagg.parameters import Context, floor
 
 NARROW_BITS, WIDE_BITS = 16, 32
 MOST_IN_NARROW_RING = 16
@@ -85,10 +88,48 @@ def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
     return Grid(sizes, ranges, bits, cohort_size)
 
 
+def noise_scheme(contract: Proposal, clip_norm: float, cohort_size: int) -> Scheme | None:
+    """How updates of a round become integers with noise; None where there is no noise."""
+    privacy = contract.privacy
+    if isinstance(privacy, NoPrivacy):
+        return None
+    noise, indicators = privacy.noise_multiplier, None
+    if isinstance(privacy, Adaptive):
+        indicators = privacy.indicator_noise or max(len(contract.participants) / 20, noise)
+        noise = joint_noise(noise, indicators)
+    shares = 1
+    if isinstance(privacy, ClientFixed):  # of a pair each knows its own share
+        shares = fewest_survivors(contract, cohort_size) - max(contract.colluders, 1)
+    return Scheme(cohort_size, shares, noise, indicators, clip_norm)
+
+
+def check_noise(proposal: Proposal) -> None:
+    """UsageError for noise of which nothing is proved, and for terms that tell what noise should hide."""
+    for cohort_size in (proposal.quorum, len(proposal.participants)):
+        if scheme := noise_scheme(proposal, proposal.privacy.clip_norm, cohort_size):
+            scheme.check()
+            if not isinstance(proposal.data, FixedSize | Percentage):
+                raise UsageError(
+                    f"data.strategy: {proposal.data.strategy} tells sizes, which privacy.strategy "
+                    f"{proposal.privacy.strategy} is to hide",
+                    hint="fixed_size or percentage",
+                )
+
+
+def fewest_survivors(contract: Proposal, cohort_size: int) -> int:
+    """With fewer of a cohort than these nothing is opened: L."""
+    least = floor(cohort_size, contract.colluders)
+    if isinstance(contract.privacy, ClientFixed) and contract.privacy.dropouts is not None:
+        least = max(least, cohort_size - contract.privacy.dropouts)
+    return least
+
+
 def scalar_count(contract: Contract, state: State) -> int:
-    """Lanes of the scalar block: the survey's, or the round's."""
+    """Lanes of the scalar block: the survey's, the indicator's of a private round, or the round's."""
     if is_survey(contract, state):
         return len(Survey._fields)
+    if not isinstance(contract.privacy, NoPrivacy):
+        return 1
     return len(SCALAR_NAMES) + measures(contract) + projections(contract) + sum(moving_tensors(contract, state))
 
 
@@ -120,6 +161,7 @@ def state_chunks(state: State) -> int:
 def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
     """What attempt 1 of the next round is bound to."""
     lattice = grid(contract, state, len(cohort))
+    private = not isinstance(contract.privacy, NoPrivacy)
     terms = (contract.privacy.model_dump_json(), contract.aggregation.model_dump_json(), weight_cap(contract, state))
     moves = bytes(moving_tensors(contract, state))
     return Context(
@@ -130,12 +172,13 @@ def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, .
         contract_hash=contract.hash,
         base_model_hash=bytes.fromhex(contract.base_model_hash),
         state_hash=state.hash(contract),
-        round_parameters_hash=sha256(enc(*terms, moves) + np.array(state.ranges, "<f8").tobytes()),
+        round_parameters_hash=sha256(enc(*terms, moves) + np.array([state.clip_norm, *state.ranges], "<f8").tobytes()),
         schema_hash=contract.schema_hash,
-        ring_bits=lattice.bits,
+        ring_bits=WIDE_BITS if private else lattice.bits,
         dimension=lattice.dimension,
         scalars=scalar_count(contract, state),
         colluders=contract.colluders,
         cohort=cohort,
         first_cohort=cohort,
+        least=fewest_survivors(contract, len(cohort)),
     )

@@ -89,6 +89,8 @@ class Context:
     colluders: int
     cohort: tuple[IdentityKey, ...]
     first_cohort: tuple[IdentityKey, ...]
+    least: int = 0
+    """Survivors that the contract asks for besides; with its hash it is in the digest."""
 
     def __post_init__(self) -> None:
         for group in (self.cohort, self.first_cohort):
@@ -109,7 +111,7 @@ class Context:
     @property
     def floor(self) -> int:
         """The smallest U1, U2 and U3 under which an honest participant goes on."""
-        return floor(len(self.first_cohort), self.colluders)
+        return max(floor(len(self.first_cohort), self.colluders), self.least)
 
     @property
     def layout(self) -> Layout:

@@ -115,6 +115,9 @@ class Job:
     ) -> Trained:
         return self.outcome
 
+    def check_finite(self, trained: Trained) -> None:
+        """What clipping refuses too."""
+
 
 def participant(
     folder: Path,

@@ -110,6 +110,9 @@ class ReadyJob:
             adapter + np.float32(0.01) * self._dice.standard_normal(4000, np.float32), 1.0, len(rows), 1, 0.0
         )
 
+    def check_finite(self, trained: Trained) -> None:
+        assert trained.is_finite
+
     def close(self) -> None:
         pass
 
@@ -137,9 +140,9 @@ class RealRun:
     def _tap_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         original = Participant._encode
 
-        def encode(participant, state, contribution, context):
+        def encode(participant, state, contribution, context, secret):
             changed = self.change(participant._name, context.round, contribution)
-            lanes, scalars = original(participant, state, changed, context)
+            lanes, scalars = original(participant, state, changed, context, secret)
             key = participant._name, context.round
             self.encoded[key] = self.encoded.get(key, 0) + 1
             self.inputs[key] = Input(contribution.update, lanes.copy(), scalars.copy())
@@ -170,7 +173,7 @@ class RealRun:
         spool.mkdir()
         journal = Journal(self.folder)
         coordinator = Coordinator(
-            proposal, self.config.timeouts, self.roster, self.keys.identity, spool, self._record, journal
+            proposal, self.config.timeouts, self.roster, self.keys.identity, spool, self._record, journal, bytes(32)
         )
         recorder = Recorder(coordinator)
         if interfere:

@@ -101,15 +101,17 @@ class Job:
     ) -> Trained:
         """Train the tensors `names` from `adapter` on the rows with these indices; `progress` gets (step, steps).
 
-        MpctfError where it fails for good, or comes to no finite loss.
+        MpctfError where it fails for good.
         """
-        trained = self._insisting(lambda: self._train(adapter, rows, names, progress), _MOST_RESTARTS)
+        return self._insisting(lambda: self._train(adapter, rows, names, progress), _MOST_RESTARTS)
+
+    def check_finite(self, trained: Trained) -> None:
+        """UsageError, and a fault, for an outcome that is not a number."""
         if not trained.is_finite:
             message = "the local loss or adapter is not a number"
             fault = Fault(FaultCode.DIVERGED, 1, 0, message, "lower training.learning_rate")
             self._on_fault(fault, False)
             raise fault.to_error()
-        return trained
 
     def close(self) -> None:
         """End the job."""

@@ -62,8 +62,19 @@ BAD = {
         "participants: [a, b, c]\nmodel: {base: x}\nevaluation: {test: t.jsonl}\n",
         "line 3: evaluation: a test set is for local participants", "t.jsonl"),
     "one participant": (RUN.replace("local: 3", "local: 1"), "participants.local", "got 1"),
-    "a strategy that does not exist yet": (
-        RUN + "privacy: {strategy: client_fixed}\n", "privacy.strategy", "client_fixed"),
+    "a strategy that does not exist": (
+        RUN + "privacy: {strategy: client}\n", "privacy: strategy is none of none, server_fixed", "client"),
+    "noise of nobody knows how much": (
+        RUN + "privacy: {strategy: client_fixed}\n", "privacy.noise_multiplier is missing", "configs/"),
+    "no noise": (
+        RUN + "privacy: {strategy: client_fixed, noise_multiplier: 0}\n", "privacy.noise_multiplier: ", "got 0"),
+    "noise that is no number": (
+        RUN + "privacy: {strategy: client_fixed, noise_multiplier: .nan}\n", "privacy.noise_multiplier: ", "nan"),
+    "a clip norm of nothing": (
+        RUN + "privacy: {strategy: none, clip_norm: 0}\n", "privacy.clip_norm: ", "got 0"),
+    "a clip norm above the largest": (
+        RUN + "privacy: {strategy: server_adaptive, noise_multiplier: 1, clip_norm: 9, largest_clip_norm: 2}\n",
+        "clip_norm is above largest_clip_norm", "server_adaptive"),
     "the best adapter without rows to choose it by": (
         RUN + "training:\n  send: best\n",
         "line 4: training.send: best needs training.validation above 0", "'best'"),

@@ -45,7 +45,14 @@ class World:
         (self.home / "spool").mkdir(exist_ok=True)
         times = Timeouts(join=60, training=60, stage=1, absence=60)
         self.coordinator = Coordinator(
-            terms, times, self.roster, self.keys["coordinator"], self.home / "spool", self.record, self.journal
+            terms,
+            times,
+            self.roster,
+            self.keys["coordinator"],
+            self.home / "spool",
+            self.record,
+            self.journal,
+            bytes(32),
         )
         return asyncio.create_task(self.coordinator.run())
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.run import Lora, Privacy
+from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Policy
 from mpctf_secure.config.strategies import FedAvg, FixedSize, MaxVolume
 from mpctf_secure.config.training import Training
@@ -31,7 +32,7 @@ def proposal(roster: Roster, **changes: object) -> Proposal:
     fields: dict[str, object] = {
         "run_id": "r", "roster_hash": roster.hash.hex(), "participants": NAMES, "quorum": 3, "colluders": 1,
         "allow_pair": False, "rounds": 2, "void_rounds": 1, "seed": 0, "base_model": "m", "lora": Lora(),
-        "training": Training(), "data": FixedSize(), "aggregation": FedAvg(), "privacy": Privacy(),
+        "training": Training(), "data": FixedSize(), "aggregation": FedAvg(), "privacy": NoPrivacy(),
     }  # fmt: skip
     return Proposal(**{**fields, **changes})
 

@@ -12,7 +12,7 @@ from samples import make_contract as contract
 from sums import COHORT, after, total_of
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.run import Privacy
+from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
@@ -102,7 +102,7 @@ def test_every_part_of_the_state_enters_its_hash_and_the_context(change) -> None
 @pytest.mark.parametrize("field", ["privacy", "training", "quorum", "seed", "participants", "tensors"])
 def test_every_term_of_the_contract_enters_its_hash(field: str) -> None:
     others = {
-        "privacy": Privacy(clip_norm=2.0), "training": Training(learning_rate=0.5), "quorum": 4, "seed": 8,
+        "privacy": NoPrivacy(clip_norm=2.0), "training": Training(learning_rate=0.5), "quorum": 4, "seed": 8,
         "participants": ("a", "b", "c"), "tensors": TENSORS[:1],
     }  # fmt: skip
     assert contract(**{field: others[field]}).hash != contract().hash

@@ -18,9 +18,8 @@ DIVERGED = {
 def test_round_that_comes_to_no_number_is_a_fault_and_not_tried_again(trained: Trained) -> None:
     job, faults = object.__new__(Job), []
     job._on_fault = lambda *fault: faults.append(fault)
-    job._train = lambda *_: trained  # type: ignore[method-assign]
     with pytest.raises(UsageError, match="not a number") as caught:
-        job.train(ZEROS, [0], ["t"], lambda *_: None)
+        job.check_finite(trained)
     assert "learning_rate" in caught.value.hint
     assert [(fault.code, again) for fault, again in faults] == [(FaultCode.DIVERGED, False)]
 

@@ -1,0 +1,104 @@
+"""Privacy strategies of the run file: who adds how much noise to what."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Tag, model_validator
+
+from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.strategies import by_strategy
+
+ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
+"""L2 norm that no participant's update exceeds; AdamW moves d coordinates about steps · learning rate · √d."""
+_Noise = Annotated[float, Field(gt=0, le=1e4)]
+
+
+class NoPrivacy(Frozen):
+    """Clipping alone, which is no differential privacy."""
+
+    strategy: Literal["none"] = "none"
+    clip_norm: ClipNorm = 100.0
+
+    @property
+    def holds_against_coordinator(self) -> bool:
+        """Whether nothing without noise reaches the coordinator."""
+        return False
+
+
+class ServerFixed(Frozen):
+    """The coordinator sees the sum and adds the noise before it publishes: nothing is promised against it."""
+
+    strategy: Literal["server_fixed"] = "server_fixed"
+    clip_norm: ClipNorm = 1.0
+    noise_multiplier: _Noise
+    """Standard deviation of the sum's noise in clip norms: z; of the adaptive two for both things that they publish."""
+
+    @property
+    def holds_against_coordinator(self) -> bool:
+        """Whether nothing without noise reaches the coordinator."""
+        return False
+
+    @property
+    def highest_clip_norm(self) -> float:
+        """The clip norm of any round at the most."""
+        return self.clip_norm
+
+
+class ClientFixed(ServerFixed):
+    """Every participant adds its share of the noise before masking: the coordinator sees the noised sum alone."""
+
+    strategy: Literal["client_fixed"] = "client_fixed"  # type: ignore[assignment]
+    dropouts: Annotated[int, Field(ge=0, le=100)] | None = None
+    """How many of a cohort may be lost before the round is void, all that the protocol bears if nothing is said: the
+    shares of the others are as large as it takes then."""
+
+    @property
+    def holds_against_coordinator(self) -> bool:
+        """As the participants add the noise."""
+        return True
+
+
+class _AdaptiveTerms(Frozen):
+    """The clip norm follows a quantile of the updates' norms (Andrew et al. 2021)."""
+
+    target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The share of updates that shall not be clipped: γ."""
+    clip_learning_rate: Annotated[float, Field(gt=0, le=2)] = 0.2
+    """η: C ← C·exp(−η·(share that was not clipped − γ))."""
+    largest_clip_norm: ClipNorm = 100.0
+    indicator_noise: _Noise | None = None
+    """σ_b, of how many were not clipped; if nothing is said a twentieth of the participants, or z if that is more."""
+
+    @property
+    def highest_clip_norm(self) -> float:
+        """As it adapts."""
+        return self.largest_clip_norm
+
+    @model_validator(mode="after")
+    def _starts_inside(self) -> Self:
+        if getattr(self, "clip_norm", 0.0) > self.largest_clip_norm:
+            raise ValueError("clip_norm is above largest_clip_norm")
+        return self
+
+
+class ServerAdaptive(_AdaptiveTerms, ServerFixed):
+    """`server_fixed` with a clip norm that adapts."""
+
+    strategy: Literal["server_adaptive"] = "server_adaptive"  # type: ignore[assignment]
+
+
+class ClientAdaptive(_AdaptiveTerms, ClientFixed):
+    """`client_fixed` with a clip norm that adapts."""
+
+    strategy: Literal["client_adaptive"] = "client_adaptive"  # type: ignore[assignment]
+
+
+Adaptive = ServerAdaptive | ClientAdaptive
+Noised = ServerFixed | ClientFixed | ServerAdaptive | ClientAdaptive
+Privacy = Annotated[
+    Annotated[NoPrivacy, Tag("none")]
+    | Annotated[ServerFixed, Tag("server_fixed")]
+    | Annotated[ServerAdaptive, Tag("server_adaptive")]
+    | Annotated[ClientFixed, Tag("client_fixed")]
+    | Annotated[ClientAdaptive, Tag("client_adaptive")],
+    by_strategy("none", "none", "server_fixed", "server_adaptive", "client_fixed", "client_adaptive"),
+]

@@ -1,0 +1,85 @@
+"""What a run promises a participant: in numbers, and in words what the numbers are about."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from mpctf_secure.config.privacy import ClientFixed, NoPrivacy
+from mpctf_secure.privacy.accountant import Release, cost
+from mpctf_secure.rounds.contract import Proposal
+from mpctf_secure.rounds.terms import noise_scheme
+
+DELTA = 1e-5
+_CONTINUOUS = 1 - 1e-3
+"""δ is taken smaller by this much, since the closed form is that of continuous noise: of integers with σ above 4096 it
+is off by less, and with σ below that any ε is meaningless."""
+_NOT_COVERED = (
+    "whether and when a participant answers, and sizes of messages",
+    "settings that a participant chose by looking at its data",
+    "what a participant does with the adapter",
+)
+
+
+class RoundSizes(NamedTuple):
+    """How many were in a round's cohort, and whose updates its sum holds: as many, or none where it is void."""
+
+    cohort: int
+    survivors: int
+
+
+def noise_of_round(contract: Proposal, sizes: RoundSizes) -> float:
+    """z of one round, for both things that it publishes: at least the contract's, more where fewer were lost.
+
+    A void round counts as one with the fewest survivors: its sum may have been seen.
+    """
+    privacy = contract.privacy
+    if isinstance(privacy, NoPrivacy):
+        return 0.0
+    scheme = noise_scheme(contract, privacy.clip_norm, sizes.cohort)
+    if scheme is None or not isinstance(privacy, ClientFixed) or not sizes.survivors:
+        return privacy.noise_multiplier
+    honest = sizes.survivors - max(contract.colluders, 1)
+    return privacy.noise_multiplier * math.sqrt(max(honest / scheme.shares, 1.0))
+
+
+def describe(contract: Proposal, rounds: Iterable[RoundSizes], delta: float = DELTA) -> dict[str, Any]:
+    """The guarantee of a participant's whole contribution over these rounds, for report.json."""
+    privacy = contract.privacy
+    if isinstance(privacy, NoPrivacy):
+        return {
+            "strategy": privacy.strategy,
+            "statement": "no differential privacy: updates are clipped and summed under masks, but no noise is added",
+        }
+    releases = [Release(noise_of_round(contract, sizes)) for sizes in rounds]
+    found: dict[str, Any] = {
+        "strategy": privacy.strategy,
+        "unit": "a participant's whole contribution",
+        "adjacency": "zero-out: the contribution or nothing in its place",
+        "against": _against(contract),
+        "releases": len(releases),
+        "noise_multiplier": privacy.noise_multiplier,
+        "delta": delta,
+        "not_covered": list(_NOT_COVERED),
+    }
+    return {**found, **_spent(releases, delta, found["against"])}
+
+
+def _spent(releases: Sequence[Release], delta: float, against: str) -> dict[str, Any]:
+    if not releases:
+        return {"epsilon": 0.0, "accountant": None, "statement": "nothing was published"}
+    spent = cost(releases, delta * _CONTINUOUS)
+    text = (
+        f"epsilon {spent.epsilon:.4g} at delta {delta:g} for a participant's whole contribution, against {against} "
+        f"({spent.accountant}, {len(releases)} releases)"
+    )
+    if spent.is_meaningless:
+        text = f"NO MEANINGFUL GUARANTEE: {text}"
+    return {"epsilon": spent.epsilon, "accountant": spent.accountant, "statement": text}
+
+
+def _against(contract: Proposal) -> str:
+    if not contract.privacy.holds_against_coordinator:
+        return "participants and outsiders, who trust the coordinator to add the noise"
+    if not contract.colluders:
+        return "the coordinator or the other participant"
+    return f"the coordinator and {contract.colluders} of the other participants together"

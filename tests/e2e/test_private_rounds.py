@@ -1,0 +1,129 @@
+"""Runs with noise: what is published has the noise that is charged, and what comes before it is seen by nobody."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from e2e.harness import Outcome, RealRun
+
+from mpctf_secure.coordinator import runtime
+from mpctf_secure.privacy.integers import INDICATOR, Scheme, to_integers, to_signed
+from mpctf_secure.rounds.state import State
+from mpctf_secure.rounds.terms import noise_scheme
+from mpctf_secure.secagg.codec import decode_scalars
+
+NOISE, ROUNDS, SITES, D = 0.5, 4, 4, 4000
+STRATEGIES = ("server_fixed", "server_adaptive", "client_fixed", "client_adaptive")
+
+
+@dataclass
+class PrivateRun:
+    """An outcome, and of each round the scheme and what was published."""
+
+    outcome: Outcome
+    schemes: dict[int, Scheme] = field(default_factory=dict)
+    sums: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
+    bare: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
+
+    def noise(self, number: int) -> tuple[np.ndarray, float]:
+        """What was published less what the updates come to, in units, and the indicators' share of it."""
+        scheme = self.schemes[number]
+        total, indicators = self.sums[number]
+        parts = [to_integers(given.update, scheme) for (_, r), given in self.outcome.inputs.items() if r == number]
+        assert len(parts) == SITES
+        expected = sum(INDICATOR if fits else -INDICATOR for _, fits in parts)
+        return total - np.sum([values for values, _ in parts], axis=0), indicators - expected
+
+
+def run(folder: Path, strategy: str, patch: pytest.MonkeyPatch, *more: str) -> PrivateRun:
+    sums: dict[int, tuple[np.ndarray, int]] = {}
+    schemes: dict[int, Scheme] = {}
+    own_noise, open_sum = runtime.Coordinator._own_noise, runtime.open_sum
+
+    def note_scheme(contract: Any, state: State, size: int) -> Scheme | None:
+        schemes[state.round + 1] = noise_scheme(contract, state.clip_norm, size)
+        return own_noise(contract, state, size)
+
+    def note_sum(spool: Any, survivors: Any, left: Any, path: Path, *others: Any) -> bytes:
+        digest = open_sum(spool, survivors, left, path, *others)
+        lanes, scalars = spool.load_sum(path)
+        sums[int(path.stem.split("-")[1])] = to_signed(lanes), decode_scalars(scalars)[0]
+        assert not path.with_suffix(".exact").exists()
+        return digest
+
+    patch.setattr(runtime.Coordinator, "_own_noise", staticmethod(note_scheme))
+    patch.setattr(runtime, "open_sum", note_sum)
+    terms = {"strategy": strategy, "noise_multiplier": NOISE, "clip_norm": 0.5}
+    overrides = [f"privacy={terms}", f"rounds={ROUNDS}", *more]
+    return PrivateRun(RealRun(folder, overrides, patch, training=False).run(), schemes, sums)
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def private(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PrivateRun:
+    with pytest.MonkeyPatch.context() as patch:
+        return run(tmp_path_factory.mktemp("run"), request.param, patch)
+
+
+def strategy_of(private: PrivateRun) -> str:
+    return private.outcome.contract.privacy.strategy
+
+
+def test_published_noise_has_the_variance_that_is_charged(private: PrivateRun) -> None:
+    """Of participants all four add a share, of whom two suffice: c = 1 may collude and one may be lost."""
+    central = strategy_of(private).startswith("server")
+    ratios, indicators = [], []
+    for number, scheme in private.schemes.items():
+        noise, of_indicators = private.noise(number)
+        sources = 1 if central else SITES
+        ratios.append(noise.var() / (sources * scheme.variance))
+        assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(noise.size)
+        assert scheme.shares == (1 if central else 2)
+        assert scheme.shares * scheme.variance >= (scheme.noise_multiplier * scheme.units) ** 2 * (1 - 1e-9)
+        if scheme.indicator_variance:
+            indicators.append(of_indicators / np.sqrt(sources * scheme.indicator_variance))
+        else:
+            assert of_indicators == SITES * INDICATOR * 0 or private.sums[number][1] == 0
+    assert np.mean(ratios) == pytest.approx(1, abs=5 * np.sqrt(2 / (ROUNDS * D)))
+    assert all(0 < abs(z) < 6 for z in indicators)
+    assert len(indicators) == (ROUNDS if "adaptive" in strategy_of(private) else 0)
+
+
+def test_no_round_has_the_noise_of_another(private: PrivateRun) -> None:
+    noises = [private.noise(number)[0] for number in private.schemes]
+    for index, one in enumerate(noises):
+        for other in noises[index + 1 :]:
+            assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(D)
+
+
+def test_clip_norm_adapts_only_where_it_should(private: PrivateRun) -> None:
+    norms = [scheme.clip_norm for scheme in private.schemes.values()]
+    assert (len(set(norms)) > 1) == ("adaptive" in strategy_of(private))
+
+
+def test_coordinator_hears_neither_counts_nor_losses_nor_progress(private: PrivateRun) -> None:
+    outcome = private.outcome
+    for record in outcome.coordinator.ledger.rounds:
+        shown = record.to_dict()
+        assert (shown["rows"], shown["mean_loss"], shown["clipped"]) == (None, None, None)
+    assert all(given.scalars.size == 1 for given in outcome.inputs.values())
+    told = [label for label in ("progress", "resources") if label.encode() in b"".join(outcome.recorder.received)]
+    assert ("progress" in told) == strategy_of(private).startswith("server")
+    assert "resources" not in told or strategy_of(private).startswith("server")
+
+
+def test_under_client_strategies_nothing_without_noise_comes_to_the_coordinator(private: PrivateRun) -> None:
+    """Neither an upload nor anything that can be made of all of them by taking masks away is bare."""
+    bare = {
+        (name, number): to_integers(given.update, private.schemes[number])
+        for (name, number), given in private.outcome.inputs.items()
+    }
+    for (name, number), given in private.outcome.inputs.items():
+        values, _ = bare[name, number]
+        same = np.count_nonzero(to_signed(given.lanes) == values)
+        assert (same == D) == strategy_of(private).startswith("server")
+    received = b"".join(private.outcome.recorder.received)
+    for number in private.schemes:
+        total = np.sum([values for (_, r), (values, _) in bare.items() if r == number], axis=0).astype("<i4").tobytes()
+        assert total[:32] not in received

@@ -1,0 +1,55 @@
+import pytest
+from samples import make_contract
+
+from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, ServerFixed
+from mpctf_secure.rounds.guarantee import RoundSizes, describe, noise_of_round
+
+TEN = tuple("abcdefghij")
+CLAIM_3 = 4.397  # noise multiplier of ε = 3 in ten rounds at δ = 1e-5
+
+
+def contract(privacy: object, **changes: object) -> object:
+    return make_contract(**{"participants": TEN, "colluders": 3, "quorum": 7, "privacy": privacy, **changes})
+
+
+def spent(privacy: object, survivors: int, **changes: object) -> float:
+    return describe(contract(privacy, **changes), [RoundSizes(10, survivors)] * 10)["epsilon"]
+
+
+def test_epsilon_of_the_fewest_survivors_is_the_claim_and_of_more_is_less() -> None:
+    privacy = ClientFixed(noise_multiplier=CLAIM_3, dropouts=2)
+    assert spent(privacy, 8) == pytest.approx(3.0, abs=2e-3)
+    assert spent(privacy, 10) == pytest.approx(2.48, abs=0.01)  # 7 honest shares where 5 suffice
+    assert spent(privacy, 0) == spent(privacy, 8)  # void: its sum may have been seen
+
+
+def test_noise_without_over_provision_would_not_do() -> None:
+    """Shares for ten survivors, of whom eight are left: with three who collude five of seven."""
+    assert spent(ClientFixed(noise_multiplier=CLAIM_3 * (5 / 7) ** 0.5, dropouts=2), 8) == pytest.approx(
+        3.635, abs=2e-3
+    )
+
+
+def test_coordinators_noise_is_the_same_whoever_is_lost() -> None:
+    privacy = ServerFixed(noise_multiplier=CLAIM_3)
+    assert spent(privacy, 7) == spent(privacy, 10) == pytest.approx(3.0, abs=2e-3)
+    assert "trust the coordinator" in describe(contract(privacy), [])["against"]
+
+
+def test_a_pair_counts_on_one_share_only() -> None:
+    pair = contract(ClientFixed(noise_multiplier=CLAIM_3), participants=("a", "b"), colluders=0, quorum=2)
+    assert noise_of_round(pair, RoundSizes(2, 2)) == CLAIM_3
+
+
+def test_adaptive_noise_is_charged_for_both_releases() -> None:
+    assert spent(ClientAdaptive(noise_multiplier=CLAIM_3, dropouts=2), 8) == pytest.approx(3.0, abs=2e-3)
+
+
+def test_words_say_what_the_numbers_are_about() -> None:
+    private = describe(contract(ClientFixed(noise_multiplier=CLAIM_3)), [RoundSizes(10, 10)])
+    assert "the coordinator and 3 of the other participants together" in private["statement"]
+    assert private["adjacency"].startswith("zero-out")
+    weak = describe(contract(ClientFixed(noise_multiplier=1e-3)), [RoundSizes(10, 10)])
+    assert weak["statement"].startswith("NO MEANINGFUL GUARANTEE: epsilon")
+    assert describe(contract(NoPrivacy()), [RoundSizes(10, 10)])["statement"].startswith("no differential privacy")
+    assert describe(contract(ServerFixed(noise_multiplier=1.0)), [])["statement"] == "nothing was published"
