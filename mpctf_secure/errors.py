@@ -63,6 +63,12 @@ class ParticipationError(MpctfError):
     exit_code = 5
 
 
+class BudgetSpentError(MpctfError):
+    """A privacy budget would be exceeded."""
+
+    exit_code = 6
+
+
 class InterruptedRunError(MpctfError):
     """Somebody stopped the run before its end."""
 

@@ -102,6 +102,9 @@ def join(
         bool, typer.Option("--check", help="Only look whether this site is fit, with a training step.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="End with the run instead of waiting for the next.")] = False,
+    accept_data_change: Annotated[
+        bool, typer.Option(help="The rows are others than those the privacy ledger was charged for; it stays as it is.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the scripts that would start training on the nodes.")
     ] = False,
@@ -123,7 +126,7 @@ def join(
         site = load_site(site_file)
         show_scripts(site_file.name, site.compute, site.work)
         return
-    join_run(site_file, passphrase_fd, once=once)
+    join_run(site_file, passphrase_fd, once=once, accept_change=accept_data_change)
 
 
 @app.command()

@@ -37,13 +37,13 @@ _HELD_OUT = (
 )
 
 
-def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool) -> None:
+def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool, accept_change: bool) -> None:
     """Open the keys and take part, in one run or in one after the other."""
     site = load_site(site_file)
     signal.signal(signal.SIGTERM, _interrupt)
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
     typer.echo(f"waits for runs of the coordinator at {site.coordinator}")
-    (join if once else serve)(site, keys, _show)
+    (join if once else serve)(site, keys, _show, accept_change=accept_change)
 
 
 def load_site(site_file: Path) -> SiteConfig:

@@ -21,6 +21,19 @@ Sharing = Annotated[Literal["off", "coarse", "exact"], BeforeValidator(_name_of_
 """Coarse: quarters, and powers of two; no names and temperatures of GPUs."""
 
 
+Against = Literal["coordinator", "participants"]
+
+
+class Budget(Frozen):
+    """What all runs together may cost a data set; a run that does not fit is refused."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """Below one over the number of rows."""
+    against: Against = "coordinator"
+    """Whom the guarantee shall hold against; only participants: the coordinator is trusted to add the noise."""
+
+
 class Policy(Frozen):
     """Floors of this site; a run below them is refused."""
 
@@ -36,6 +49,8 @@ class Policy(Frozen):
     """How often a round may go over this site's rows: `max_volume` asks the same number of rows of all."""
     largest_clip_norm: Annotated[float, Field(gt=0)] = 100.0
     """Of a run with noise: what one round can take over of this site's update at the most."""
+    budget: Budget | None = None
+    """Differential privacy that this site insists on; without it noise is recorded, and nothing is refused."""
     share_resources: Sharing = "coarse"
     """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""
 
@@ -165,8 +180,10 @@ class SiteConfig(Frozen):
     """Folder of the base model, under the same path on every node."""
     data: Path
     """JSONL, JSON, CSV or Parquet with one conversation or text a row."""
+    data_set: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")] = "data"
+    """The name under which the privacy ledger knows these rows, whatever becomes of the file."""
     keys: Path = Path("keys")
-    """This site's private keys and the roster."""
+    """This site's private keys, the roster, and the privacy ledger."""
     work: Path = Path("work")
     """Logs of the training job, and what this site must still know of its runs after a crash."""
     patience: Annotated[float, Field(gt=0)] = 600

@@ -12,10 +12,11 @@ from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
-from mpctf_secure.errors import InterruptedRunError, MpctfError, SecurityError, UsageError
+from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
+from mpctf_secure.participant.charging import Charging
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.policy import check_contract, check_proposal, check_volume, told_size
@@ -36,22 +37,26 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 
 _BETWEEN_RUNS_SECONDS = 5.0
 _BEAT_SECONDS = 15.0
+_STOPS = "it stops"
 DONE = "done"
 
 
-def join(site: SiteConfig, keys: Keys, listener: Listener) -> None:
-    """Take part in one run; returns when it is over. Errors name culprits by their names in the roster."""
+def join(site: SiteConfig, keys: Keys, listener: Listener, *, accept_change: bool = False) -> None:
+    """Take part in one run; returns when it is over. Errors name culprits by their names in the roster.
+
+    `accept_change`: the data set may have other rows than those that the privacy ledger was charged for last.
+    """
     with _opened(site, listener) as (store, record):
-        _Agent(site, keys, store, record, site.patience, {}).run_once()
+        _Agent(site, keys, store, record, site.patience, {}, accept_change=accept_change).run_once()
 
 
-def serve(site: SiteConfig, keys: Keys, listener: Listener) -> Never:
+def serve(site: SiteConfig, keys: Keys, listener: Listener, *, accept_change: bool = False) -> Never:
     """Take part in one run after the other, until a signal or an error that time cannot mend."""
     refused = dict[str, bytes]()
     patience = site.patience
     with _opened(site, listener) as (store, record):
         while True:
-            agent = _Agent(site, keys, store, record, patience, refused)
+            agent = _Agent(site, keys, store, record, patience, refused, accept_change=accept_change)
             try:
                 agent.run_once()
             except InterruptedRunError as error:
@@ -83,11 +88,22 @@ class _Agent:
     """One site, from its first call to the end of one run."""
 
     def __init__(
-        self, site: SiteConfig, keys: Keys, store: Store, record: Record, patience: float, refused: dict[str, bytes]
+        self,
+        site: SiteConfig,
+        keys: Keys,
+        store: Store,
+        record: Record,
+        patience: float,
+        refused: dict[str, bytes],
+        *,
+        accept_change: bool,
     ) -> None:
         self._site, self._keys, self._store, self._record = site, keys, store, record
         self._patience, self._refused = patience, refused
+        self._accept_change = accept_change
         self._run_context: bytes | None = None
+        self._tells = True
+        """Whether the coordinator hears how training goes: not where noise is to hide even that from it."""
         self._roster = keystore.load_roster(site.keys)
         self._roster.check_unexpired(utc_now())
         self._me = self._roster.by_identity(keys.identity.public)
@@ -149,6 +165,7 @@ class _Agent:
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
+        self._tells = not proposal.privacy.holds_against_coordinator
         hashes = model.whole, data_hash
         spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation, proposal.seed, name)
         tell_resources = functools.partial(self._tell_resources, link)
@@ -164,9 +181,11 @@ class _Agent:
                 memory=job.memory_kind if isinstance(proposal.data, MemoryAware) else "",
             )
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
+            charging = Charging(self._site, contract, data_hash, accept_change=self._accept_change)
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
                 check_volume(contract, training, self._site.policy, job.rows)
+                charging.check_run(job.rows)
             terms = accepted or Terms(data_hash=data_hash.hex(), choice=self._site.training, memory=job.memory)
             self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
@@ -185,6 +204,7 @@ class _Agent:
                     self._store,
                     self._record,
                     terms.memory,
+                    charging.charge,
                 )
                 state = participant.run()
         self._finish(contract, state)
@@ -208,14 +228,14 @@ class _Agent:
         self._record("job_failed", **fault._asdict(), again=again)
         known = TrainingFault(fault.code, fault.node, fault.rank, again)
         with contextlib.suppress(MpctfError):  # the failure is what this site ends with
-            if self._run_context:
+            if self._run_context and self._tells:
                 link.tell("fault", self._run_context, known.encode())
-            elif not again:
+            elif not again and not self._run_context:
                 reason = f"its training job does not start: {known.code}, node {known.node}, rank {known.rank}"
                 link.tell("veto", roster_hash, reason.encode())
 
     def _tell_resources(self, link: Link, body: bytes) -> None:
-        if self._run_context:  # as there is when a job trains
+        if self._run_context and self._tells:  # there is one when a job trains
             link.tell("resources", self._run_context, body)
 
     def _close_finished_runs(self) -> None:
@@ -238,12 +258,13 @@ class _Agent:
         """What this site does not take part in is said to the coordinator's operator before the run is left."""
         try:
             yield
-        except (SecurityError, UsageError) as error:
+        except (SecurityError, UsageError, BudgetSpentError) as error:
             self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
-            self._refused[proposal.run_id] = f"{error.message}; {error.hint}".encode()
+            spent = isinstance(error, BudgetSpentError)  # on what is nobody else's business
+            self._refused[proposal.run_id] = (_STOPS if spent else f"{error.message}; {error.hint}").encode()
             with contextlib.suppress(InterruptedRunError):
                 link.ask("veto", bytes.fromhex(proposal.roster_hash), self._refused[proposal.run_id], "noted")
-            if isinstance(error, UsageError):
+            if not isinstance(error, SecurityError):
                 raise
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
 

@@ -57,6 +57,13 @@ class Attempts:
         """The survivors in the tuple that this site signed in its last attempt, if it signed one."""
         return Survivors.decode(self._done["confirm"][0]).survivors if "confirm" in self._done else None
 
+    @property
+    def content(self) -> bytes:
+        """The hash of what this site has put into the round, the same in all its attempts."""
+        if self._input is None:
+            raise SecurityError("a round without input")
+        return sha256(b"".join(part.tobytes() for part in self._input))
+
     def secret(self, label: str) -> bytes:
         """32 bytes for a purpose that nobody can compute any more once the round is over."""
         return self._file.derive(label)

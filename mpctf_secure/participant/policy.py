@@ -32,6 +32,7 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
         hint = "a pair also needs policy.allow_pair: true in the site file"
         raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=[COORDINATOR]) from error
     _check_noise(proposal, policy)
+    _check_budget(proposal, policy)
     least = floor(proposal.quorum, proposal.colluders)
     if least < policy.smallest_sum:
         raise SecurityError(
@@ -65,6 +66,23 @@ def _check_noise(proposal: Proposal, policy: Policy) -> None:
             hint="privacy in the run file, or the site file",
             culprits=[COORDINATOR],
         )
+
+
+def _check_budget(proposal: Proposal, policy: Policy) -> None:
+    """No run without noise, nor with noise that the coordinator knows where the budget is to hold against it."""
+    if policy.budget is None:
+        return
+    if isinstance(proposal.privacy, NoPrivacy):
+        lacks = "adds no noise"
+    elif policy.budget.against == "coordinator" and not proposal.privacy.holds_against_coordinator:
+        lacks = "leaves the noise to the coordinator"
+    else:
+        return
+    raise SecurityError(
+        f"proposal: privacy.strategy {proposal.privacy.strategy} {lacks}, and this site has a policy.budget",
+        hint="client_fixed or client_adaptive in the run file, or the site file",
+        culprits=[COORDINATOR],
+    )
 
 
 def told_size(data: Data, policy: Policy, rows: int) -> int:

@@ -4,70 +4,52 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import compress
 from pathlib import Path
 
-import numpy as np
-
-from mpctf_secure.aggregation.bias import project
-from mpctf_secure.aggregation.lora import Vector, pick
 from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, blaming
-from mpctf_secure.hazmat.encoding import decode_sequence, enc
-from mpctf_secure.hazmat.kdf import hkdf, sha256
+from mpctf_secure.hazmat.encoding import decode_sequence
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
+from mpctf_secure.participant import contribution
 from mpctf_secure.participant.attempts import Attempts, Input, uploader
+from mpctf_secure.participant.contribution import Contribution
 from mpctf_secure.participant.link import BehindError, Link, Outcome, Published, Skipped
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store
 from mpctf_secure.partition.slices import round_slice
-from mpctf_secure.privacy.clipping import clip_to_norm
-from mpctf_secure.privacy.integers import Scheme, indicate, noised, to_integers
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.outcome import Sum, next_state, read_sum, sum_of, void_state
 from mpctf_secure.rounds.state import State, Survey, extend_history
 from mpctf_secure.rounds.terms import (
-    grid,
     is_survey,
     most_sum_chunks,
     moving_tensors,
-    noise_scheme,
-    projections,
     round_context,
     state_chunks,
     turn,
     volume,
-    weight_cap,
 )
-from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.client import BadBoxError
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch.job import Job, Trained
+from mpctf_secure.training.launch.job import Job
 
 _PROGRESS_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What a site puts into a round: its clipped update [d], its weight, and the scalars before the clip counters."""
-
-    update: Vector
-    weight: float
-    scalars: tuple[int, ...]
 
 
 class Participant:
     """A site inside a run whose contract it accepted; `store` and `keys` hold what survives a crash.
 
-    `memory` [MiB] is that with which it accepted: what was added up stays true, whatever is free today.
+    `memory` [MiB] is that with which it accepted: what was added up stays true, whatever is free today. `charge` gets a
+    round's number and the hash of what this site puts into it, before that leaves.
     """
 
     def __init__(
@@ -82,6 +64,7 @@ class Participant:
         store: Store,
         record: Record,
         memory: int,
+        charge: Callable[[int, bytes], None] = lambda *_: None,
     ) -> None:
         self._name = name
         self._link = link
@@ -93,6 +76,7 @@ class Participant:
         self._store = store
         self._record = record
         self._memory = memory
+        self._charge = charge
         self._run_secret = keystore.run_secret(keys, contract.run_id)
 
     def run(self) -> State:
@@ -144,21 +128,21 @@ class Participant:
 
     def _take_part_until_outcome(self, state: State, attempts: Attempts | None) -> Published | Void:
         outcome: Outcome | None = attempts.announce if attempts else None
-        contribution = None
+        given = None
         if attempts and outcome is None:
-            contribution = self._contribute(state)
+            given = self._contribute(state)
             outcome = self._ready(state)
         known = 0 if attempts else MAX_ATTEMPTS  # the last attempt that need not be told of
         while outcome is None or isinstance(outcome, Announce):
             if outcome and attempts:
                 known = outcome.attempt
-                self._take_part(state, contribution, attempts, outcome)
+                self._take_part(state, given, attempts, outcome)
             outcome = self._fetch(state, known)
         return outcome
 
     def _contribute(self, state: State) -> Contribution:
         if is_survey(self._contract, state):
-            return Contribution(np.zeros(0, np.float32), 1.0, self._sizes)
+            return contribution.of_sizes(self._sizes)
         return self._train(state)
 
     def _train(self, state: State) -> Contribution:
@@ -177,26 +161,9 @@ class Participant:
             seconds=trained.seconds,
             held_out=trained.held_out and asdict(trained.held_out),
         )
-        moved = pick(trained.adapter - state.adapter, contract.tensors, which)
-        if not isinstance(contract.privacy, NoPrivacy):
-            # That training came to no number would be a bit about rows that no noise hides: it counts as nothing.
-            return Contribution(moved, 1.0, ())
-        # Whatever is wrong with an update shows before this site is counted in a cohort.
-        self._job.check_finite(trained)
-        update, norm_clipped = clip_to_norm(moved, contract.privacy.clip_norm)
-        cap = weight_cap(contract, state)
-        counted = min(trained.rows, cap)
-        loss = round(trained.loss * counted * codec.LOSS_SCALE)
-        projected = self._projected(state.adapter, update, counted / cap)
-        scalars = (counted, loss, int(norm_clipped), *_measured(trained), *projected)
-        codec.encode_scalars(scalars, MAX_COHORT)
-        return Contribution(update, counted / cap, scalars)
-
-    def _projected(self, adapter: Vector, update: Vector, weight: float) -> list[int]:
-        if not projections(self._contract):
-            return []
-        values = project(adapter + update, self._contract.tensors, self._contract.seed)
-        return [codec.saturated(weight * value * codec.PROJECTION_SCALE, MAX_COHORT) for value in values]
+        if isinstance(contract.privacy, NoPrivacy):
+            self._job.check_finite(trained)
+        return contribution.of_training(contract, state, trained)
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         if self._contract.privacy.holds_against_coordinator:  # how fast it goes depends on rows
@@ -226,9 +193,7 @@ class Participant:
             raise SecurityError("announced cohort is of another round", culprits=[COORDINATOR])
         return announce
 
-    def _take_part(
-        self, state: State, contribution: Contribution | None, attempts: Attempts, announce: Announce
-    ) -> None:
+    def _take_part(self, state: State, given: Contribution | None, attempts: Attempts, announce: Announce) -> None:
         """The stages of one attempt, as far as it goes with this site."""
         which = {"round": announce.round, "attempt": announce.attempt}
         ctx = self._context(state, announce).digest()
@@ -237,7 +202,7 @@ class Participant:
             return
         try:
             secret = attempts.secret("noise")
-            advert = attempts.join(announce, lambda context: self._encode(state, contribution, context, secret))
+            advert = attempts.join(announce, lambda context: self._encode(state, given, context, secret))
             adverts = self._link.send("advert", advert, ctx, "adverts")
             delivery = self._link.send("shares", attempts.share(adverts), ctx, "delivery")
             try:
@@ -246,6 +211,7 @@ class Participant:
                 self._record("box_refused", **which, dealer=error.dealer.hex(), reason=error.message)
                 self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
                 return
+            self._charge(announce.round, attempts.content)  # others may open it as soon as it is there
             claim = self._link.upload(uploader(attempts, ctx, masked), ctx, "survivors")
             signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
             release = attempts.release(signatures)
@@ -280,29 +246,10 @@ class Participant:
             )
         return context
 
-    def _encode(self, state: State, contribution: Contribution | None, context: Context, secret: bytes) -> Input:
-        """Weigh and quantise the update; its rounding bits come from the run secret and the update itself."""
-        if contribution is None:  # an attempt was joined before a restart, but then its input was kept
+    def _encode(self, state: State, given: Contribution | None, context: Context, secret: bytes) -> Input:
+        if given is None:  # an attempt was joined before a restart, but then its input was kept
             raise SecurityError("an attempt without input")
-        members = len(context.first_cohort)
-        if not is_survey(self._contract, state) and (scheme := noise_scheme(self._contract, state.clip_norm, members)):
-            return self._encode_privately(contribution.update, scheme, secret)
-        info = enc("mpctf-secure/rounding/v1", context.round, sha256(contribution.update.tobytes()), members)
-        lanes, clipped = codec.encode(
-            contribution.update,
-            contribution.weight,
-            grid(self._contract, state, members),
-            hkdf(self._run_secret, info),
-            ordered_map,
-        )
-        return lanes, codec.encode_scalars([*contribution.scalars, *clipped], members)
-
-    def _encode_privately(self, update: Vector, scheme: Scheme, secret: bytes) -> Input:
-        values, fits = to_integers(update, scheme)
-        lanes, indicator = values.astype(np.uint32), indicate(fits, scheme)
-        if self._contract.privacy.holds_against_coordinator:
-            lanes, indicator = noised(values, indicator, scheme, secret, ordered_map)
-        return lanes, codec.encode_scalars([indicator], MAX_COHORT)
+        return contribution.encode(self._contract, state, given, context, self._run_secret, secret)
 
     def _fetch(self, state: State, known: int) -> Outcome:
         request = Fetch(Position(state.round + 1, state.hash(self._contract)), known)
@@ -428,13 +375,6 @@ class Participant:
             if attempts:
                 _check_seen(attempts, published)
         return attempts
-
-
-def _measured(trained: Trained) -> list[int]:
-    """How well the adapter that the round began with does on this site's held-out rows."""
-    if trained.held_out is None:
-        return []
-    return [codec.saturated(trained.held_out.loss_before * codec.LOSS_SCALE, MAX_COHORT)]
 
 
 def _check_seen(attempts: Attempts, header: Publication) -> None:

@@ -38,6 +38,7 @@ _MOST_VARIANCE = 2**60
 _SLAB = CHUNK_BYTES // 8
 _SLACK = 10  # of ‖noise‖ over √d standard deviations: e^−50
 _LEAST_CLIP_NORM = 1e-6
+_PLAN = "mpctf-secure privacy plan shows how much noise a guarantee takes"
 _SHRINK = 1 - 2.0**-20
 
 
@@ -62,7 +63,9 @@ class Scheme:
             room = (1 << (BITS - 1)) - (self.summands << bits)
             if room > 0 and room**2 > _TAIL**2 * self.summands * self._variance(1 << bits):
                 return 1 << bits
-        raise UsageError(f"privacy.noise_multiplier: {self.noise_multiplier:g} is too much for lanes of 32 bits")
+        raise UsageError(
+            f"privacy.noise_multiplier: {self.noise_multiplier:g} is too much for lanes of 32 bits", hint=_PLAN
+        )
 
     @property
     def variance(self) -> int:
@@ -83,7 +86,9 @@ class Scheme:
         """UsageError where the noise is too little or too much for what is proved of it."""
         for name, variance in (("noise_multiplier", self.variance), ("indicator_noise", self.indicator_variance)):
             if not _LEAST_VARIANCE <= variance <= _MOST_VARIANCE and (variance or name == "noise_multiplier"):
-                raise UsageError(f"privacy.{name}: a share has variance {variance}, which is outside [16, 2^60]")
+                raise UsageError(
+                    f"privacy.{name}: a share has variance {variance}, which is outside [16, 2^60]", hint=_PLAN
+                )
 
 
 def _rounded_up(value: Fraction) -> int:

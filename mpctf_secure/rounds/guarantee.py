@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 
 from mpctf_secure.config.privacy import ClientFixed, NoPrivacy
 from mpctf_secure.privacy.accountant import Release, cost
+from mpctf_secure.privacy.ledger import CONTINUOUS
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.terms import noise_scheme
 
 DELTA = 1e-5
-_CONTINUOUS = 1 - 1e-3
-"""δ is taken smaller by this much, since the closed form is that of continuous noise: of integers with σ above 4096 it
-is off by less, and with σ below that any ε is meaningless."""
 _NOT_COVERED = (
     "whether and when a participant answers, and sizes of messages",
     "settings that a participant chose by looking at its data",
@@ -67,7 +65,7 @@ def describe(contract: Proposal, rounds: Iterable[RoundSizes], delta: float = DE
 def _spent(releases: Sequence[Release], delta: float, against: str) -> dict[str, Any]:
     if not releases:
         return {"epsilon": 0.0, "accountant": None, "statement": "nothing was published"}
-    spent = cost(releases, delta * _CONTINUOUS)
+    spent = cost(releases, delta * CONTINUOUS)
     text = (
         f"epsilon {spent.epsilon:.4g} at delta {delta:g} for a participant's whole contribution, against {against} "
         f"({spent.accountant}, {len(releases)} releases)"

@@ -22,6 +22,7 @@ from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant import rounds as rounds_module
+from mpctf_secure.participant.contribution import projected
 from mpctf_secure.participant.link import CaughtUp, Outcome, Published
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.store import Store, Terms
@@ -368,9 +369,9 @@ def test_site_that_has_opened_a_sum_of_sizes_does_not_catch_up_past_its_being_vo
         site._own_part(initial_state(SURVEY), void(1))
 
 
-def test_projections_of_an_adapter_that_diverges_end_no_run(tmp_path: Path) -> None:
+def test_projections_of_an_adapter_that_diverges_end_no_run() -> None:
     adapter = np.full_like(STATE.adapter, 1e12)
-    scalars = participant(tmp_path)._projected(adapter, STATE.adapter, 1.0)
+    scalars = projected(CONTRACT, adapter, STATE.adapter, 1.0)
     encode_scalars(scalars, len(MEMBERS))
     assert max(map(abs, scalars)) > 2**50
 

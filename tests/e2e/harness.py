@@ -21,7 +21,7 @@ from mpctf_secure.cli import start as start_module
 from mpctf_secure.cli.local_sites import hold_ceremony, prepare
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
-from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.config.site import Policy, SiteConfig
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.identity import keystore
@@ -135,6 +135,7 @@ class RealRun:
         self.change: Callable[[str, int, Any], Any] = lambda name, number, contribution: contribution
         self.events: list[dict[str, object]] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.policies: dict[str, Policy] = {}
         self._tap_inputs(monkeypatch)
 
     def _tap_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +159,7 @@ class RealRun:
             data=self.material.data[name],
             keys=home / "keys",
             work=home / "work",
+            policy=self.policies.get(name, Policy()),
         )
 
     def run(

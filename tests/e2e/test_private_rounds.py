@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from e2e.harness import Outcome, RealRun
 
+from mpctf_secure.config.site import Budget, Policy
 from mpctf_secure.coordinator import runtime
+from mpctf_secure.errors import ParticipationError
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.privacy.integers import INDICATOR, Scheme, to_integers, to_signed
+from mpctf_secure.privacy.ledger import Charge, Ledger
 from mpctf_secure.rounds.state import State
 from mpctf_secure.rounds.terms import noise_scheme
 from mpctf_secure.secagg.codec import decode_scalars
@@ -25,7 +29,6 @@ class PrivateRun:
     outcome: Outcome
     schemes: dict[int, Scheme] = field(default_factory=dict)
     sums: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
-    bare: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
 
     def noise(self, number: int) -> tuple[np.ndarray, float]:
         """What was published less what the updates come to, in units, and the indicators' share of it."""
@@ -127,3 +130,56 @@ def test_under_client_strategies_nothing_without_noise_comes_to_the_coordinator(
     for number in private.schemes:
         total = np.sum([values for (_, r), (values, _) in bare.items() if r == number], axis=0).astype("<i4").tobytes()
         assert total[:32] not in received
+
+
+def budgeted(folder: Path, patch: pytest.MonkeyPatch, epsilon: float) -> RealRun:
+    """Four sites, the first of which has a budget."""
+    terms = {"strategy": "client_fixed", "noise_multiplier": 4.0, "dropouts": 1}
+    made = RealRun(folder, [f"privacy={terms}", "rounds=2", "timeouts.stage=2"], patch, training=False)
+    made.policies["site-1"] = Policy(budget=Budget(epsilon=epsilon, delta=1e-3))
+    return made
+
+
+def charges(made: RealRun) -> dict[str, list[Charge]]:
+    return {name: Ledger(made.site(name, "127.0.0.1:1").keys).charges() for name in made.config.participants.names}
+
+
+def test_every_round_is_charged_at_every_site_for_what_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = budgeted(tmp_path, monkeypatch, epsilon=8.0)
+    outcome = made.run()
+    for name, charged in charges(made).items():
+        assert [charge.round for charge in charged] == [1, 2]
+        for charge in charged:
+            given = outcome.inputs[name, charge.round]
+            assert charge.content == sha256(given.lanes.tobytes() + given.scalars.tobytes()).hex()
+            assert (charge.noise_multiplier, charge.against) == (4.0, "coordinator")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_site_whose_budget_the_run_exceeds_takes_no_part_and_says_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = budgeted(tmp_path, monkeypatch, epsilon=0.7)  # one round costs 0.59, two 0.88
+    with pytest.raises(ParticipationError, match=r"site-1 \(refuses: it stops\)") as caught:
+        made.run()
+    assert "epsilon" not in caught.value.message
+    assert not any(charges(made).values())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_round_is_not_sent_that_does_not_fit_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run has charged the same rows meanwhile."""
+    made = budgeted(tmp_path, monkeypatch, epsilon=2.0)
+
+    def charge_elsewhere(name: str, number: int, contribution: Any) -> Any:
+        if (name, number) == ("site-1", 2):
+            book = Ledger(made.site(name, "127.0.0.1:1").keys)
+            for other in range(20):
+                book.charge(book.charges()[0].model_copy(update={"run": "another", "round": other}), None)
+        return contribution
+
+    made.change = charge_elsewhere
+    first, second = made.run().coordinator.ledger.rounds
+    assert (len(first.survivors), second.survivors) == (4, ["site-2", "site-3", "site-4"])
+    assert [charge.run for charge in charges(made)["site-1"]] == ["real-run"] + ["another"] * 20
+    assert len(charges(made)["site-2"]) == 2

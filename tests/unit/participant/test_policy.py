@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, ServerFixed
 from mpctf_secure.config.run import Lora
-from mpctf_secure.config.site import Policy
-from mpctf_secure.config.strategies import FedAvg, FixedSize, MaxVolume
+from mpctf_secure.config.site import Budget, Policy
+from mpctf_secure.config.strategies import FedAvg, FixedSize, MaxVolume, MemoryAware
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import ceremony
@@ -59,6 +59,35 @@ def test_proposal_below_a_floor_is_refused_and_the_coordinator_named(roster: Ros
     with pytest.raises(SecurityError) as caught:
         check_proposal(proposal(roster, **changes), Policy(), roster, "insurer-d")
     assert caught.value.culprits == ("coordinator",)
+
+
+NOISE = ClientFixed(noise_multiplier=2.0)
+BUDGET = Budget(epsilon=8, delta=1e-5)
+UNPRIVATE = {
+    "no noise, and a budget": (NoPrivacy(), FixedSize(), Policy(budget=BUDGET), "adds no noise"),
+    "the coordinator's noise, and a budget against it": (
+        ServerFixed(noise_multiplier=2.0), FixedSize(), Policy(budget=BUDGET), "leaves the noise to the coordinator"),
+    "a clip norm above this site's": (
+        NOISE.model_copy(update={"clip_norm": 9.0}), FixedSize(), Policy(largest_clip_norm=8.0), "a clip norm of 9"),
+    "one that may come to be above it": (
+        ClientAdaptive(noise_multiplier=2.0), FixedSize(), Policy(largest_clip_norm=8.0), "a clip norm of 100"),
+    "sizes told to all beside noise": (NOISE, MaxVolume(), Policy(), "max_volume tells sizes"),
+    "sizes summed beside noise": (NOISE, MemoryAware(), Policy(), "memory_aware tells sizes"),
+    "noise too little for a proof": (ClientFixed(noise_multiplier=1e-7), FixedSize(), Policy(), "outside"),
+    "indicators that cost more than all": (
+        ClientAdaptive(noise_multiplier=2.0, indicator_noise=1.0), FixedSize(), Policy(), "indicator_noise"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("privacy", "data", "policy", "text"), UNPRIVATE.values(), ids=UNPRIVATE.keys())
+def test_proposal_that_promises_less_than_it_seems_is_refused(
+    roster: Roster, privacy: object, data: object, policy: Policy, text: str
+) -> None:
+    check_proposal(proposal(roster, privacy=NOISE), Policy(budget=BUDGET), roster, "insurer-d")
+    with pytest.raises(SecurityError, match=text) as caught:
+        check_proposal(proposal(roster, privacy=privacy, data=data), policy, roster, "insurer-d")
+    assert caught.value.culprits == ("coordinator",)
+    assert caught.value.hint
 
 
 def test_pair_is_accepted_where_the_site_allows_it(roster: Roster) -> None:
