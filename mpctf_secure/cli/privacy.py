@@ -1,8 +1,9 @@
-"""`mpctf-secure privacy`: what a guarantee costs, before a run."""
+"""`mpctf-secure privacy`: what a guarantee costs before a run, and what a site has spent."""
 
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,15 +12,10 @@ from mpctf_secure.cli.options import Format
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Differential privacy: what a guarantee costs.")
+app = typer.Typer(no_args_is_help=True, help="Differential privacy: what a guarantee costs, and what was spent.")
 
 _USUAL_DELTA = 1e-5
 _DEMO_COORDINATES = 2_440_000
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `plan` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -75,6 +71,39 @@ def plan(
         return
     for entry in found:
         _show(entry)
+
+
+@app.command()
+def report(
+    site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")],
+    delta: Annotated[float | None, typer.Option(help="Without it that of policy.budget, or 1e-5.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="json: for programs.")] = Format.TEXT,
+) -> None:
+    """Show what this site's ledger says was spent of each data set, on which runs, and what it means.
+
+    Example: mpctf-secure privacy report site.yaml
+    """
+    from mpctf_secure.cli.join import load_site  # noqa: PLC0415 - as above
+    from mpctf_secure.participant.spending import spending  # noqa: PLC0415
+
+    site = load_site(site_file)
+    budget = site.policy.budget
+    chosen = delta or (budget.delta if budget else _USUAL_DELTA)
+    found = spending(site.keys, chosen, budget, site.data_set)
+    if output is Format.JSON:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        typer.echo(f"{site.keys}: nothing was ever charged")
+    for entry in found:
+        typer.echo(one_line(f"data set {entry['data_set']}"))
+        for line in entry["statements"]:
+            typer.echo(one_line(f"  {line}"))
+        for run in entry["runs"]:
+            noise = f"noise multiplier {run['noise_multiplier']:g}"
+            typer.echo(
+                one_line(f"  {run['run']}: {run['releases']} rounds, {noise}, holds against the {run['against']}")
+            )
 
 
 def check_delta(delta: float, rows: int) -> None:

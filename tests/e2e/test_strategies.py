@@ -60,3 +60,21 @@ def test_data_and_aggregation_strategies_run_from_config_alone(data: str, aggreg
     losses = [entry["validation_loss_before"] for entry in trained]
     assert losses[1] < losses[0] if measures else losses == [None, None]
     assert report["adapter_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((SMOKE.parent / "privacy").glob("*.yaml")), ids=lambda path: path.stem)
+def test_privacy_strategies_run_from_config_alone(path: Path, tmp_path: Path) -> None:
+    result = run_cli("start", path, "--runs", tmp_path / "runs")
+    assert result.returncode == 0, result.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["privacy"]["strategy"] == path.stem
+    assert 1 < report["privacy"]["epsilon"] < 10
+    assert f"privacy: {report['privacy']['statement']}" in result.stdout
+    assert all(entry["rows"] is None and len(entry["survivors"]) == 4 for entry in report["rounds"])
+    assert "round 1: sum of site-1, site-2, site-3, site-4; training" in result.stdout
+    shown = run_cli("privacy", "report", folder / "sites" / "site-1" / "site.yaml", "--format", "json")
+    (spent,) = json.loads(shown.stdout)
+    assert spent["charges"] == 2
+    assert (spent["epsilon"]["coordinator"] is None) == path.stem.startswith("server")

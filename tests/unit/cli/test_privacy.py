@@ -1,8 +1,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mpctf_secure.privacy.ledger import Charge, Ledger
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -45,3 +48,61 @@ def test_what_cannot_be_planned_is_refused(arguments: tuple[object, ...], messag
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "\nhint: " in result.stderr
+
+
+SITE = """
+coordinator: 127.0.0.1:8443
+model: model
+data: data.jsonl
+data_set: notes
+policy: {budget: {epsilon: 8, delta: 1.0e-5}}
+"""
+
+
+def charge(number: int, **changes: object) -> Charge:
+    terms = {"data_set": "notes", "run": f"joint-{number}", "against": "coordinator", "noise_multiplier": 4.0}
+    hashes = {"fingerprint": "aa" * 32, "contract": "bb" * 32, "content": f"{number:064x}"}
+    return Charge(round=number, **{**terms, **hashes, **changes})
+
+
+def report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "keys").mkdir(exist_ok=True)
+    (folder / "site.yaml").write_text(SITE)
+    command = [sys.executable, "-m", "mpctf_secure", "privacy", "report", str(folder / "site.yaml"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Path) -> None:
+    assert "nothing was ever charged" in report(tmp_path).stdout
+    for number in (1, 2):
+        Ledger(tmp_path / "keys").charge(charge(number), None)
+    lines = [line.strip() for line in report(tmp_path).stdout.splitlines()]
+    assert lines[0] == "data set notes"
+    assert lines[1].startswith("against the coordinator, with as many participants as a run bears: epsilon 1.3")
+    assert "budget: epsilon 8 against the coordinator, 6.6" in " ".join(lines)
+    assert "joint-2: 1 rounds, noise multiplier 4, holds against the coordinator" in lines
+    assert any(line.startswith("not covered: ") for line in lines)
+    (found,) = json.loads(report(tmp_path, "--format", "json").stdout)
+    assert (found["charges"], found["delta"]) == (2, 1e-5)
+    assert found["epsilon"]["coordinator"] == found["epsilon"]["participants"]
+
+
+def test_noise_that_the_coordinator_knew_is_reported_as_none_against_it(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    Ledger(tmp_path / "keys").charge(charge(1, against="participants"), None)
+    (found,) = json.loads(report(tmp_path, "--format", "json").stdout)
+    assert found["epsilon"]["coordinator"] is None
+    assert found["epsilon"]["participants"] < 1
+    assert found["statements"][0].startswith("NO MEANINGFUL GUARANTEE against the coordinator")
+    assert "0 is left" in " ".join(found["statements"])
+
+
+def test_edited_ledger_is_no_report(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    Ledger(tmp_path / "keys").charge(charge(1), None)
+    path = tmp_path / "keys" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"4.0", b"9.0"))
+    result = report(tmp_path)
+    assert result.returncode == 4
+    assert result.stderr.startswith(f"error: {path}: ")
+    assert "\nhint: restore it" in result.stderr
