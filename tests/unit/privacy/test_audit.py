@@ -1,0 +1,69 @@
+"""The noise of real rounds, audited: right noise passes, half of it or a wrong sampler does not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mpctf_secure.privacy import integers, noise
+from mpctf_secure.privacy.accountant import Release, cost, noise_for
+from mpctf_secure.privacy.audit import lower_bound
+from mpctf_secure.privacy.integers import Scheme, noised, to_integers, to_signed
+
+CLAIM, DELTA, RUNS, D = 3.0, 1e-5, 1000, 16
+Z = noise_for(CLAIM, DELTA, lambda z: [Release(z)])
+RIGHT = Scheme(summands=3, shares=2, noise_multiplier=Z, indicator_noise=None, clip_norm=1.0)
+
+
+def worlds(claimed: Scheme, used: Scheme, sources: int) -> tuple[np.ndarray, np.ndarray]:
+    """The adversary's number in runs with and without one clipped update, which `sources` honest sites hide."""
+    direction = np.random.default_rng(0).standard_normal(D).astype(np.float32)
+    values = to_integers(100 * direction, claimed)[0]
+    found = []
+    for world in (values, np.zeros_like(values)):
+        sums = []
+        for run in range(RUNS):
+            total = np.zeros(D, np.uint32)
+            for source in range(sources):
+                secret = np.array([run, source, int(world.any())], "<u8").tobytes() + bytes(8)
+                total += noised(world if source == 0 else np.zeros_like(values), 0, used, secret)[0]
+            sums.append(to_signed(total) @ values / np.linalg.norm(values))
+        found.append(np.array(sums, np.float64))
+    return found[0], found[1]
+
+
+def test_right_noise_keeps_what_it_claims_and_the_audit_is_not_blind() -> None:
+    bound = lower_bound(*worlds(RIGHT, RIGHT, RIGHT.shares), DELTA)
+    assert 2.0 < bound <= CLAIM
+
+
+def test_noise_two_times_too_small_is_caught() -> None:
+    small = replace(RIGHT, noise_multiplier=Z / 2)
+    assert lower_bound(*worlds(RIGHT, small, RIGHT.shares), DELTA) > CLAIM
+
+
+def test_fewer_survivors_than_the_shares_are_for_are_caught() -> None:
+    """One share where four would suffice is half of the noise."""
+    assert lower_bound(*worlds(RIGHT, replace(RIGHT, shares=4), 1), DELTA) > CLAIM
+
+
+def test_sampler_with_a_wrong_variance_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        integers,
+        "discrete_gaussian",
+        lambda source, variance, count: noise.discrete_gaussian(source, variance // 4, count),
+    )
+    assert lower_bound(*worlds(RIGHT, RIGHT, RIGHT.shares), DELTA) > CLAIM
+
+
+def test_audit_knows_how_little_few_runs_show() -> None:
+    dice = np.random.default_rng(1)
+    draws = [dice.standard_normal(4000) for _ in range(2)]
+    mu = 1 / Z
+    bounds = [lower_bound(draws[0][:n] + mu, draws[1][:n], DELTA) for n in (100, 400, 4000)]
+    assert 0 <= bounds[0] < bounds[2] <= CLAIM
+    assert bounds[2] > 2.3
+    assert lower_bound(draws[0], draws[1], DELTA) == 0.0
+    with pytest.raises(ValueError, match="99 runs"):
+        lower_bound(draws[0][:99], draws[1], DELTA)
+    assert cost([Release(Z)], DELTA).epsilon <= CLAIM
