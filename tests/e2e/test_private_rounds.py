@@ -1,5 +1,6 @@
 """Runs with noise: what is published has the noise that is charged, and what comes before it is seen by nobody."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mpctf_secure.errors import ParticipationError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.privacy.integers import INDICATOR, Scheme, to_integers, to_signed
 from mpctf_secure.privacy.ledger import Charge, Ledger
+from mpctf_secure.rounds.guarantee import RoundSizes, noise_of_round
 from mpctf_secure.rounds.state import State
 from mpctf_secure.rounds.terms import noise_scheme
 from mpctf_secure.secagg.codec import decode_scalars
@@ -34,13 +36,20 @@ class PrivateRun:
         """What was published less what the updates come to, in units, and the indicators' share of it."""
         scheme = self.schemes[number]
         total, indicators = self.sums[number]
-        parts = [to_integers(given.update, scheme) for (_, r), given in self.outcome.inputs.items() if r == number]
-        assert len(parts) == SITES
+        survivors = self.outcome.coordinator.ledger.rounds[number - 1].survivors
+        parts = [to_integers(self.outcome.inputs[name, number].update, scheme) for name in survivors]
         expected = sum(INDICATOR if fits else -INDICATOR for _, fits in parts)
         return total - np.sum([values for values, _ in parts], axis=0), indicators - expected
 
 
-def run(folder: Path, strategy: str, patch: pytest.MonkeyPatch, *more: str) -> PrivateRun:
+def run(
+    folder: Path,
+    strategy: str,
+    patch: pytest.MonkeyPatch,
+    *more: str,
+    change: Callable[[str, int, Any], Any] | None = None,
+    **terms: object,
+) -> PrivateRun:
     sums: dict[int, tuple[np.ndarray, int]] = {}
     schemes: dict[int, Scheme] = {}
     own_noise, open_sum = runtime.Coordinator._own_noise, runtime.open_sum
@@ -58,9 +67,11 @@ def run(folder: Path, strategy: str, patch: pytest.MonkeyPatch, *more: str) -> P
 
     patch.setattr(runtime.Coordinator, "_own_noise", staticmethod(note_scheme))
     patch.setattr(runtime, "open_sum", note_sum)
-    terms = {"strategy": strategy, "noise_multiplier": NOISE, "clip_norm": 0.5}
-    overrides = [f"privacy={terms}", f"rounds={ROUNDS}", *more]
-    return PrivateRun(RealRun(folder, overrides, patch, training=False).run(), schemes, sums)
+    terms = {"strategy": strategy, "noise_multiplier": NOISE, "clip_norm": 0.5, **terms}
+    made = RealRun(folder, [f"privacy={terms}", f"rounds={ROUNDS}", *more], patch, training=False)
+    if change:
+        made.change = change
+    return PrivateRun(made.run(), schemes, sums)
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
@@ -130,6 +141,39 @@ def test_under_client_strategies_nothing_without_noise_comes_to_the_coordinator(
     for number in private.schemes:
         total = np.sum([values for (_, r), (values, _) in bare.items() if r == number], axis=0).astype("<i4").tobytes()
         assert total[:32] not in received
+
+
+def lost(name: str, number: int, contribution: Any) -> Any:
+    """Site 1 dies in the second round before it sends anything."""
+    if (name, number) == ("site-1", 2):
+        raise RuntimeError("gone")
+    return contribution
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_noise_suffices_when_as_many_are_lost_as_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four are left, of whom one may collude: their two shares have what is charged."""
+    terms = ("rounds=2", "timeouts.stage=2")
+    private = run(tmp_path, "client_fixed", monkeypatch, *terms, change=lost, dropouts=1)
+    assert private.outcome.coordinator.ledger.rounds[1].survivors == ["site-2", "site-3", "site-4"]
+    scheme = private.schemes[2]
+    noise, _ = private.noise(2)
+    assert noise.var() / (3 * scheme.variance) == pytest.approx(1, abs=5 * np.sqrt(2 / D))
+    assert 2 * scheme.variance >= (NOISE * scheme.units) ** 2
+    sizes = [RoundSizes(len(one.cohort), len(one.survivors)) for one in private.outcome.coordinator.ledger.rounds]
+    assert sizes == [(4, 4), (4, 3)]
+    assert (
+        noise_of_round(private.outcome.contract, sizes[1]) == NOISE < noise_of_round(private.outcome.contract, sizes[0])
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_round_that_loses_more_is_void_and_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = ("rounds=2", "timeouts.stage=2")
+    private = run(tmp_path, "client_fixed", monkeypatch, *terms, change=lost, dropouts=0)
+    assert set(private.sums) == {1}
+    assert private.outcome.coordinator.ledger.rounds[1].void
+    assert private.outcome.state.voids == 1
 
 
 def budgeted(folder: Path, patch: pytest.MonkeyPatch, epsilon: float) -> RealRun:
