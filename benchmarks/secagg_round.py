@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mpctf_secure.config.run import Lora, Privacy, Timeouts
+from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.run import Lora, Timeouts
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg, FixedSize
 from mpctf_secure.config.training import Training
@@ -65,6 +66,9 @@ class ReadyJob:
         """The update, at once: what is left of the training stage is the program's own clipping and waiting."""
         return Trained(adapter + self.update, 1.0, len(rows), 1, 0.0)
 
+    def check_finite(self, _: Trained) -> None:
+        """It is."""
+
     def close(self) -> None:
         """Nothing to close."""
 
@@ -73,7 +77,7 @@ def take_part_in_the_clear(site: Participant, state: Any, contribution: Any, _: 
     """Upload the quantised update as it is."""
     context = site._context(state, announce)
     ctx = context.digest()
-    plain = MaskedInput(context.layout, *site._encode(state, contribution, context), ())
+    plain = MaskedInput(context.layout, *site._encode(state, contribution, context, b""), ())
 
     def stream(first: int) -> Iterator[bytes]:
         def hashed(number: int) -> tuple[bytes, bytes]:
@@ -133,12 +137,12 @@ async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear:
     proposal = Proposal(
         run_id="bench", roster_hash=roster.hash.hex(), participants=names, quorum=default_quorum(members, colluders),
         colluders=colluders, allow_pair=False, rounds=rounds, void_rounds=0, seed=1, base_model="none", lora=Lora(),
-        training=Training(), data=FixedSize(size=64), aggregation=FedAvg(), privacy=Privacy(clip_norm=10.0),
+        training=Training(), data=FixedSize(size=64), aggregation=FedAvg(), privacy=NoPrivacy(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
     journal = Journal(folder)
     coordinator = Coordinator(
-        proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None, journal
+        proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None, journal, b""
     )
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
