@@ -1,5 +1,6 @@
 """`mpctf-secure privacy`: what a guarantee costs before a run, and what a site has spent."""
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -35,25 +36,26 @@ def plan(
 
     Example: mpctf-secure privacy plan --rows 5000 --rounds 10 --epsilon 8
     """
-    from mpctf_secure.privacy.accountant import Release, cost, noise_for  # noqa: PLC0415 - --help must not wait for it
+    from mpctf_secure.config.privacy import LEAST_NOISE, MOST_NOISE  # noqa: PLC0415 - --help must not wait for these
+    from mpctf_secure.privacy.accountant import Cost, Release, cost, cost_of_integers, noise_for  # noqa: PLC0415
 
     if (epsilon is None) == (noise_multiplier is None):
         raise UsageError("name --epsilon or --noise-multiplier", hint="one of the two")
     delta = min(_USUAL_DELTA, 0.1 / rows) if delta is None else delta
     check_delta(delta, rows)
     rate = min(1.0, batch_size / rows)
-    units: dict[str, Callable[[float], list[Release]]] = {
-        "record": lambda noise: [Release(noise, rate, rounds * steps)],
-        "participant": lambda noise: [Release(noise, steps=rounds)],
+    units: dict[str, tuple[Callable[[float], Release], Callable[[list[Release], float], Cost]]] = {
+        "record": (lambda noise: Release(noise, rate, rounds * steps), cost),
+        "participant": (lambda noise: Release(noise, steps=rounds), cost_of_integers),
     }
     found = []
-    for unit, releases in units.items():
-        noise = (
-            _positive("--noise-multiplier", noise_multiplier)
-            if noise_multiplier is not None
-            else noise_for(_positive("--epsilon", epsilon or 0.0), delta, releases)
-        )
-        spent = cost(releases(noise), delta)
+    for unit, (release, price) in units.items():
+        of_noise = functools.partial(_price, price, release, delta)
+        if noise_multiplier is None:
+            noise = noise_for(_checked("--epsilon", epsilon or 0.0, 1e-3, 1e9), of_noise)
+        else:
+            noise = _checked("--noise-multiplier", noise_multiplier, LEAST_NOISE, MOST_NOISE)
+        spent = of_noise(noise)
         found.append(
             {
                 "unit": unit,
@@ -61,8 +63,8 @@ def plan(
                 "epsilon": spent.epsilon,
                 "delta": delta,
                 "accountant": spent.accountant,
-                "sampling_rate": releases(noise)[0].sampling_rate,
-                "releases": releases(noise)[0].steps,
+                "sampling_rate": release(noise).sampling_rate,
+                "releases": release(noise).steps,
                 "warnings": _warnings(unit, noise, spent.is_meaningless, participants, coordinates, batch_size),
             }
         )
@@ -88,7 +90,8 @@ def report(
 
     site = load_site(site_file)
     budget = site.policy.budget
-    chosen = delta or (budget.delta if budget else _USUAL_DELTA)
+    usual = budget.delta if budget else _USUAL_DELTA
+    chosen = usual if delta is None else _checked("--delta", delta, 1e-15, 0.5)
     found = spending(site.keys, chosen, budget, site.data_set)
     if output is Format.JSON:
         typer.echo(json.dumps(found, indent=2))
@@ -106,6 +109,12 @@ def report(
             )
 
 
+def _price(
+    price: Callable[[list[Any], float], Any], release: Callable[[float], Any], delta: float, noise: float
+) -> Any:
+    return price([release(noise)], delta)
+
+
 def check_delta(delta: float, rows: int) -> None:
     """UsageError for a δ that would let a mechanism publish whole records at random."""
     if not 0 < delta < 1 / rows:
@@ -115,9 +124,11 @@ def check_delta(delta: float, rows: int) -> None:
         )
 
 
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name}: {value} is not a positive number", hint="such as 8 for epsilon, 1.1 for noise")
+def _checked(name: str, value: float, least: float, most: float) -> float:
+    if not least <= value <= most:
+        raise UsageError(
+            f"{name}: {value} is outside [{least:g}, {most:g}]", hint="such as 8 for epsilon, 1.1 for noise"
+        )
     return value
 
 

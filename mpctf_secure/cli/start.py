@@ -19,6 +19,7 @@ from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.config import load
+from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import Compute
 from mpctf_secure.config.strategies import MemoryAware
@@ -164,9 +165,10 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
             report.write_contract(folder, run.coordinator.contract)
         if failure is None:
             end_run(journal, events.record, Ended(0, "done"))
-            keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
         elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:  # there is nothing to go on with
             end_run(journal, events.record, Ended(failure.exit_code, failure.message))
+        if journal.ended:
+            keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
         if failure and journal.ended is None:
             events.record("run_interrupted", exit_code=failure.exit_code, reason=failure.message)
         elif parties.fleet:
@@ -238,7 +240,7 @@ class _Run:
         if parties.fleet:
             # A local participant that ended does not come back.
             timeouts = timeouts.model_copy(update={"absence": 0.0})
-        secret = keystore.run_secret(parties.home, proposal.run_id)
+        secret = self._noise_secret()
         coordinator = self.coordinator = Coordinator(
             proposal, timeouts, parties.roster, parties.keys.identity, work, self._events.record, self._journal, secret
         )
@@ -270,6 +272,19 @@ class _Run:
             if parties.fleet:
                 parties.fleet.end()
             await listener.stop(grace)
+
+    def _noise_secret(self) -> bytes:
+        """Of a run in which the coordinator adds the noise: drawn once, as another would add other noise to a sum that
+        some have seen already."""
+        home, proposal = self._parties.home, self._plan.proposal
+        if isinstance(proposal.privacy, NoPrivacy) or proposal.privacy.holds_against_coordinator or self._journal.ended:
+            return b""
+        if not self._journal.is_empty and not keystore.has_run_secret(home, proposal.run_id):
+            raise EnvironmentUnfitError(
+                f"{home}: the secret of run {proposal.run_id} is gone, and with it the noise of its sums",
+                hint=f"restore the folder, or mpctf-secure runs stop {proposal.run_id}",
+            )
+        return keystore.run_secret(home, proposal.run_id)
 
     async def _work(self, coordinator: Coordinator) -> None:
         contract, state = await coordinator.run()

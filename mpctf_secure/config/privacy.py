@@ -9,7 +9,8 @@ from mpctf_secure.config.strategies import by_strategy
 
 ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
 """L2 norm that no participant's update exceeds; AdamW moves d coordinates about steps · learning rate · √d."""
-_Noise = Annotated[float, Field(gt=0, le=1e4)]
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e4
+_Noise = Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
 
 
 class NoPrivacy(Frozen):
@@ -93,7 +94,6 @@ class ClientAdaptive(_AdaptiveTerms, ClientFixed):
 
 
 Adaptive = ServerAdaptive | ClientAdaptive
-Noised = ServerFixed | ClientFixed | ServerAdaptive | ClientAdaptive
 Privacy = Annotated[
     Annotated[NoPrivacy, Tag("none")]
     | Annotated[ServerFixed, Tag("server_fixed")]

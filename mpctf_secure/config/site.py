@@ -50,7 +50,7 @@ class Policy(Frozen):
     largest_clip_norm: Annotated[float, Field(gt=0)] = 100.0
     """Of a run with noise: what one round can take over of this site's update at the most."""
     budget: Budget | None = None
-    """Differential privacy that this site insists on; without it noise is recorded, and nothing is refused."""
+    """Differential privacy that this site insists on; without it rounds are recorded all the same."""
     share_resources: Sharing = "coarse"
     """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""
 

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpctf_secure.coordinator.spool import Spool
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.privacy.integers import Scheme, noised, to_signed
-from mpctf_secure.secagg.codec import decode_scalars, encode_scalars
+from mpctf_secure.secagg.codec import decode_scalars, encode_scalars, saturated
 from mpctf_secure.secagg.masks import Mask
-from mpctf_secure.secagg.parameters import MAX_COHORT
+from mpctf_secure.secagg.parameters import MAX_COHORT, Context
 
 
 def open_sum(
     spool: Spool,
+    context: Context,
     survivors: Sequence[IdentityKey],
     left: Sequence[Mask],
     path: Path,
@@ -23,15 +26,16 @@ def open_sum(
     """Write the sum to `path`, with noise by `scheme` where there is one; returns the digest of what is there.
 
     Noise comes first, before anybody looks at the sum: whatever depended on the bare one would tell of it. It follows
-    from the secret and the sum, so that a restart computes the same. The bare sum is never under the name that is
-    published.
+    from secret, attempt and sum, so that a restart computes the same and two rounds never do: equal sums would show
+    that they are. The bare sum is on no disk.
     """
+    chunks = spool.opened(survivors, left)
     if scheme is None:
-        return spool.open_sum(survivors, left, path)
-    exact = path.with_suffix(".exact")
-    spool.open_sum(survivors, left, exact)
-    lanes, scalars = spool.load_sum(exact)
-    noisy, indicators = noised(to_signed(lanes), decode_scalars(scalars)[0], scheme, secret, ordered_map)
-    digest = spool.write_sum(path, noisy, encode_scalars([indicators], MAX_COHORT))
-    exact.unlink()
-    return digest
+        return spool.write_sum(path, chunks)
+    lanes, scalars = context.layout.join(list(chunks))
+    seed = hkdf(secret, enc("mpctf-secure/sum-noise/v1", context.digest()))
+    noisy, indicators = noised(to_signed(lanes), decode_scalars(scalars)[0], scheme, seed, ordered_map)
+    block = encode_scalars([saturated(indicators, MAX_COHORT)], MAX_COHORT)
+    return spool.write_sum(
+        path, (context.layout.cut(n, noisy, block).tobytes() for n in range(len(context.layout.sizes)))
+    )

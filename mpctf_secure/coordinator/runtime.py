@@ -298,7 +298,7 @@ class Coordinator:
         path = self._results.sum(context.round)
         began = asyncio.get_running_loop().time()
         scheme = self._own_noise(contract, state, len(context.first_cohort))
-        digest = await asyncio.to_thread(open_sum, spool, server.survivors, left, path, scheme, self._secret)
+        digest = await asyncio.to_thread(open_sum, spool, context, server.survivors, left, path, scheme, self._secret)
         total = Sum(*await asyncio.to_thread(spool.load_sum, path), context.first_cohort, server.survivors)
         said = await asyncio.to_thread(self._read, contract, state, total)
         following = await asyncio.to_thread(next_state, contract, state, said)

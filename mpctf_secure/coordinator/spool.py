@@ -130,30 +130,22 @@ class Spool:
             upload.path.replace(self._of(owner))
             files.sync(self._folder)
 
-    def open_sum(self, survivors: Iterable[IdentityKey], left: Sequence[masks.Mask], target: Path) -> bytes:
-        """Write the sum of the survivors' uploads without the masks that are left; returns its digest."""
-        hashes = []
-        with files.writing(target), contextlib.ExitStack() as stack:
+    def opened(self, survivors: Iterable[IdentityKey], left: Sequence[masks.Mask]) -> Iterator[bytes]:
+        """The chunks of the sum of the survivors' uploads, without the masks that are left."""
+        with contextlib.ExitStack() as stack:
             uploads = [stack.enter_context(self._of(owner).open("rb")).fileno() for owner in survivors]
-            output = stack.enter_context(target.open("wb"))
 
-            def open_chunk(number: int) -> tuple[bytes, bytes]:
+            def open_chunk(number: int) -> bytes:
                 pieces = (os.pread(file, self._sizes[number], self._layout.offset(number)) for file in uploads)
-                chunk = masks.unmask_chunk(pieces, left, self._layout, number)
-                return chunk, sha256(chunk)
+                return masks.unmask_chunk(pieces, left, self._layout, number)
 
-            for chunk, chunk_hash in ordered_map(open_chunk, range(len(self._sizes))):
-                hashes.append(chunk_hash)
-                output.write(chunk)
-            os.fsync(output.fileno())
-        return digest(hashes)
+            yield from ordered_map(open_chunk, range(len(self._sizes)))
 
-    def write_sum(self, target: Path, lanes: Lanes, scalars: Lanes) -> bytes:
-        """Write a sum that is here; returns its digest."""
+    def write_sum(self, target: Path, chunks: Iterable[bytes]) -> bytes:
+        """Write a sum; returns its digest."""
         hashes = []
         with files.writing(target), target.open("wb") as output:
-            for number in range(len(self._sizes)):
-                chunk = self._layout.cut(number, lanes, scalars).tobytes()
+            for chunk in chunks:
                 hashes.append(sha256(chunk))
                 output.write(chunk)
             os.fsync(output.fileno())

@@ -1,4 +1,4 @@
-"""The only file that touches a keys/ folder.
+"""The only file that touches a keys/ folder, but for the privacy ledger there (privacy/ledger.py).
 
     organisation.json      name and role
     IDENTITY.sealed        the private keys of an identity, under the passphrase; two while a rotation is under way

@@ -185,6 +185,7 @@ class _Agent:
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
                 check_volume(contract, training, self._site.policy, job.rows)
+            with self._stopping(link, proposal):
                 charging.check_run(job.rows)
             terms = accepted or Terms(data_hash=data_hash.hex(), choice=self._site.training, memory=job.memory)
             self._store.accept(contract, terms)
@@ -232,7 +233,7 @@ class _Agent:
                 link.tell("fault", self._run_context, known.encode())
             elif not again and not self._run_context:
                 reason = f"its training job does not start: {known.code}, node {known.node}, rank {known.rank}"
-                link.tell("veto", roster_hash, reason.encode())
+                link.tell("veto", roster_hash, (reason if self._tells else _STOPS).encode())
 
     def _tell_resources(self, link: Link, body: bytes) -> None:
         if self._run_context and self._tells:  # there is one when a job trains
@@ -258,15 +259,26 @@ class _Agent:
         """What this site does not take part in is said to the coordinator's operator before the run is left."""
         try:
             yield
-        except (SecurityError, UsageError, BudgetSpentError) as error:
-            self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
-            spent = isinstance(error, BudgetSpentError)  # on what is nobody else's business
-            self._refused[proposal.run_id] = (_STOPS if spent else f"{error.message}; {error.hint}").encode()
-            with contextlib.suppress(InterruptedRunError):
-                link.ask("veto", bytes.fromhex(proposal.roster_hash), self._refused[proposal.run_id], "noted")
-            if not isinstance(error, SecurityError):
+        except (SecurityError, UsageError) as error:
+            self._refuse(link, proposal, error, f"{error.message}; {error.hint}")
+            if isinstance(error, UsageError):
                 raise
             raise VetoError(error.message, hint=error.hint, culprits=error.culprits) from error
+
+    @contextlib.contextmanager
+    def _stopping(self, link: Link, proposal: Proposal) -> Iterator[None]:
+        """As above, but what was spent on which rows is nobody else's business: it is said that this site stops."""
+        try:
+            yield
+        except (SecurityError, UsageError, BudgetSpentError) as error:
+            self._refuse(link, proposal, error, _STOPS)
+            raise
+
+    def _refuse(self, link: Link, proposal: Proposal, error: MpctfError, said: str) -> None:
+        self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
+        self._refused[proposal.run_id] = said.encode()
+        with contextlib.suppress(InterruptedRunError):
+            link.ask("veto", bytes.fromhex(proposal.roster_hash), self._refused[proposal.run_id], "noted")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""A run's rounds in this site's privacy ledger: the whole run must fit, and each round is charged before it leaves."""
+"""A run's rounds in this site's privacy ledger: the whole run must fit, and each round is charged before it leaves.
+
+Rounds without noise too: whoever sets a budget later must know of them.
+"""
 
 from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.site import SiteConfig
@@ -8,7 +11,7 @@ from mpctf_secure.rounds.contract import Contract
 
 
 class Charging:
-    """`rows` of the data set that has this hash take part in a run; nothing is charged where a run adds no noise."""
+    """Of one run, with the rows that have this hash."""
 
     def __init__(self, site: SiteConfig, contract: Contract, fingerprint: bytes, *, accept_change: bool) -> None:
         self._site, self._contract, self._accept_change = site, contract, accept_change
@@ -29,19 +32,25 @@ class Charging:
                 hint="else to publish a whole row would be allowed",
             )
         done = sum(charge.contract == self._contract.hash.hex() for charge in known)
-        left = [self._charge(round, bytes(32)) for round in range(done, self._contract.rounds)]
-        check_budget([*known, *left], self._site.data_set, budget)
+        if left := self._contract.rounds - done:
+            rest = self._charge(done + 1, bytes(32)).model_copy(update={"steps": left})
+            check_budget([*known, rest], self._site.data_set, budget)
 
     def charge(self, number: int, content: bytes) -> None:
         """On disk when this returns; `content` is the hash of what leaves."""
-        if not isinstance(self._contract.privacy, NoPrivacy):
-            charge = self._charge(number, content)
-            self._ledger.charge(charge, self._site.policy.budget, accept_change=self._accept_change)
+        noised = not isinstance(self._contract.privacy, NoPrivacy)
+        self._ledger.charge(
+            self._charge(number, content),
+            self._site.policy.budget if noised else None,  # a run without noise was refused already where there is one
+            accept_change=self._accept_change or not noised,
+        )
 
     def _charge(self, number: int, content: bytes) -> Charge:
-        privacy = self._contract.privacy
-        if isinstance(privacy, NoPrivacy):
-            raise ValueError("a run without noise")
+        privacy, against, noise = self._contract.privacy, "nobody", None
+        if not isinstance(privacy, NoPrivacy):
+            against, noise = "participants", privacy.noise_multiplier
+        if privacy.holds_against_coordinator:
+            against = "coordinator"
         return Charge(
             data_set=self._site.data_set,
             fingerprint=self._fingerprint,
@@ -49,6 +58,6 @@ class Charging:
             contract=self._contract.hash.hex(),
             round=number,
             content=content.hex(),
-            against="coordinator" if privacy.holds_against_coordinator else "participants",
-            noise_multiplier=privacy.noise_multiplier,
+            against=against,
+            noise_multiplier=noise,
         )

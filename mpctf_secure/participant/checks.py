@@ -176,6 +176,7 @@ def check_training(site: SiteConfig) -> str:
     with contextlib.closing(Store(site.work)), contextlib.closing(Job(spec, site)) as job:
         rows = list(range(min(settings.batch_size, job.rows)))
         trained = job.train(job.zeros(), rows, [name for name, _ in job.schema], lambda *_: None)
+        job.check_finite(trained)
         return f"{trained.rows} rows, {trained.tokens} tokens in {trained.seconds:.1f} s on {job.hardware_text}"
 
 

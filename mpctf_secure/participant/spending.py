@@ -34,7 +34,7 @@ def _of_data_set(name: str, charges: Sequence[Charge], delta: float, budget: Bud
         {
             "run": run,
             "releases": sum(charge.run == run for charge in own),
-            "noise_multiplier": min(charge.noise_multiplier for charge in own if charge.run == run),
+            "noise_multiplier": min(charge.noise_multiplier or 0.0 for charge in own if charge.run == run),
             "against": next(charge.against for charge in own if charge.run == run),
         }
         for run in dict.fromkeys(charge.run for charge in own)

@@ -120,9 +120,10 @@ def to_integers(update: Vector, scheme: Scheme) -> tuple[Integers, bool]:
     factor = scheme.units / max(norm, scheme.clip_norm)
     while True:
         integers = np.rint(update * np.float64(factor)).astype(np.int64)
-        if int(np.square(integers).sum()) <= scheme.units**2:  # exact: before rounding the sum was 2⁴⁰ at the most
+        square = int(np.square(integers).sum())  # exact: before rounding it was 2⁴⁰ at the most
+        if square <= scheme.units**2:
             return integers, norm <= scheme.clip_norm
-        factor *= _SHRINK
+        factor *= min(_SHRINK, scheme.units / math.sqrt(square))
 
 
 def indicate(fits: bool, scheme: Scheme) -> int:

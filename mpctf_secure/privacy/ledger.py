@@ -20,13 +20,10 @@ from mpctf_secure.config.base import Frozen, Wire
 from mpctf_secure.config.site import Against, Budget
 from mpctf_secure.errors import BudgetSpentError, DecodeError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
-from mpctf_secure.privacy.accountant import Cost, Release, cost
+from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
 
 _LEDGER, _HEAD, _LOCK = "ledger.jsonl", "ledger.head", "ledger.lock"
 _FIRST = bytes(HASH_BYTES).hex()
-CONTINUOUS = 1 - 1e-3
-"""δ is taken smaller by this much, since the closed form is that of continuous noise: of integers with σ above 4096 it
-is off by less, and with σ below that any ε is meaningless."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -40,15 +37,18 @@ class Charge(Frozen):
     round: int
     content: Hash
     """Of what leaves: the same again costs nothing."""
-    against: Against
-    noise_multiplier: Annotated[float, Field(gt=0)]
+    against: Against | Literal["nobody"]
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    """None where there is no noise."""
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     steps: Annotated[int, Field(ge=1)] = 1
     unit: Literal["participant", "record"] = "participant"
 
     @property
     def release(self) -> Release:
-        """For the accountant."""
+        """For the accountant; ValueError where there is no noise."""
+        if self.noise_multiplier is None:
+            raise ValueError("a release without noise")
         return Release(self.noise_multiplier, self.sampling_rate, self.steps)
 
 
@@ -58,7 +58,7 @@ class _Line(Wire):
 
 
 class _Head(Wire):
-    count: int
+    count: Annotated[int, Field(ge=0)]
     last: Hash
 
 
@@ -105,7 +105,7 @@ class Ledger:
         path, head = self._folder / _LEDGER, self._read_head()
         content = path.read_bytes() if path.exists() else b""
         *whole, torn = content.split(b"\n")
-        if torn:
+        if torn and len(whole) >= head.count:  # else somebody has edited it, and maybe can put it back
             os.truncate(path, len(content) - len(torn))
         lines, previous = list[_Line](), _FIRST
         for number, raw in enumerate(whole, 1):
@@ -156,12 +156,13 @@ def _hash(line: _Line) -> str:
 
 
 def spent(charges: Sequence[Charge], data_set: str, against: Against, delta: float) -> Cost:
-    """What the charges of a data set cost together at δ; ∞ where one of them does not hold against the coordinator, and
-    that is asked."""
+    """What the charges of a data set cost together at δ; ∞ where one of them does not hold against those."""
     own = [charge for charge in charges if charge.data_set == data_set]
+    if any(charge.against == "nobody" for charge in own):
+        return Cost(math.inf, "none: a run without noise")
     if against == "coordinator" and any(charge.against != "coordinator" for charge in own):
         return Cost(math.inf, "none: noise that the coordinator knows")
-    return cost([charge.release for charge in own], delta * CONTINUOUS)
+    return cost_of_integers([charge.release for charge in own], delta)
 
 
 def check_budget(charges: Sequence[Charge], data_set: str, budget: Budget) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from mpctf_secure.config.privacy import ClientFixed, NoPrivacy
-from mpctf_secure.privacy.accountant import Release, cost
-from mpctf_secure.privacy.ledger import CONTINUOUS
+from mpctf_secure.privacy.accountant import Release, cost_of_integers
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.terms import noise_scheme
 
@@ -65,7 +64,7 @@ def describe(contract: Proposal, rounds: Iterable[RoundSizes], delta: float = DE
 def _spent(releases: Sequence[Release], delta: float, against: str) -> dict[str, Any]:
     if not releases:
         return {"epsilon": 0.0, "accountant": None, "statement": "nothing was published"}
-    spent = cost(releases, delta * CONTINUOUS)
+    spent = cost_of_integers(releases, delta)
     text = (
         f"epsilon {spent.epsilon:.4g} at delta {delta:g} for a participant's whole contribution, against {against} "
         f"({spent.accountant}, {len(releases)} releases)"

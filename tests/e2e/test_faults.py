@@ -18,7 +18,7 @@ COORDINATOR_DEATHS: list[Death] = [
     (f"{JOURNAL}.add", 6, "before"),  # dealings
     ("mpctf_secure.coordinator.spool:Spool.keep", 1, "after"),  # an upload is on disk, its message is not
     (f"{JOURNAL}.add", 5, "after"),  # signatures
-    ("mpctf_secure.coordinator.spool:Spool.open_sum", 0, "after"),  # the sum is on disk
+    ("mpctf_secure.coordinator.spool:Spool.write_sum", 0, "after"),  # the sum is on disk
     (f"{JOURNAL}.add", 2, "after"),  # transitions
     (f"{JOURNAL}.finish", 0, "before"),
     (f"{JOURNAL}.finish", 0, "after"),

@@ -21,7 +21,7 @@ def test_sum_from_disk_is_exact_and_its_digest_is_over_its_chunks(tmp_path: Path
         with spool.holding(owner, Upload(path, b"", b"", 0)):
             spool.keep(owner)
     target = tmp_path / "sum"
-    seen = spool.open_sum(attempt.server.survivors, left, target)
+    seen = spool.write_sum(target, spool.opened(attempt.server.survivors, left))
     lanes, scalars = spool.load_sum(target)
     assert np.array_equal(lanes, attempt.plain()[0])
     assert np.array_equal(scalars, attempt.plain()[1])
@@ -43,7 +43,7 @@ def test_disk_that_is_full_when_the_sum_is_written_is_an_error_that_names_the_fi
         with spool.holding(owner, Upload(path, b"", b"", 0)):
             spool.keep(owner)
     with pytest.raises(EnvironmentUnfitError, match="/dev/full: No space left"):
-        spool.open_sum(attempt.server.survivors, left, Path("/dev/full"))
+        spool.write_sum(Path("/dev/full"), spool.opened(attempt.server.survivors, left))
 
 
 def test_round_that_does_not_fit_on_the_disk_says_so_before_it_begins(tmp_path: Path, monkeypatch) -> None:

@@ -73,7 +73,7 @@ UNPRIVATE = {
         ClientAdaptive(noise_multiplier=2.0), FixedSize(), Policy(largest_clip_norm=8.0), "a clip norm of 100"),
     "sizes told to all beside noise": (NOISE, MaxVolume(), Policy(), "max_volume tells sizes"),
     "sizes summed beside noise": (NOISE, MemoryAware(), Policy(), "memory_aware tells sizes"),
-    "noise too little for a proof": (ClientFixed(noise_multiplier=1e-7), FixedSize(), Policy(), "outside"),
+    "noise too little for a proof": (ClientFixed(noise_multiplier=2e-6), FixedSize(), Policy(), "outside"),
     "indicators that cost more than all": (
         ClientAdaptive(noise_multiplier=2.0, indicator_noise=1.0), FixedSize(), Policy(), "indicator_noise"),
 }  # fmt: skip

@@ -72,11 +72,12 @@ def test_delta_that_is_no_probability_is_refused(delta: float) -> None:
 
 @pytest.mark.parametrize(("target", "noise"), [(1.0, 11.80), (3.0, 4.397), (8.0, 1.898), (10.0, 1.581)])
 def test_noise_for_a_target(target: float, noise: float) -> None:
-    found = noise_for(target, 1e-5, lambda z: [Release(z, steps=10)])
-    assert found == pytest.approx(noise, rel=5e-4)
+    found = noise_for(target, lambda z: cost([Release(z, steps=10)], 1e-5))
+    assert found == pytest.approx(noise, rel=1.1e-3)
+    assert float(f"{found:.4g}") == pytest.approx(found, rel=1e-12)  # so that what is printed does
     assert cost([Release(found, steps=10)], 1e-5).epsilon <= target
 
 
 def test_target_that_no_noise_reaches_is_refused() -> None:
     with pytest.raises(UsageError, match="no noise reaches epsilon 0"):
-        noise_for(0.0, 1e-300, lambda z: [Release(z, steps=10**6)])
+        noise_for(0.0, lambda z: cost([Release(z, steps=10**6)], 1e-300))

@@ -11,7 +11,7 @@ from mpctf_secure.privacy.audit import lower_bound
 from mpctf_secure.privacy.integers import Scheme, noised, to_integers, to_signed
 
 CLAIM, DELTA, RUNS, D = 3.0, 1e-5, 1000, 16
-Z = noise_for(CLAIM, DELTA, lambda z: [Release(z)])
+Z = noise_for(CLAIM, lambda z: cost([Release(z)], DELTA))
 RIGHT = Scheme(summands=3, shares=2, noise_multiplier=Z, indicator_noise=None, clip_norm=1.0)
 
 

@@ -61,6 +61,24 @@ def test_noise_that_the_coordinator_knows_is_none_against_it(tmp_path: Path) -> 
         book.charge(charge(2), BUDGET)
 
 
+def test_run_without_noise_is_in_the_ledger_and_no_budget_holds_after_it(tmp_path: Path) -> None:
+    book = Ledger(tmp_path)
+    book.charge(charge(against="nobody", noise_multiplier=None), None)
+    for against in ("coordinator", "participants"):
+        assert math.isinf(spent(book.charges(), "notes", against, 1e-5).epsilon)
+    with pytest.raises(BudgetSpentError):
+        book.charge(charge(2), BUDGET)
+
+
+def test_line_whose_end_was_edited_off_is_not_cut(tmp_path: Path) -> None:
+    content = three(tmp_path)
+    (tmp_path / "ledger.jsonl").write_bytes(content[:-1])
+    with pytest.raises(SecurityError):
+        Ledger(tmp_path).charges()
+    (tmp_path / "ledger.jsonl").write_bytes((tmp_path / "ledger.jsonl").read_bytes() + b"\n")
+    assert len(Ledger(tmp_path).charges()) == 3
+
+
 def test_changed_rows_are_refused_until_somebody_accepts_them_and_keep_what_was_spent(tmp_path: Path) -> None:
     book = Ledger(tmp_path)
     book.charge(charge(1), BUDGET)

@@ -3,6 +3,7 @@ from samples import make_contract
 
 from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, ServerFixed
 from mpctf_secure.rounds.guarantee import RoundSizes, describe, noise_of_round
+from mpctf_secure.rounds.terms import noise_scheme
 
 TEN = tuple("abcdefghij")
 CLAIM_3 = 4.397  # noise multiplier of ε = 3 in ten rounds at δ = 1e-5
@@ -43,6 +44,15 @@ def test_a_pair_counts_on_one_share_only() -> None:
 
 def test_adaptive_noise_is_charged_for_both_releases() -> None:
     assert spent(ClientAdaptive(noise_multiplier=CLAIM_3, dropouts=2), 8) == pytest.approx(3.0, abs=2e-3)
+
+
+def test_adaptive_scheme_spends_on_both_releases_what_the_contract_says() -> None:
+    for sigma in (None, 2.5, 1e3):
+        agreed = contract(ClientAdaptive(noise_multiplier=CLAIM_3, indicator_noise=sigma))
+        scheme = noise_scheme(agreed, 1.0, 10)
+        joint = scheme.noise_multiplier**-2 + (2 * scheme.indicator_noise) ** -2
+        assert joint == pytest.approx(CLAIM_3**-2, rel=1e-12)
+        assert scheme.noise_multiplier > CLAIM_3
 
 
 def test_words_say_what_the_numbers_are_about() -> None:
