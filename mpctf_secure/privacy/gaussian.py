@@ -7,8 +7,6 @@ worlds; δ(ε) = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Balle and Wa
 import math
 from collections.abc import Iterable
 
-from scipy.special import log_ndtr
-
 _STEPS = 200  # of bisection: more than a float64 has bits
 
 
@@ -19,6 +17,8 @@ def distance(releases: Iterable[tuple[float, int]]) -> float:
 
 def log_delta(mu: float, epsilon: float) -> float:
     """ln δ(ε); −inf where it is 0 in float64."""
+    from scipy.special import log_ndtr  # noqa: PLC0415  # a third of a second, which every process would pay
+
     if not mu:
         return -math.inf
     inside = float(log_ndtr(mu / 2 - epsilon / mu))
