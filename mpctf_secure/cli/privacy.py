@@ -37,24 +37,22 @@ def plan(
     Example: mpctf-secure privacy plan --rows 5000 --rounds 10 --epsilon 8
     """
     from mpctf_secure.config.privacy import LEAST_NOISE, MOST_NOISE  # noqa: PLC0415 - --help must not wait for these
-    from mpctf_secure.privacy.accountant import Cost, Release, cost, cost_of_integers, noise_for  # noqa: PLC0415
+    from mpctf_secure.privacy.accountant import Release, cost, cost_of_integers, noise_for  # noqa: PLC0415
 
     if (epsilon is None) == (noise_multiplier is None):
         raise UsageError("name --epsilon or --noise-multiplier", hint="one of the two")
     delta = min(_USUAL_DELTA, 0.1 / rows) if delta is None else delta
     check_delta(delta, rows)
-    rate = min(1.0, batch_size / rows)
-    units: dict[str, tuple[Callable[[float], Release], Callable[[list[Release], float], Cost]]] = {
-        "record": (lambda noise: Release(noise, rate, rounds * steps), cost),
-        "participant": (lambda noise: Release(noise, steps=rounds), cost_of_integers),
+    units = {
+        "record": (Release(1.0, min(1.0, batch_size / rows), rounds * steps), cost),
+        "participant": (Release(1.0, steps=rounds), cost_of_integers),
     }
+    if noise_multiplier is not None:
+        _checked("--noise-multiplier", noise_multiplier, LEAST_NOISE, MOST_NOISE)
     found = []
     for unit, (release, price) in units.items():
         of_noise = functools.partial(_price, price, release, delta)
-        if noise_multiplier is None:
-            noise = noise_for(_checked("--epsilon", epsilon or 0.0, 1e-3, 1e9), of_noise)
-        else:
-            noise = _checked("--noise-multiplier", noise_multiplier, LEAST_NOISE, MOST_NOISE)
+        noise = noise_multiplier or noise_for(_checked("--epsilon", epsilon or 0.0, 1e-3, 1e9), of_noise)
         spent = of_noise(noise)
         found.append(
             {
@@ -63,8 +61,8 @@ def plan(
                 "epsilon": spent.epsilon,
                 "delta": delta,
                 "accountant": spent.accountant,
-                "sampling_rate": release(noise).sampling_rate,
-                "releases": release(noise).steps,
+                "sampling_rate": release.sampling_rate,
+                "releases": release.steps,
                 "warnings": _warnings(unit, noise, spent.is_meaningless, participants, coordinates, batch_size),
             }
         )
@@ -109,10 +107,8 @@ def report(
             )
 
 
-def _price(
-    price: Callable[[list[Any], float], Any], release: Callable[[float], Any], delta: float, noise: float
-) -> Any:
-    return price([release(noise)], delta)
+def _price(price: Callable[[list[Any], float], Any], release: Any, delta: float, noise: float) -> Any:
+    return price([release._replace(noise_multiplier=noise)], delta)
 
 
 def check_delta(delta: float, rows: int) -> None:

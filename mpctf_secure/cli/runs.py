@@ -90,12 +90,13 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
         return
     if journal.ended:
         raise UsageError(f"{run} has ended: {journal.ended.reason}", hint=f"mpctf-secure runs show {run}")
-    if len(journal.finished()) == Plan.load(folder).proposal.rounds:
+    plan = Plan.load(folder)
+    if len(journal.finished()) == plan.proposal.rounds:
         raise UsageError(f"all rounds of {run} are done", hint=f"mpctf-secure runs resume {run} writes its adapter")
     with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
         end_run(journal, events.record, Ended(InterruptedRunError.exit_code, STOPPED))
-    if not (config := Plan.load(folder).config).participants.enrolled:
-        destroy_keys(config, folder)
+    if not plan.config.participants.enrolled:
+        destroy_keys(plan.config, folder)
     typer.echo(f"{run} is stopped")
 
 

@@ -1,11 +1,14 @@
 """What all config models share."""
 
 import json
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpctf_secure.errors import DecodeError
+
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes, such as a hash or a key."""
 
 
 class Frozen(BaseModel):

@@ -13,30 +13,27 @@ LEAST_NOISE, MOST_NOISE = 1e-6, 1e4
 _Noise = Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
 
 
-class NoPrivacy(Frozen):
-    """Clipping alone, which is no differential privacy."""
-
-    strategy: Literal["none"] = "none"
-    clip_norm: ClipNorm = 100.0
-
+class _Strategy(Frozen):
     @property
     def holds_against_coordinator(self) -> bool:
         """Whether nothing without noise reaches the coordinator."""
         return False
 
 
-class ServerFixed(Frozen):
+class NoPrivacy(_Strategy):
+    """Clipping alone, which is no differential privacy."""
+
+    strategy: Literal["none"] = "none"
+    clip_norm: ClipNorm = 100.0
+
+
+class ServerFixed(_Strategy):
     """The coordinator sees the sum and adds the noise before it publishes: nothing is promised against it."""
 
     strategy: Literal["server_fixed"] = "server_fixed"
     clip_norm: ClipNorm = 1.0
     noise_multiplier: _Noise
     """Standard deviation of the sum's noise in clip norms: z; of the adaptive two for both things that they publish."""
-
-    @property
-    def holds_against_coordinator(self) -> bool:
-        """Whether nothing without noise reaches the coordinator."""
-        return False
 
     @property
     def highest_clip_norm(self) -> float:
@@ -58,7 +55,7 @@ class ClientFixed(ServerFixed):
         return True
 
 
-class _AdaptiveTerms(Frozen):
+class _AdaptiveTerms(ServerFixed):
     """The clip norm follows a quantile of the updates' norms (Andrew et al. 2021)."""
 
     target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -76,12 +73,12 @@ class _AdaptiveTerms(Frozen):
 
     @model_validator(mode="after")
     def _starts_inside(self) -> Self:
-        if getattr(self, "clip_norm", 0.0) > self.largest_clip_norm:
+        if self.clip_norm > self.largest_clip_norm:
             raise ValueError("clip_norm is above largest_clip_norm")
         return self
 
 
-class ServerAdaptive(_AdaptiveTerms, ServerFixed):
+class ServerAdaptive(_AdaptiveTerms):
     """`server_fixed` with a clip norm that adapts."""
 
     strategy: Literal["server_adaptive"] = "server_adaptive"  # type: ignore[assignment]

@@ -145,8 +145,8 @@ class Spool:
         """Write a sum; returns its digest."""
         hashes = []
         with files.writing(target), target.open("wb") as output:
-            for chunk in chunks:
-                hashes.append(sha256(chunk))
+            for chunk, chunk_hash in ordered_map(lambda chunk: (chunk, sha256(chunk)), chunks):
+                hashes.append(chunk_hash)
                 output.write(chunk)
             os.fsync(output.fileno())
         return digest(hashes)

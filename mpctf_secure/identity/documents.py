@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 import rfc8785
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
-from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.base import Frozen, Hex32
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
@@ -26,7 +26,6 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 # The first bad item ends it: a stranger's file of a million bad ones would take gigabytes to complain of.
 Names = Annotated[tuple[Name, ...], Field(max_length=MOST_MEMBERS), FailFast()]
-Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
 Time = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 

@@ -173,13 +173,7 @@ class _Agent:
         job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash), sharing.note)
         with contextlib.closing(job):
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
-            facts = Facts(
-                measure_package(),
-                model,
-                job.schema,
-                size=told_size(proposal.data, self._site.policy, job.rows),
-                memory=job.memory_kind if isinstance(proposal.data, MemoryAware) else "",
-            )
+            facts = self._facts(proposal, model, job)
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
             charging = Charging(self._site, contract, data_hash, accept_change=self._accept_change)
             with self._vetoing(link, proposal):
@@ -209,6 +203,15 @@ class _Agent:
                 )
                 state = participant.run()
         self._finish(contract, state)
+
+    def _facts(self, proposal: Proposal, model: ModelHashes, job: Job) -> Facts:
+        return Facts(
+            measure_package(),
+            model,
+            job.schema,
+            size=told_size(proposal.data, self._site.policy, job.rows),
+            memory=job.memory_kind if isinstance(proposal.data, MemoryAware) else "",
+        )
 
     def _check_unchanged(self, accepted: Terms, data_hash: bytes) -> None:
         """The coordinator's operator hears of it too, and of no path here."""

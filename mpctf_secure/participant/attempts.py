@@ -7,6 +7,7 @@ Rules of this file:
 - A new attempt needs a higher number, a cohort within the last one's, and that nothing was released in the round.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,7 +63,10 @@ class Attempts:
         """The hash of what this site has put into the round, the same in all its attempts."""
         if self._input is None:
             raise SecurityError("a round without input")
-        return sha256(b"".join(part.tobytes() for part in self._input))
+        total = hashlib.sha256()
+        for part in self._input:
+            total.update(part.data)
+        return total.digest()
 
     def secret(self, label: str) -> bytes:
         """32 bytes for a purpose that nobody can compute any more once the round is over."""

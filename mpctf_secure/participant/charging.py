@@ -15,6 +15,7 @@ class Charging:
 
     def __init__(self, site: SiteConfig, contract: Contract, fingerprint: bytes, *, accept_change: bool) -> None:
         self._site, self._contract, self._accept_change = site, contract, accept_change
+        self._contract_hash = contract.hash.hex()
         self._fingerprint = fingerprint.hex()
         self._ledger = Ledger(site.keys)
 
@@ -31,7 +32,7 @@ class Charging:
                 f"policy.budget.delta: {budget.delta:g} is not below one over {rows} rows",
                 hint="else to publish a whole row would be allowed",
             )
-        done = sum(charge.contract == self._contract.hash.hex() for charge in known)
+        done = sum(charge.contract == self._contract_hash for charge in known)
         if left := self._contract.rounds - done:
             rest = self._charge(done + 1, bytes(32)).model_copy(update={"steps": left})
             check_budget([*known, rest], self._site.data_set, budget)
@@ -55,7 +56,7 @@ class Charging:
             data_set=self._site.data_set,
             fingerprint=self._fingerprint,
             run=self._contract.run_id,
-            contract=self._contract.hash.hex(),
+            contract=self._contract_hash,
             round=number,
             content=content.hex(),
             against=against,

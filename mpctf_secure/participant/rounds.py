@@ -64,7 +64,7 @@ class Participant:
         store: Store,
         record: Record,
         memory: int,
-        charge: Callable[[int, bytes], None] = lambda *_: None,
+        charge: Callable[[int, bytes], None],
     ) -> None:
         self._name = name
         self._link = link

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mpctf_secure import files
-from mpctf_secure.config.base import Wire
+from mpctf_secure.config.base import Hex32, Wire
 from mpctf_secure.config.training import Choice
 from mpctf_secure.database import Database
 from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, SecurityError
@@ -27,7 +27,7 @@ CREATE TABLE certificate (run TEXT, round INTEGER, body BLOB, PRIMARY KEY (run, 
 class Terms(Wire):
     """What a site accepted a contract with, besides the contract."""
 
-    data_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    data_hash: Hex32
     """Rows are chosen by number, and in another file the numbers mean other rows."""
     choice: Choice
     """Signed with the acceptance."""

@@ -137,20 +137,22 @@ def noised(values: Integers, indicator: int, scheme: Scheme, secret: bytes, run:
     Its seeds come from a secret and from what they hide: the same values get the same noise, others never do, for the
     difference of two would be bare.
     """
-    terms = enc(str(indicator), scheme.variance, scheme.indicator_variance)
+    variance, of_indicator = scheme.variance, scheme.indicator_variance
+    terms = enc(str(indicator), variance, of_indicator)
     seed = hkdf(secret, enc("mpctf-secure/noise/v1", sha256(values.tobytes()), terms))
     lanes: Lanes = np.empty(values.size, np.uint32)
 
     def fill(slab: int) -> None:
+        """One slab's lanes, from a generator of its own."""
         where = slice(slab * _SLAB, (slab + 1) * _SLAB)
         source = Generator(hkdf(seed, enc("updates", slab)))
-        noise = discrete_gaussian(source, scheme.variance, values[where].size)
+        noise = discrete_gaussian(source, variance, values[where].size)
         lanes[where] = (values[where] + noise).astype(np.uint32)
 
     for _ in run(fill, range(-(-values.size // _SLAB))):
         pass
-    if scheme.indicator_variance:
-        indicator += int(discrete_gaussian(Generator(hkdf(seed, enc("indicator"))), scheme.indicator_variance, 1)[0])
+    if of_indicator:
+        indicator += int(discrete_gaussian(Generator(hkdf(seed, enc("indicator"))), of_indicator, 1)[0])
     return lanes, indicator
 
 

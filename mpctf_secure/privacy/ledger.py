@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mpctf_secure import files
-from mpctf_secure.config.base import Frozen, Wire
+from mpctf_secure.config.base import Frozen, Hex32, Wire
 from mpctf_secure.config.site import Against, Budget
 from mpctf_secure.errors import BudgetSpentError, DecodeError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
@@ -24,18 +24,17 @@ from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
 
 _LEDGER, _HEAD, _LOCK = "ledger.jsonl", "ledger.head", "ledger.lock"
 _FIRST = bytes(HASH_BYTES).hex()
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Charge(Frozen):
     """One release: of which rows, in which round, what exactly, and with how much noise against whom."""
 
     data_set: str
-    fingerprint: Hash
+    fingerprint: Hex32
     run: str
-    contract: Hash
+    contract: Hex32
     round: int
-    content: Hash
+    content: Hex32
     """Of what leaves: the same again costs nothing."""
     against: Against | Literal["nobody"]
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
@@ -53,13 +52,13 @@ class Charge(Frozen):
 
 
 class _Line(Wire):
-    previous: Hash
+    previous: Hex32
     charge: Charge
 
 
 class _Head(Wire):
     count: Annotated[int, Field(ge=0)]
-    last: Hash
+    last: Hex32
 
 
 class Ledger:

@@ -49,6 +49,7 @@ def _laplace(source: Generator, scale: int, count: int) -> Integers:
     """`count` draws of P(x) ∝ exp(−|x|/scale) (algorithm 2)."""
 
     def some(wanted: int) -> Integers:
+        """About so many."""
         size = round(wanted * 1.6)
         low = _below(source, scale, size)
         low = low[_decide(source, low / scale, lambda i: Fraction(int(low[i]), scale))]
@@ -79,6 +80,7 @@ def _below(source: Generator, bound: int, count: int) -> Integers:
     limit = (1 << 64) - (1 << 64) % bound
 
     def some(wanted: int) -> Integers:
+        """As many, or one or two fewer."""
         words = _words(source, wanted)
         return (words[words <= limit - 1] % np.uint64(bound)).astype(np.int64)
 

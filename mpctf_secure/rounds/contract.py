@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mpctf_secure.config.base import Wire
+from mpctf_secure.config.base import Hex32, Wire
 from mpctf_secure.config.privacy import Privacy
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
@@ -13,8 +13,6 @@ from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import NAME
 from mpctf_secure.quorum import default_quorum
-
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Proposal(Wire):

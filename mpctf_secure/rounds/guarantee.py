@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mpctf_secure.config.privacy import ClientFixed, NoPrivacy
 from mpctf_secure.privacy.accountant import Release, cost_of_integers
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.terms import noise_scheme
+from mpctf_secure.rounds.terms import fewest_survivors, hidden_shares
 
 DELTA = 1e-5
 _NOT_COVERED = (
@@ -32,11 +32,10 @@ def noise_of_round(contract: Proposal, sizes: RoundSizes) -> float:
     privacy = contract.privacy
     if isinstance(privacy, NoPrivacy):
         return 0.0
-    scheme = noise_scheme(contract, privacy.clip_norm, sizes.cohort)
-    if scheme is None or not isinstance(privacy, ClientFixed) or not sizes.survivors:
+    if not isinstance(privacy, ClientFixed) or not sizes.survivors:
         return privacy.noise_multiplier
-    honest = sizes.survivors - max(contract.colluders, 1)
-    return privacy.noise_multiplier * math.sqrt(max(honest / scheme.shares, 1.0))
+    needed = hidden_shares(contract, fewest_survivors(contract, sizes.cohort))
+    return privacy.noise_multiplier * math.sqrt(max(hidden_shares(contract, sizes.survivors) / needed, 1.0))
 
 
 def describe(contract: Proposal, rounds: Iterable[RoundSizes], delta: float = DELTA) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.partition import volumes
-from mpctf_secure.privacy.integers import Scheme, joint_noise
+from mpctf_secure.privacy.integers import BITS, Scheme, joint_noise
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State, Survey, chunks_of
 from mpctf_secure.secagg.chunks import Layout
@@ -98,8 +98,8 @@ def noise_scheme(contract: Proposal, clip_norm: float, cohort_size: int) -> Sche
         indicators = privacy.indicator_noise or max(len(contract.participants) / 20, noise)
         noise = joint_noise(noise, indicators)
     shares = 1
-    if isinstance(privacy, ClientFixed):  # of a pair each knows its own share
-        shares = fewest_survivors(contract, cohort_size) - max(contract.colluders, 1)
+    if isinstance(privacy, ClientFixed):
+        shares = hidden_shares(contract, fewest_survivors(contract, cohort_size))
     return Scheme(cohort_size, shares, noise, indicators, clip_norm)
 
 
@@ -114,6 +114,11 @@ def check_noise(proposal: Proposal) -> None:
                     f"{proposal.privacy.strategy} is to hide",
                     hint="fixed_size or percentage",
                 )
+
+
+def hidden_shares(contract: Proposal, survivors: int) -> int:
+    """How many shares of noise in a sum nobody knows: less those of who may collude; of a pair each knows its own."""
+    return survivors - max(contract.colluders, 1)
 
 
 def fewest_survivors(contract: Proposal, cohort_size: int) -> int:
@@ -174,7 +179,7 @@ def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, .
         state_hash=state.hash(contract),
         round_parameters_hash=sha256(enc(*terms, moves) + np.array([state.clip_norm, *state.ranges], "<f8").tobytes()),
         schema_hash=contract.schema_hash,
-        ring_bits=WIDE_BITS if private else lattice.bits,
+        ring_bits=BITS if private else lattice.bits,
         dimension=lattice.dimension,
         scalars=scalar_count(contract, state),
         colluders=contract.colluders,

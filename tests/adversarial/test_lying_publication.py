@@ -134,7 +134,8 @@ def participant(
     lonely: Any = link or Coordinator()
     members: Any = roster or Roster()
     site: Any = job or Job(initial_adapter(contract.tensors, 1))
-    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, lambda *_, **__: None, MEMORY)
+    silent: Any = lambda *_, **__: None  # noqa: E731
+    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, silent, MEMORY, silent)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
