@@ -37,12 +37,12 @@ def plan(
     Example: mpctf-secure privacy plan --rows 5000 --rounds 10 --epsilon 8
     """
     from mpctf_secure.config.privacy import LEAST_NOISE, MOST_NOISE  # noqa: PLC0415 - --help must not wait for these
-    from mpctf_secure.privacy.accountant import Release, cost, cost_of_integers, noise_for  # noqa: PLC0415
+    from mpctf_secure.privacy.accountant import Release, check_delta, cost, cost_of_integers, noise_for  # noqa: PLC0415
 
     if (epsilon is None) == (noise_multiplier is None):
         raise UsageError("name --epsilon or --noise-multiplier", hint="one of the two")
     delta = min(_USUAL_DELTA, 0.1 / rows) if delta is None else delta
-    check_delta(delta, rows)
+    check_delta("delta", delta, rows)
     units = {
         "record": (Release(1.0, min(1.0, batch_size / rows), rounds * steps), cost),
         "participant": (Release(1.0, steps=rounds), cost_of_integers),
@@ -101,23 +101,23 @@ def report(
         for line in entry["statements"]:
             typer.echo(one_line(f"  {line}"))
         for run in entry["runs"]:
-            noise = f"noise multiplier {run['noise_multiplier']:g}"
-            typer.echo(
-                one_line(f"  {run['run']}: {run['releases']} rounds, {noise}, holds against the {run['against']}")
-            )
+            typer.echo(one_line(f"  run {run['run']}: {run['releases']} rounds, {_noise_of(run)}"))
+
+
+def _noise_of(run: dict[str, Any]) -> str:
+    parts = []
+    if run["noise_multiplier"]:
+        parts.append(f"noise multiplier {run['noise_multiplier']:g} on updates, against the {run['against']}")
+    if records := run["records"]:
+        parts.append(
+            f"{records['noise_multiplier']:g} on records in each of {records['steps']} steps a round, sampled at a "
+            f"rate of {records['sampling_rate']:.3g}"
+        )
+    return "; ".join(parts) or "no noise"
 
 
 def _price(price: Callable[[list[Any], float], Any], release: Any, delta: float, noise: float) -> Any:
     return price([release._replace(noise_multiplier=noise)], delta)
-
-
-def check_delta(delta: float, rows: int) -> None:
-    """UsageError for a δ that would let a mechanism publish whole records at random."""
-    if not 0 < delta < 1 / rows:
-        raise UsageError(
-            f"delta: {delta:g} is outside (0, 1/{rows})",
-            hint="with one over the number of rows, publishing one is allowed",
-        )
 
 
 def _checked(name: str, value: float, least: float, most: float) -> float:

@@ -92,6 +92,8 @@ class Screen:
             self._console.print(table)
         if content["exit"]["code"] == 0:
             self.line(f"privacy: {content['privacy']['statement']}")
+            if content["privacy"]["records"]:
+                self.line(f"privacy of records: {content['privacy']['records']['statement']}")
             self.line(f"adapter: {folder / 'adapter'}")
         self.line(f"report:  {folder / 'report.json'}")
 
@@ -113,7 +115,7 @@ class Screen:
 
 
 def _plain(value: Any) -> str:
-    fields = value.model_dump(mode="json").items() if isinstance(value, BaseModel) else ()
+    fields = value.model_dump(mode="json", exclude_none=True).items() if isinstance(value, BaseModel) else ()
     return ", ".join(f"{name} {part}" for name, part in fields) or str(value)
 
 

@@ -7,17 +7,39 @@ from pydantic import Field, Tag, model_validator
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.strategies import by_strategy
 
-ClipNorm = Annotated[float, Field(gt=0, le=1e6)]
+ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6)]
 """L2 norm that no participant's update exceeds; AdamW moves d coordinates about steps · learning rate · √d."""
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e4
 _Noise = Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
 
 
+class RecordDpSgd(Frozen):
+    """DP-SGD (Abadi et al. 2016) at every site: its records' gradients are clipped, and noise is added in each step.
+
+    A site takes as much noise as its number of records and steps needs; it may be stricter.
+    """
+
+    epsilon: Annotated[float, Field(ge=1e-3, le=1e9)]
+    """Of each record of a site, for the whole run."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Below one over the number of records of every site."""
+    clip_norm: ClipNorm = 1.0
+    """Of a record's gradient."""
+
+
 class _Strategy(Frozen):
+    record_dpsgd: RecordDpSgd | None = None
+    """Beside what the strategy does with updates."""
+
     @property
     def holds_against_coordinator(self) -> bool:
-        """Whether nothing without noise reaches the coordinator."""
+        """Whether noise on updates is added before the coordinator has their sum."""
         return False
+
+    @property
+    def hides_training(self) -> bool:
+        """Whether nothing of a site's training without noise reaches the coordinator: no loss, count or progress."""
+        return self.holds_against_coordinator or self.record_dpsgd is not None
 
 
 class NoPrivacy(_Strategy):

@@ -22,6 +22,7 @@ Sharing = Annotated[Literal["off", "coarse", "exact"], BeforeValidator(_name_of_
 
 
 Against = Literal["coordinator", "participants"]
+Unit = Literal["record", "participant"]
 
 
 class Budget(Frozen):
@@ -30,6 +31,8 @@ class Budget(Frozen):
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     """Below one over the number of rows."""
+    unit: Unit
+    """Of what nobody shall learn whether it was there: a row of the data file, or all of them at once."""
     against: Against = "coordinator"
     """Whom the guarantee shall hold against; only participants: the coordinator is trusted to add the noise."""
 
@@ -51,6 +54,8 @@ class Policy(Frozen):
     """Of a run with noise: what one round can take over of this site's update at the most."""
     budget: Budget | None = None
     """Differential privacy that this site insists on; without it rounds are recorded all the same."""
+    record_epsilon: Annotated[float, Field(ge=1e-3)] | None = None
+    """Of each row in one run: where `record_dpsgd` asks for less noise this site takes more; other runs are refused."""
     share_resources: Sharing = "coarse"
     """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""
 

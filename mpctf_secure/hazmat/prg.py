@@ -6,8 +6,8 @@ block would make block j of chunk k equal block j − 1 of chunk k + 1. Starting
 AES-256-GCM over zeros with nonce u96be(k) (NIST SP 800-38D), which allows another implementation.
 """
 
-from collections.abc import Sequence
-from typing import Self, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import hkdf
 
 T = TypeVar("T")
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""How the work on many chunks is done: like the built-in `map`; a caller with threads to spare brings its own."""
 
 SEED_BYTES = 32
 CHUNK_BYTES = 1 << 20

@@ -16,10 +16,10 @@ from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfErro
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
-from mpctf_secure.participant.charging import Charging
+from mpctf_secure.participant.charging import Charging, record_noise
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
-from mpctf_secure.participant.policy import check_contract, check_proposal, check_volume, told_size
+from mpctf_secure.participant.policy import check_compute, check_contract, check_proposal, check_volume, told_size
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.sharing import ResourceSharing
 from mpctf_secure.participant.store import Store, Terms
@@ -155,6 +155,7 @@ class _Agent:
         )
         with self._vetoing(link, proposal):
             check_proposal(proposal, self._site.policy, roster, name)
+            check_compute(proposal, self._site.compute)
             training = proposal.training.with_choice(self._site.training)
             accepted = self._store.terms(run_id)
             if accepted:
@@ -165,23 +166,37 @@ class _Agent:
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
-        self._tells = not proposal.privacy.holds_against_coordinator
-        hashes = model.whole, data_hash
-        spec = JobSpec.of(self._site, hashes, proposal.lora, training, proposal.aggregation, proposal.seed, name)
+        self._tells = not proposal.privacy.hides_training
+        spec = JobSpec.of(
+            self._site,
+            (model.whole, data_hash),
+            proposal.lora,
+            training,
+            proposal.aggregation,
+            proposal.seed,
+            name,
+            proposal.privacy.record_dpsgd,
+        )
         tell_resources = functools.partial(self._tell_resources, link)
         sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
         job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash), sharing.note)
         with contextlib.closing(job):
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
+            with self._stopping(link, proposal):
+                terms = accepted or Terms(
+                    data_hash=data_hash.hex(),
+                    choice=self._site.training,
+                    memory=job.memory,
+                    records=record_noise(proposal, self._site.policy, training, job.rows),
+                )
             facts = self._facts(proposal, model, job)
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
-            charging = Charging(self._site, contract, data_hash, accept_change=self._accept_change)
             with self._vetoing(link, proposal):
                 check_contract(contract, proposal, facts)
                 check_volume(contract, training, self._site.policy, job.rows)
             with self._stopping(link, proposal):
+                charging = Charging(self._site, contract, data_hash, terms.records, accept_change=self._accept_change)
                 charging.check_run(job.rows)
-            terms = accepted or Terms(data_hash=data_hash.hex(), choice=self._site.training, memory=job.memory)
             self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             self._run_context = contract.run_context
@@ -198,7 +213,7 @@ class _Agent:
                     self._site.keys,
                     self._store,
                     self._record,
-                    terms.memory,
+                    terms,
                     charging.charge,
                 )
                 state = participant.run()

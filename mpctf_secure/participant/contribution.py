@@ -42,14 +42,17 @@ def of_training(contract: Contract, state: State, trained: Trained) -> Contribut
     """UsageError for an update that is not a number or cannot be summed: before this site is counted in a cohort.
 
     Not where noise is added: there it will count as nothing, as that it is none would be a bit that no noise hides.
+    Under `record_dpsgd` the adapter is what training may tell: every site counts alike, and no loss is told.
     """
     moved = pick(trained.adapter - state.adapter, contract.tensors, moving_tensors(contract, state))
     if not isinstance(contract.privacy, NoPrivacy):
         return Contribution(moved)
     update, norm_clipped = clip_to_norm(moved, contract.privacy.clip_norm)
     cap = weight_cap(contract, state)
-    counted = min(trained.rows, cap)
-    loss = round(trained.loss * counted * codec.LOSS_SCALE)
+    counted, loss = cap, 0
+    if not contract.privacy.record_dpsgd:
+        counted = min(trained.rows, cap)
+        loss = round(trained.loss * counted * codec.LOSS_SCALE)
     told = (counted, loss, int(norm_clipped), *_measured(trained))
     scalars = (*told, *projected(contract, state.adapter, update, counted / cap))
     codec.encode_scalars(scalars, MAX_COHORT)

@@ -1,7 +1,7 @@
 """What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
 
 from mpctf_secure.config.privacy import NoPrivacy
-from mpctf_secure.config.site import Policy
+from mpctf_secure.config.site import Compute, Policy
 from mpctf_secure.config.strategies import Data, MaxVolume
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import COORDINATOR, SecurityError, UsageError
@@ -69,20 +69,38 @@ def _check_noise(proposal: Proposal, policy: Policy) -> None:
 
 
 def _check_budget(proposal: Proposal, policy: Policy) -> None:
-    """No run without noise, nor with noise that the coordinator knows where the budget is to hold against it."""
-    if policy.budget is None:
+    """No run without noise that protects what the budget is about, against whom it is to hold."""
+    privacy, budget = proposal.privacy, policy.budget
+    if policy.record_epsilon and not privacy.record_dpsgd:
+        raise SecurityError(
+            "proposal: no privacy.record_dpsgd, and this site has a policy.record_epsilon",
+            hint="privacy in the run file, or the site file",
+            culprits=[COORDINATOR],
+        )
+    if budget is None or (budget.unit == "record" and privacy.record_dpsgd):
         return
-    if isinstance(proposal.privacy, NoPrivacy):
-        lacks = "adds no noise"
-    elif policy.budget.against == "coordinator" and not proposal.privacy.holds_against_coordinator:
+    if isinstance(privacy, NoPrivacy):
+        lacks = "adds no noise to a participant's update"
+    elif budget.against == "coordinator" and not privacy.holds_against_coordinator:
         lacks = "leaves the noise to the coordinator"
     else:
         return
+    others = "client_fixed or client_adaptive" + ", or privacy.record_dpsgd," * (budget.unit == "record")
     raise SecurityError(
-        f"proposal: privacy.strategy {proposal.privacy.strategy} {lacks}, and this site has a policy.budget",
-        hint="client_fixed or client_adaptive in the run file, or the site file",
+        f"proposal: privacy.strategy {privacy.strategy} {lacks}, and this site has a policy.budget of unit "
+        f"{budget.unit}",
+        hint=f"{others} in the run file, or the site file",
         culprits=[COORDINATOR],
     )
+
+
+def check_compute(proposal: Proposal, compute: Compute) -> None:
+    """UsageError where records could not be told apart."""
+    if proposal.privacy.record_dpsgd and compute.packing:
+        raise UsageError(
+            "compute.packing: packed rows have no gradients of their own, which privacy.record_dpsgd needs",
+            hint="packing: false in the site file",
+        )
 
 
 def told_size(data: Data, policy: Policy, rows: int) -> int:

@@ -21,7 +21,7 @@ from mpctf_secure.participant.contribution import Contribution
 from mpctf_secure.participant.link import BehindError, Link, Outcome, Published, Skipped
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
-from mpctf_secure.participant.store import Store
+from mpctf_secure.participant.store import Store, Terms
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
@@ -40,7 +40,7 @@ from mpctf_secure.secagg.client import BadBoxError
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch.job import Job
+from mpctf_secure.training.launch.job import Job, Samples
 
 _PROGRESS_SECONDS = 0.5
 
@@ -48,8 +48,8 @@ _PROGRESS_SECONDS = 0.5
 class Participant:
     """A site inside a run whose contract it accepted; `store` and `keys` hold what survives a crash.
 
-    `memory` [MiB] is that with which it accepted: what was added up stays true, whatever is free today. `charge` gets a
-    round's number and the hash of what this site puts into it, before that leaves.
+    `terms` are those with which it accepted: what was added up stays true, whatever memory is free today. `charge` gets
+    a round's number and the hash of what this site puts into it, before that leaves.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Participant:
         keys: Path,
         store: Store,
         record: Record,
-        memory: int,
+        terms: Terms,
         charge: Callable[[int, bytes], None],
     ) -> None:
         self._name = name
@@ -75,7 +75,7 @@ class Participant:
         self._keys = keys
         self._store = store
         self._record = record
-        self._memory = memory
+        self._terms = terms
         self._charge = charge
         self._run_secret = keystore.run_secret(keys, contract.run_id)
 
@@ -130,7 +130,7 @@ class Participant:
         outcome: Outcome | None = attempts.announce if attempts else None
         given = None
         if attempts and outcome is None:
-            given = self._contribute(state)
+            given = self._contribute(state, attempts.secret("records"))
             outcome = self._ready(state)
         known = 0 if attempts else MAX_ATTEMPTS  # the last attempt that need not be told of
         while outcome is None or isinstance(outcome, Announce):
@@ -140,33 +140,37 @@ class Participant:
             outcome = self._fetch(state, known)
         return outcome
 
-    def _contribute(self, state: State) -> Contribution:
+    def _contribute(self, state: State, secret: bytes) -> Contribution:
         if is_survey(self._contract, state):
             return contribution.of_sizes(self._sizes)
-        return self._train(state)
+        return self._train(state, secret)
 
-    def _train(self, state: State) -> Contribution:
-        contract, which = self._contract, moving_tensors(self._contract, state)
-        count = volume(contract, state, self._job.rows, self._memory)
-        rows = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
+    def _train(self, state: State, secret: bytes) -> Contribution:
+        contract, which, records = self._contract, moving_tensors(self._contract, state), self._terms.records
+        count = volume(contract, state, self._job.rows, self._terms.memory)
+        work: list[int] | Samples
+        if records:
+            work = Samples(records.release, secret)
+        else:
+            work = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
         names = [name for name, _ in compress(contract.tensors, which)]
-        trained = self._job.train(state.adapter, rows, names, self._progress(state.round + 1))
+        trained = self._job.train(state.adapter, work, names, self._progress(state.round + 1))
         self._record(
             "round_trained",
             round=state.round + 1,
             turn=turn(contract, state),
-            rows=trained.rows,
+            rows=count,
             tokens=trained.tokens,
             loss=trained.loss,
             seconds=trained.seconds,
             held_out=trained.held_out and asdict(trained.held_out),
         )
-        if isinstance(contract.privacy, NoPrivacy):
+        if isinstance(contract.privacy, NoPrivacy) and not records:
             self._job.check_finite(trained)
         return contribution.of_training(contract, state, trained)
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
-        if self._contract.privacy.holds_against_coordinator:  # how fast it goes depends on rows
+        if self._contract.privacy.hides_training:  # how fast it goes depends on rows
             return lambda *_: None
         told_at, told = 0.0, Progress(round_number, 0)
 
@@ -280,7 +284,7 @@ class Participant:
 
     @property
     def _sizes(self) -> Survey:
-        return Survey(self._job.rows, self._job.rows * self._memory)
+        return Survey(self._job.rows, self._job.rows * self._terms.memory)
 
     def _accept_void(self, state: State, void: Void) -> State:
         context = self._context(state, void.announce)

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mpctf_secure.config.site import Budget
+from mpctf_secure.config.site import Against, Budget, Unit
 from mpctf_secure.privacy.accountant import Cost
 from mpctf_secure.privacy.ledger import Charge, Ledger, spent
 
@@ -13,10 +13,12 @@ _WHOM = {
     "coordinator": "the coordinator, with as many participants as a run bears",
     "participants": "participants and outsiders",
 }
+_UNITS = {"record": "a row", "participant": "all rows together"}
 _MEANING = (
-    "unit: this site's whole contribution to a round, or nothing in its place (zero-out)",
+    "a row: or one that teaches nothing in its place; whose text is in several rows is protected in each alone",
+    "all rows together: this site's whole contribution to a round, or nothing in its place (zero-out)",
     "noise: discrete Gaussian by AES-CTR from the operating system's randomness, as much as with the fewest survivors",
-    "not covered: whether and when this site answers, settings chosen by looking at the rows, other copies of the rows",
+    "not covered: how many rows there are, whether and when this site answers, settings chosen by looking at the rows",
 )
 
 
@@ -28,32 +30,52 @@ def spending(keys: Path, delta: float, budget: Budget | None, data_set: str) -> 
 
 
 def _of_data_set(name: str, charges: Sequence[Charge], delta: float, budget: Budget | None) -> dict[str, Any]:
-    costs = {against: spent(charges, name, against, delta) for against in ("coordinator", "participants")}
+    costs = {
+        (unit, against): spent(charges, name, unit, against, delta)
+        for unit in get_args(Unit)
+        for against in get_args(Against)
+    }
     own = [charge for charge in charges if charge.data_set == name]
-    runs = [
-        {
-            "run": run,
-            "releases": sum(charge.run == run for charge in own),
-            "noise_multiplier": min(charge.noise_multiplier or 0.0 for charge in own if charge.run == run),
-            "against": next(charge.against for charge in own if charge.run == run),
-        }
-        for run in dict.fromkeys(charge.run for charge in own)
-    ]
-    statements = [_statement(against, cost, delta) for against, cost in costs.items()]
+    runs = dict[str, list[Charge]]()
+    for charge in own:
+        runs.setdefault(charge.run, []).append(charge)
+    statements = [_statement(unit, against, cost, delta) for (unit, against), cost in costs.items()]
     if budget:
-        left = max(budget.epsilon - costs[budget.against].epsilon, 0)
-        statements.append(f"budget: epsilon {budget.epsilon:g} against the {budget.against}, {left:.4g} is left")
+        left = max(budget.epsilon - costs[budget.unit, budget.against].epsilon, 0)
+        about = f"of {_UNITS[budget.unit]} against the {budget.against}"
+        statements.append(f"budget: epsilon {budget.epsilon:g} {about}, {left:.4g} is left")
     return {
         "data_set": name,
         "delta": delta,
-        "epsilon": {against: cost.epsilon if math.isfinite(cost.epsilon) else None for against, cost in costs.items()},
-        "accountant": {against: cost.accountant for against, cost in costs.items()},
+        "spent": [
+            {
+                "unit": unit,
+                "against": against,
+                "epsilon": cost.epsilon if math.isfinite(cost.epsilon) else None,
+                "accountant": cost.accountant,
+            }
+            for (unit, against), cost in costs.items()
+        ],
         "charges": len(own),
-        "runs": runs,
+        "runs": [_of_run(run, charges) for run, charges in runs.items()],
         "statements": [*statements, *_MEANING],
     }
 
 
-def _statement(against: str, cost: Cost, delta: float) -> str:
-    text = f"against {_WHOM[against]}: epsilon {cost.epsilon:.4g} at delta {delta:g} ({cost.accountant})"
+def _of_run(run: str, charges: Sequence[Charge]) -> dict[str, Any]:
+    first = charges[0]  # the others have the same contract
+    return {
+        "run": run,
+        "releases": len(charges),
+        "noise_multiplier": first.noise_multiplier,
+        "against": first.against,
+        "records": first.records and first.records.model_dump(),
+    }
+
+
+def _statement(unit: Unit, against: Against, cost: Cost, delta: float) -> str:
+    about = f"{_UNITS[unit]}, against {_WHOM[against]}:"
+    if math.isinf(cost.epsilon):
+        return f"{about} NO GUARANTEE ({cost.accountant})"
+    text = f"{about} epsilon {cost.epsilon:.4g} at delta {delta:g} ({cost.accountant})"
     return f"NO MEANINGFUL GUARANTEE {text}" if cost.is_meaningless else text

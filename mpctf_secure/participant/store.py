@@ -13,6 +13,7 @@ from mpctf_secure.config.base import Hex32, Wire
 from mpctf_secure.config.training import Choice
 from mpctf_secure.database import Database
 from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, SecurityError
+from mpctf_secure.privacy.ledger import RecordNoise
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, initial_state
 
@@ -33,6 +34,8 @@ class Terms(Wire):
     """Signed with the acceptance."""
     memory: Annotated[int, Field(ge=1)]
     """In MiB: once it is added up, this site's share depends on it."""
+    records: RecordNoise | None = None
+    """Of each round under `record_dpsgd`: as much as the whole run needs, to its end."""
 
 
 class Store:

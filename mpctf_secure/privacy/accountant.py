@@ -1,5 +1,6 @@
 """What releases cost together, ε for a δ: of everything exactly, of samples by the tighter of two bounds."""
 
+import collections
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from mpctf_secure.privacy import gaussian
 
 MEANINGLESS = 50.0
 """Above this ε no guarantee means anything: e^50 is 5·10²¹."""
-_MOST_NOISE = 1e6
+_MOST_LOG_NOISE = math.log(1e6)
+_LEAST_EPSILON = 1e-12
+_ERROR = 0.01
 _DIGITS = 1e-4  # relative, of a noise multiplier that is looked for
 
 
@@ -44,6 +47,15 @@ def cost(releases: Sequence[Release], delta: float) -> Cost:
     return _of_samples(releases, delta)
 
 
+def check_delta(name: str, delta: float, records: int) -> None:
+    """UsageError for a δ with which a mechanism may publish some record as it is."""
+    if not 0 < delta < 1 / records:
+        raise UsageError(
+            f"{name}: {delta:g} is outside (0, 1/{records})",
+            hint="below one over the number of rows: else to publish a whole row is allowed",
+        )
+
+
 def cost_of_integers(releases: Sequence[Release], delta: float) -> Cost:
     """The same of noise on integers, for which the closed form is that of continuous noise.
 
@@ -56,30 +68,47 @@ def _of_samples(releases: Sequence[Release], delta: float) -> Cost:
     """Rényi DP holds for any noise; privacy loss distributions are tighter, and fail where ε is large."""
     from opacus.accountants import PRVAccountant, RDPAccountant  # noqa: PLC0415  # with torch: only where it is needed
 
-    history = [(one.noise_multiplier, one.sampling_rate, one.steps) for one in releases]
-    bounds = []
-    for accountant, name in ((RDPAccountant(), "RDP"), (PRVAccountant(), "PRV")):
-        accountant.history = list(history)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that another order would be tighter still
-            bounds.append(Cost(float(accountant.get_epsilon(delta=delta)), name))
-        if bounds[0].is_meaningless:
-            break
-    return min(bounds)
+    alike = collections.Counter[tuple[float, float]]()  # PRV takes its time for each entry
+    for one in releases:
+        alike[one.noise_multiplier, one.sampling_rate] += one.steps
+    history = [(noise, rate, steps) for (noise, rate), steps in sorted(alike.items())]
+    renyi, numerical = RDPAccountant(), PRVAccountant()
+    renyi.history, numerical.history = list(history), list(history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that another order would be tighter still
+        bound = Cost(float(renyi.get_epsilon(delta=delta)), "RDP")
+        if bound.is_meaningless:
+            return bound
+        try:
+            error = min(_ERROR, bound.epsilon / 10)  # it is added to ε
+            return min(bound, Cost(float(numerical.get_epsilon(delta=delta, eps_error=error)), "PRV"))
+        except (ArithmeticError, MemoryError, RuntimeError, ValueError):
+            return bound
 
 
 def noise_for(target: float, price: Callable[[float], Cost]) -> float:
-    """The smallest noise multiplier, rounded up to four digits, whose price is no more than ε `target`.
+    """The smallest noise multiplier of four digits whose price is no more than ε `target`.
 
-    UsageError where none below 10⁶ is.
+    UsageError where none from 10⁻⁶ to 10⁶ is.
     """
-    low, high = 0.0, 1.0
-    while price(high).epsilon > target:
-        low, high = high, 2 * high
-        if high > _MOST_NOISE:
+    from scipy.optimize import brentq  # noqa: PLC0415  # as above
+
+    def excess(log_noise: float) -> float:
+        """How far the price is above, in powers of e: nearly a straight line."""
+        return math.log(max(price(math.exp(log_noise)).epsilon, _LEAST_EPSILON) / target)
+
+    low = high = 0.0
+    while excess(high) > 0:
+        low, high = high, high + 1
+        if high > _MOST_LOG_NOISE:
             raise UsageError(f"no noise reaches epsilon {target:g}", hint="a larger epsilon")
-    while high - low > _DIGITS * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if price(middle).epsilon > target else (low, middle)
-    unit: float = 10.0 ** (math.floor(math.log10(high)) - 3)
-    return math.ceil(high / unit) * unit
+    while low == high or excess(low) <= 0:
+        low, high = low - 1, low
+        if low < -_MOST_LOG_NOISE:
+            return math.exp(high)
+    noise = math.exp(brentq(excess, low, high, xtol=_DIGITS))
+    unit = 10.0 ** (math.floor(math.log10(noise)) - 3)
+    noise = float(f"{noise:.4g}")
+    while price(noise).epsilon > target:
+        noise = float(f"{noise + unit:.4g}")
+    return noise

@@ -7,11 +7,9 @@ part is taken out (zero-out adjacency), and by no rounding more. A share of the 
 
 import decimal
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +18,11 @@ from mpctf_secure.config.privacy import Adaptive
 from mpctf_secure.errors import COORDINATOR, SecurityError, UsageError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
-from mpctf_secure.hazmat.prg import CHUNK_BYTES, Generator
-from mpctf_secure.privacy.noise import Integers, discrete_gaussian
+from mpctf_secure.hazmat.prg import Generator, Run
+from mpctf_secure.privacy.noise import Integers, discrete_gaussian, gaussian_vector
 
 Vector = npt.NDArray[np.float32]
 Lanes = npt.NDArray[np.uint32]
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Like the built-in `map`; a caller with threads to spare brings its own."""
 
 BITS = 32
 INDICATOR = 2**19
@@ -35,7 +31,6 @@ _MOST_BITS = 20  # of K
 _TAIL = 8  # standard deviations of the sum's noise that fit into a lane
 _LEAST_VARIANCE = 16  # from σ = 4 on the sum of discrete Gaussians is one, but for 10⁻⁵⁹ (Kairouz et al. 2021, cor. 12)
 _MOST_VARIANCE = 2**60
-_SLAB = CHUNK_BYTES // 8
 _SLACK = 10  # of ‖noise‖ over √d standard deviations: e^−50
 _LEAST_CLIP_NORM = 1e-6
 _PLAN = "mpctf-secure privacy plan shows how much noise a guarantee takes"
@@ -140,17 +135,9 @@ def noised(values: Integers, indicator: int, scheme: Scheme, secret: bytes, run:
     variance, of_indicator = scheme.variance, scheme.indicator_variance
     terms = enc(str(indicator), variance, of_indicator)
     seed = hkdf(secret, enc("mpctf-secure/noise/v1", sha256(values.tobytes()), terms))
-    lanes: Lanes = np.empty(values.size, np.uint32)
-
-    def fill(slab: int) -> None:
-        """One slab's lanes, from a generator of its own."""
-        where = slice(slab * _SLAB, (slab + 1) * _SLAB)
-        source = Generator(hkdf(seed, enc("updates", slab)))
-        noise = discrete_gaussian(source, variance, values[where].size)
-        lanes[where] = (values[where] + noise).astype(np.uint32)
-
-    for _ in run(fill, range(-(-values.size // _SLAB))):
-        pass
+    noise = gaussian_vector(hkdf(seed, enc("updates")), variance, values.size, run)
+    noise += values
+    lanes = noise.astype(np.uint32)
     if of_indicator:
         indicator += int(discrete_gaussian(Generator(hkdf(seed, enc("indicator"))), of_indicator, 1)[0])
     return lanes, indicator

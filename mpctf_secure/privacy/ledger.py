@@ -17,13 +17,26 @@ from pydantic import Field
 
 from mpctf_secure import files
 from mpctf_secure.config.base import Frozen, Hex32, Wire
-from mpctf_secure.config.site import Against, Budget
+from mpctf_secure.config.site import Against, Budget, Unit
 from mpctf_secure.errors import BudgetSpentError, DecodeError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
 
 _LEDGER, _HEAD, _LOCK = "ledger.jsonl", "ledger.head", "ledger.lock"
 _FIRST = bytes(HASH_BYTES).hex()
+
+
+class RecordNoise(Frozen):
+    """DP-SGD's part of a release: noise in clip norms, the rate of its samples, and how many steps."""
+
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=1)]
+
+    @property
+    def release(self) -> Release:
+        """For the accountant."""
+        return Release(self.noise_multiplier, self.sampling_rate, self.steps)
 
 
 class Charge(Frozen):
@@ -38,17 +51,20 @@ class Charge(Frozen):
     """Of what leaves: the same again costs nothing."""
     against: Against | Literal["nobody"]
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
-    """None where there is no noise."""
-    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    steps: Annotated[int, Field(ge=1)] = 1
-    unit: Literal["participant", "record"] = "participant"
+    """On the sum of updates; None where there is none."""
+    records: RecordNoise | None = None
+    """In the training; it holds against everybody."""
 
-    @property
-    def release(self) -> Release:
-        """For the accountant; ValueError where there is no noise."""
-        if self.noise_multiplier is None:
-            raise ValueError("a release without noise")
-        return Release(self.noise_multiplier, self.sampling_rate, self.steps)
+    def release(self, unit: Unit, against: Against) -> Release | None:
+        """What the accountant counts; None where it does not protect this unit against those.
+
+        A changed record may make another update of norm C in place of the one that there was, 2C away from it.
+        """
+        if unit == "record" and self.records:
+            return self.records.release
+        if self.noise_multiplier is None or (against == "coordinator" != self.against):
+            return None
+        return Release(self.noise_multiplier / 2 if unit == "record" else self.noise_multiplier)
 
 
 class _Line(Wire):
@@ -154,22 +170,24 @@ def _hash(line: _Line) -> str:
     return sha256(line.encode()).hex()
 
 
-def spent(charges: Sequence[Charge], data_set: str, against: Against, delta: float) -> Cost:
-    """What the charges of a data set cost together at δ; ∞ where one of them does not hold against those."""
-    own = [charge for charge in charges if charge.data_set == data_set]
-    if any(charge.against == "nobody" for charge in own):
-        return Cost(math.inf, "none: a run without noise")
-    if against == "coordinator" and any(charge.against != "coordinator" for charge in own):
-        return Cost(math.inf, "none: noise that the coordinator knows")
-    return cost_of_integers([charge.release for charge in own], delta)
+def spent(charges: Sequence[Charge], data_set: str, unit: Unit, against: Against, delta: float) -> Cost:
+    """What the charges of a data set cost together at δ; ∞ where one of them protects no such unit against those."""
+    releases = list[Release]()
+    for charge in charges:
+        if charge.data_set == data_set:
+            release = charge.release(unit, against)
+            if release is None:
+                return Cost(math.inf, f"run {charge.run} has no noise for that")
+            releases.append(release)
+    return cost_of_integers(releases, delta)
 
 
 def check_budget(charges: Sequence[Charge], data_set: str, budget: Budget) -> None:
     """BudgetSpentError where they cost more than the budget."""
-    total = spent(charges, data_set, budget.against, budget.delta)
+    total = spent(charges, data_set, budget.unit, budget.against, budget.delta)
     if total.epsilon > budget.epsilon:
         raise BudgetSpentError(
-            f"privacy budget of data set {data_set}: epsilon would be {total.epsilon:.4g}, "
+            f"privacy budget of data set {data_set}: epsilon of a {budget.unit} would be {total.epsilon:.4g}, "
             f"policy.budget.epsilon is {budget.epsilon:g}",
             hint="mpctf-secure privacy report SITE.yaml shows what it was spent on",
         )

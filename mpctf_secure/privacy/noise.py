@@ -13,7 +13,9 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from mpctf_secure.hazmat.prg import Generator
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import hkdf
+from mpctf_secure.hazmat.prg import CHUNK_BYTES, Generator, Run
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -21,6 +23,8 @@ Words = npt.NDArray[np.uint64]
 
 _WORD = 2.0**-64
 _MARGIN = 2.0**-46  # above all that rounding adds up to: of γ, exp and the word, 2⁻⁵⁰ at the most each
+MOST_VARIANCE = 1 << 88
+_SLAB = CHUNK_BYTES // 8
 _MOST_WHOLE = 40  # of one word
 _SPARE = 1.02
 
@@ -28,10 +32,10 @@ _SPARE = 1.02
 def discrete_gaussian(source: Generator, variance: int, count: int) -> Integers:
     """`count` draws of P(x) ∝ exp(−x²/2σ²) over the integers [count] (Canonne, Kamath and Steinke 2020, algorithm 3).
 
-    ValueError for a variance outside [1, 2⁶⁰].
+    ValueError for a variance outside [1, 2⁸⁸].
     """
-    if not 1 <= variance <= 1 << 60:
-        raise ValueError(f"variance {variance} is outside [1, 2^60]")
+    if not 1 <= variance <= MOST_VARIANCE:
+        raise ValueError(f"variance {variance} is outside [1, 2^88]")
     scale = math.isqrt(variance) + 1
     offset = variance / scale
 
@@ -40,9 +44,23 @@ def discrete_gaussian(source: Generator, variance: int, count: int) -> Integers:
 
     def accepted(values: Integers) -> Integers:
         distance = np.abs(values) - offset
-        return values[_decide(source, distance * distance / (2 * variance), lambda i: gamma(int(values[i])))]
+        return values[_decide(source, distance * distance / (2.0 * variance), lambda i: gamma(int(values[i])))]
 
     return _gather(lambda wanted: accepted(_laplace(source, scale, round(wanted * 1.32))), count)
+
+
+def gaussian_vector(seed: bytes, variance: int, count: int, run: Run = map) -> Integers:
+    """The same in slabs, each from a generator of its own, so that all cores can draw."""
+    noise: Integers = np.empty(count, np.int64)
+
+    def fill(slab: int) -> None:
+        """One of them."""
+        part = noise[slab * _SLAB : (slab + 1) * _SLAB]
+        part[:] = discrete_gaussian(Generator(hkdf(seed, enc(slab))), variance, part.size)
+
+    for _ in run(fill, range(-(-count // _SLAB))):
+        pass
+    return noise
 
 
 def _laplace(source: Generator, scale: int, count: int) -> Integers:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mpctf_secure.config.privacy import ClientFixed, NoPrivacy
-from mpctf_secure.privacy.accountant import Release, cost_of_integers
+from mpctf_secure.config.privacy import ClientFixed, NoPrivacy, RecordDpSgd
+from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.terms import fewest_survivors, hidden_shares
 
@@ -14,6 +14,11 @@ _NOT_COVERED = (
     "whether and when a participant answers, and sizes of messages",
     "settings that a participant chose by looking at its data",
     "what a participant does with the adapter",
+)
+
+_NOT_COVERED_OF_RECORDS = (
+    "how many records a site has, and how long its training takes",
+    "what several records of one person tell together, or the same record at several sites",
 )
 
 
@@ -39,13 +44,37 @@ def noise_of_round(contract: Proposal, sizes: RoundSizes) -> float:
 
 
 def describe(contract: Proposal, rounds: Iterable[RoundSizes], delta: float = DELTA) -> dict[str, Any]:
-    """The guarantee of a participant's whole contribution over these rounds, for report.json."""
+    """The guarantees of a participant's whole contribution over these rounds, and of each record, for report.json."""
+    found = _of_contributions(contract, rounds, delta)
+    dpsgd = contract.privacy.record_dpsgd
+    return {**found, "records": dpsgd and _of_records(dpsgd)}
+
+
+def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
+    cost = Cost(dpsgd.epsilon, "")
+    text = (
+        f"epsilon {dpsgd.epsilon:g} or less at delta {dpsgd.delta:g} for each record, against everybody else, in this "
+        "run alone (DP-SGD; each site has added the noise and recorded it, the coordinator cannot check it)"
+    )
+    return {
+        "unit": "a record: a row of a site's data",
+        "adjacency": "zero-out: the record, or one that teaches nothing in its place",
+        "against": "everybody who does not see the site's own machines",
+        "epsilon_at_most": dpsgd.epsilon,
+        "delta": dpsgd.delta,
+        "clip_norm": dpsgd.clip_norm,
+        "not_covered": [*_NOT_COVERED, *_NOT_COVERED_OF_RECORDS],
+        "statement": f"NO MEANINGFUL GUARANTEE: {text}" if cost.is_meaningless else text,
+    }
+
+
+def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes], delta: float) -> dict[str, Any]:
     privacy = contract.privacy
     if isinstance(privacy, NoPrivacy):
-        return {
-            "strategy": privacy.strategy,
-            "statement": "no differential privacy: updates are clipped and summed under masks, but no noise is added",
-        }
+        text = "updates are clipped and summed under masks, but no noise is added to them"
+        if not privacy.record_dpsgd:
+            text = f"no differential privacy: {text}"
+        return {"strategy": privacy.strategy, "statement": text}
     releases = [Release(noise_of_round(contract, sizes)) for sizes in rounds]
     found: dict[str, Any] = {
         "strategy": privacy.strategy,

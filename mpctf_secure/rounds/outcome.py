@@ -11,13 +11,14 @@ from mpctf_secure.aggregation import bias, server
 from mpctf_secure.aggregation.lora import Vector, pick, put
 from mpctf_secure.config.privacy import Adaptive
 from mpctf_secure.errors import COORDINATOR, ParticipationError, SecurityError
+from mpctf_secure.hazmat.prg import Run
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.privacy.integers import Scheme, check_sum, next_clip_norm, to_mean, to_signed
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, Survey
 from mpctf_secure.rounds.terms import grid, is_survey, measures, moving_tensors, noise_scheme, projections, weight_cap
 from mpctf_secure.secagg.chunks import Lanes
-from mpctf_secure.secagg.codec import LOSS_SCALE, PROJECTION_SCALE, SCALAR_NAMES, Grid, Run, decode_mean, decode_scalars
+from mpctf_secure.secagg.codec import LOSS_SCALE, PROJECTION_SCALE, SCALAR_NAMES, Grid, decode_mean, decode_scalars
 from mpctf_secure.secagg.parameters import Context
 
 MOST_CLIPPED = 0.01
@@ -42,10 +43,10 @@ def sum_of(context: Context, survivors: tuple[IdentityKey, ...], chunks: Sequenc
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """The published scalars of a round that trained, in plain units."""
+    """The published scalars of a round that trained, in plain units; under `record_dpsgd` neither rows nor loss."""
 
-    rows: int
-    mean_loss: float
+    rows: int | None
+    mean_loss: float | None
     norm_clipped: int
     coordinates_clipped: float  # share of all
     loss_before: float | None = None
@@ -77,13 +78,13 @@ def read_sum(contract: Contract, state: State, total: Sum, run: Run = map) -> Ag
     if scheme := noise_scheme(contract, state.clip_norm, len(total.first_cohort)):
         return _read_noised(contract, state, total, scheme)
     lattice, cap = grid(contract, state, len(total.first_cohort)), weight_cap(contract, state)
-    summary = _summary(contract, state, total)
+    rows, summary = _summary(contract, state, total)
     most_rows = len(total.survivors) * cap
-    if not len(total.survivors) <= summary.rows <= most_rows:
-        raise SecurityError(f"published sum counts {summary.rows} rows of {most_rows}", culprits=[COORDINATOR])
-    mean = decode_mean(total.lanes, summary.rows, cap, lattice, run)
-    _check_norm(contract, lattice, mean, most_rows / summary.rows)
-    ranges = _next_ranges(contract, lattice, summary, mean, summary.rows / most_rows)
+    if not len(total.survivors) <= rows <= most_rows:
+        raise SecurityError(f"published sum counts {rows} rows of {most_rows}", culprits=[COORDINATOR])
+    mean = decode_mean(total.lanes, rows, cap, lattice, run)
+    _check_norm(contract, lattice, mean, most_rows / rows)
+    ranges = _next_ranges(contract, lattice, summary, mean, rows / most_rows)
     return Aggregate(summary, mean, ranges, state.clip_norm)
 
 
@@ -131,16 +132,18 @@ def bias_of_means(contract: Contract, state: State, said: Aggregate) -> float | 
     return bias.share(said.summary.projections, after, before)
 
 
-def _summary(contract: Contract, state: State, total: Sum) -> RoundSummary:
+def _summary(contract: Contract, state: State, total: Sum) -> tuple[int, RoundSummary]:
+    """How many rows the sum counts, and what it says."""
     others = iter(decode_scalars(total.scalars))
     rows, loss, norm_clipped = islice(others, len(SCALAR_NAMES))
     measured = list(islice(others, measures(contract)))
     projected = list(islice(others, projections(contract)))
     counted = max(rows, 1)
     scale = weight_cap(contract, state) / (PROJECTION_SCALE * counted)
-    return RoundSummary(
-        rows=rows,
-        mean_loss=loss / LOSS_SCALE / counted,
+    hidden = contract.privacy.record_dpsgd is not None
+    return rows, RoundSummary(
+        rows=None if hidden else rows,
+        mean_loss=None if hidden else loss / LOSS_SCALE / counted,
         norm_clipped=norm_clipped,
         coordinates_clipped=sum(others) / (len(total.survivors) * total.lanes.size),
         loss_before=measured[0] / LOSS_SCALE / len(total.survivors) if measured else None,

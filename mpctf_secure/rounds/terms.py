@@ -38,14 +38,21 @@ def turn(contract: Contract, state: State) -> int:
 def volume(contract: Contract, state: State, rows: int, memory: int) -> int:
     """On how many rows a participant with so many, and so many MiB of memory, trains in the next round."""
     match contract.data:
-        case FixedSize(size=size):
-            return volumes.fixed_size(size, rows)
-        case Percentage(share=share):
-            return volumes.percentage(share, rows)
+        case FixedSize() | Percentage() as data:
+            return own_volume(data, rows)
         case MaxVolume():
             return volumes.max_volume(contract.largest_size, contract.training_rounds)
         case MemoryAware():
             return volumes.memory_aware(rows, memory, *_surveyed(state), contract.training_rounds)
+
+
+def own_volume(data: FixedSize | Percentage, rows: int) -> int:
+    """The same where it takes nobody else's sizes."""
+    match data:
+        case FixedSize(size=size):
+            return volumes.fixed_size(size, rows)
+        case Percentage(share=share):
+            return volumes.percentage(share, rows)
 
 
 def weight_cap(contract: Contract, state: State) -> int:
@@ -108,12 +115,18 @@ def check_noise(proposal: Proposal) -> None:
     for cohort_size in (proposal.quorum, len(proposal.participants)):
         if scheme := noise_scheme(proposal, proposal.privacy.clip_norm, cohort_size):
             scheme.check()
-            if not isinstance(proposal.data, FixedSize | Percentage):
-                raise UsageError(
-                    f"data.strategy: {proposal.data.strategy} tells sizes, which privacy.strategy "
-                    f"{proposal.privacy.strategy} is to hide",
-                    hint="fixed_size or percentage",
-                )
+    if isinstance(proposal.privacy, NoPrivacy) and not proposal.privacy.record_dpsgd:
+        return
+    if not isinstance(proposal.data, FixedSize | Percentage):
+        raise UsageError(
+            f"data.strategy: {proposal.data.strategy} tells sizes, which privacy is to hide",
+            hint="fixed_size or percentage",
+        )
+    if proposal.privacy.record_dpsgd and proposal.training.validation:
+        raise UsageError(
+            "training.validation: held-out losses tell of records, and privacy.record_dpsgd is to hide them",
+            hint="validation: 0",
+        )
 
 
 def hidden_shares(contract: Proposal, survivors: int) -> int:

@@ -6,7 +6,7 @@ seed: slab k, 2¹⁸ coordinates, uses chunk k, so slabs can be encoded by any t
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mpctf_secure.errors import SecurityError, UsageError
-from mpctf_secure.hazmat.prg import CHUNK_BYTES, keystream
+from mpctf_secure.hazmat.prg import CHUNK_BYTES, Run, keystream
 from mpctf_secure.secagg.chunks import LANE_TYPES, SCALAR_BITS, Lanes
 
 Floats = npt.NDArray[np.float32]
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Like the built-in `map`, in order; a caller with threads to spare brings its own."""
 
 LOSS_SCALE = 2**20
 PROJECTION_SCALE = 2**40

@@ -43,9 +43,9 @@ def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[Examp
             yield window[first : first + batch_size]
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
-    """The rows as tensors, as wide as the longest."""
-    width = max(len(example.input_ids) for example in examples)
+def collate(examples: Sequence[Example], pad_id: int, device: torch.device, width: int = 0) -> Batch:
+    """The rows as tensors, as wide as the longest if nothing is said."""
+    width = width or max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), width), pad_id)
     predicts = torch.zeros((len(examples), width - 1), dtype=torch.bool)
     for row, example in enumerate(examples):

@@ -49,9 +49,20 @@ class Group:
         if self.size == 1:
             return vector
         shared = torch.from_numpy(vector.copy())
-        dist.broadcast(shared, 0)
+        self.share_tensor(shared)
         result: Vector = shared.numpy()
         return result
+
+    def share_tensor(self, tensor: torch.Tensor) -> None:
+        """Replace the others' by the head's, of the same shape."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+
+    def agrees(self, own: bool) -> bool:
+        """Whether all processes say yes."""
+        yes = torch.tensor([int(own)])
+        self.add([yes])
+        return int(yes) == self.size
 
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all processes: as one vector, since an adapter is many small tensors.

@@ -13,6 +13,12 @@ from mpctf_secure.training.data import Example
 from mpctf_secure.training.group import ALONE, Group
 from mpctf_secure.training.model import answer_logits, attention, device_of
 
+Steps = Sequence[Sequence[Example]]
+"""The rows of each step, of all processes together."""
+Gradient = Callable[[Sequence[Example]], torch.Tensor]
+"""Puts the gradient of these rows, of all processes, into the trained parameters; gives the sum of this process's rows'
+losses."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -46,30 +52,47 @@ def train_steps(
     after_step: Callable[[int, int], None] = lambda *_: None,
     between_passes: Callable[[], None] = lambda: None,
 ) -> TrainResult:
-    """Train what requires a gradient with a fresh AdamW; every epoch in the order that `batches` gives.
+    """Train what requires a gradient by the mean loss of a batch; every epoch in the order that `batches` gives.
 
     With several processes each takes every size-th row of a batch, and all make the same step: that of one process on
     the whole batch, but for the order in which floats are added. `after_step` gets (step from 1, steps).
     """
-    started = time.monotonic()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
-    pull = _proximal(trained, recipe.mu)
     model.train()
     steps = [rows for _ in range(recipe.epochs) for rows in batches(examples, recipe.batch_size)]
+    gradient = _mean_gradient(model, recipe, group, between_passes)
+    return take_steps(model, steps, gradient, recipe, group, after_step)
+
+
+def take_steps(
+    model: torch.nn.Module,
+    steps: Steps,
+    gradient: Gradient,
+    recipe: Recipe,
+    group: Group,
+    after_step: Callable[[int, int], None],
+) -> TrainResult:
+    """The same by this gradient of these steps' rows, with a fresh AdamW."""
+    started = time.monotonic()
+    trained = trained_parameters(model)
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    pull = _proximal(trained, recipe.mu)
     # Stays on the device: to look at a loss is to wait for it.
-    weighted = torch.zeros((), device=device_of(model))
+    total = torch.zeros((), device=device_of(model))
     for number, rows in enumerate(steps, 1):
         optimizer.zero_grad()
-        weighted += len(rows) * _backward(model, rows, recipe, group, between_passes)
-        group.add([gradient for p in trained if (gradient := p.grad) is not None])
+        total += gradient(rows)
         pull()
         optimizer.step()
         after_step(number, len(steps))
-    group.add([weighted])
-    rows_seen = recipe.epochs * len(examples)
-    tokens = recipe.epochs * sum(len(example.input_ids) for example in examples)
-    return TrainResult(weighted.item() / rows_seen, rows_seen, tokens, time.monotonic() - started)
+    group.add([total])
+    rows_seen = sum(map(len, steps))
+    tokens = sum(len(example.input_ids) for rows in steps for example in rows)
+    return TrainResult(total.item() / max(rows_seen, 1), rows_seen, tokens, time.monotonic() - started)
+
+
+def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Those that require a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _proximal(trained: Sequence[torch.nn.Parameter], mu: float) -> Callable[[], None]:
@@ -82,6 +105,20 @@ def _proximal(trained: Sequence[torch.nn.Parameter], mu: float) -> Callable[[], 
                 parameter.grad.add_(parameter.detach() - origin, alpha=mu)
 
     return pull
+
+
+def _mean_gradient(
+    model: torch.nn.Module, recipe: Recipe, group: Group, between_passes: Callable[[], None]
+) -> Gradient:
+    """That of the mean loss over the answer tokens of a batch."""
+    trained = trained_parameters(model)
+
+    def of_batch(rows: Sequence[Example]) -> torch.Tensor:
+        loss = len(rows) * _backward(model, rows, recipe, group, between_passes)
+        group.add([gradient for parameter in trained if (gradient := parameter.grad) is not None])
+        return loss
+
+    return of_batch
 
 
 def _backward(
@@ -103,7 +140,7 @@ def _backward(
 def shares(rows: Sequence[Example], recipe: Recipe, group: Group, device: torch.device) -> Iterator[Batch]:
     """What this process computes of a batch: as many passes as all the others, since a sharded model needs all."""
     mine, most = rows[group.rank :: group.size], math.ceil(len(rows) / group.size)
-    size = min(recipe.micro_batch or most, most)
+    size = recipe.micro_batch or math.ceil(recipe.batch_size / group.size)
     for start in range(0, most, size):
         part = mine[start : start + size]
         batch = pack(part or rows[:1], device) if recipe.packing else collate(part or rows[:1], recipe.pad_id, device)

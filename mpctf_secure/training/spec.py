@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.privacy import RecordDpSgd
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.config.strategies import Aggregation, FedProx
@@ -20,6 +21,7 @@ class JobSpec(Frozen):
     training: Training
     mu: float
     compute: Compute
+    record_dpsgd: RecordDpSgd | None
     seed: int
     participant: str
     """With the seed it chooses the rows that are held out; nothing else."""
@@ -34,6 +36,7 @@ class JobSpec(Frozen):
         aggregation: Aggregation,
         seed: int = 0,
         participant: str = "",
+        record_dpsgd: RecordDpSgd | None = None,
     ) -> "JobSpec":
         """From the site file, the hashes of base model and data file, and the run's terms; seed and name only matter
         where rows are held out."""
@@ -46,6 +49,7 @@ class JobSpec(Frozen):
             training=training,
             mu=aggregation.mu if isinstance(aggregation, FedProx) else 0.0,
             compute=site.compute,
+            record_dpsgd=record_dpsgd,
             seed=seed,
             participant=participant,
         )

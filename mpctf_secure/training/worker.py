@@ -15,8 +15,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,6 +33,7 @@ from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.group import Group, is_loss_of_a_neighbour, local_rank, own_rank
 from mpctf_secure.training.launch.endpoint import dial
+from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
@@ -45,6 +47,8 @@ from mpctf_secure.training.model import (
     write_adapter,
 )
 from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.private import Noise, draw, train_privately
+from mpctf_secure.training.record_gradients import ROWS, RecordGradients
 from mpctf_secure.training.rows import Row, load_rows
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.training.validation import Search, held_out_loss
@@ -93,6 +97,7 @@ class Worker:
                 self._examples, self._truncated = tokenise(rows, tokenizer, spec.training.max_length)
                 self._held_out, truncated = tokenise(held_out, tokenizer, spec.training.max_length)
                 self._truncated += truncated
+        self._gradients = self._record_gradients(pad_id(tokenizer)) if spec.record_dpsgd else None
         if spec.training.validation:
             self._held_out = _examples(json.loads(group.share(json.dumps(_plain(self._held_out)).encode())))
 
@@ -114,15 +119,15 @@ class Worker:
             except EnvironmentUnfitError:
                 self._group.share(b"")
                 return
-            examples = [self._examples[index] for index in request["rows"]]
-            self._group.share(json.dumps({"names": request["names"], "rows": _plain(examples)}).encode())
+            work = self._work(request)
+            self._group.share(work.encode())
             adapter = self._group.share_vector(adapter)
 
             def say(header: Header) -> None:
                 channel.send({**header, "resources": watch.take()})
 
-            result, search = self._train(adapter, request["names"], examples, say)
-            header: Header = {"rows": len(examples), "loss": result.loss}
+            result, search = self._train(adapter, work, say)
+            header: Header = {"rows": len(work.rows), "loss": result.loss}
             header |= {"tokens": result.tokens, "seconds": result.seconds}
             if search:
                 best = search.best
@@ -133,16 +138,25 @@ class Worker:
         """The others: train with the head until it says that all is over."""
         zeros = read_adapter(self.model)
         while shared := self._group.share(b""):
-            request = json.loads(shared)
-            examples = _examples(request["rows"])
-            self._train(self._group.share_vector(zeros), request["names"], examples, lambda _: None)
+            self._train(self._group.share_vector(zeros), _Work.decode(shared), lambda _: None)
+
+    def _work(self, request: Header) -> "_Work":
+        """Of a round: the rows that the agent has chosen, or samples drawn here."""
+        names, dpsgd, all_rows = request["names"], self._spec.record_dpsgd, self._examples
+        if dpsgd is None:
+            return _Work(names, [all_rows[index] for index in request["rows"]])
+        samples = Samples.decode(request["samples"])
+        expected = samples.release.sampling_rate * len(all_rows)
+        noise = Noise(samples.release.noise_multiplier, dpsgd.clip_norm, expected, samples.secret)
+        steps = draw(len(all_rows), samples)
+        return _Work(names, [all_rows[index] for step in steps for index in step], noise, list(map(len, steps)))
 
     def _train(
-        self, adapter: Vector, names: list[str], examples: list[Example], say: Callable[[Header], None]
+        self, adapter: Vector, work: "_Work", say: Callable[[Header], None]
     ) -> tuple[TrainResult, Search | None]:
         """The adapter to send is the search's where rows are held out; otherwise it is the one that the model has."""
         write_adapter(self.model, adapter)
-        train_only(self.model, names)
+        train_only(self.model, work.names)
         search = self._search(say) if self._held_out else None
 
         def after_step(step: int, steps: int) -> None:
@@ -151,8 +165,17 @@ class Worker:
                 search.after_step(step, steps)
 
         smaller = [] if self._spec.compute.gradient_checkpointing else ["gradient_checkpointing: true"]
-        with _explaining_memory(lambda: _too_much(self._spec, examples, self._group, smaller)):
-            return train_steps(self.model, examples, self._recipe, self._group, after_step, lambda: say({})), search
+        with _explaining_memory(lambda: _too_much(self._spec, work.rows, self._group, smaller)):
+            how = (self._recipe, self._group, after_step, lambda: say({}))
+            if work.noise and self._gradients:
+                return train_privately(self.model, work.steps, work.noise, self._gradients, *how), None
+            return train_steps(self.model, work.rows, *how), search
+
+    def _record_gradients(self, pad_id: int) -> RecordGradients:
+        lengths = json.loads(self._group.share(json.dumps([len(one.input_ids) for one in self._examples]).encode()))
+        rows, max_length = self._spec.compute.micro_batch, self._spec.training.max_length
+        with _explaining_memory(lambda: _too_large(self._spec)):
+            return RecordGradients(self.model, lengths, max_length, rows, pad_id, self._group)
 
     def _search(self, say: Callable[[Header], None]) -> Search:
         return Search(self._spec.training.send, lambda: self._measure(say), lambda: read_adapter(self.model))
@@ -161,6 +184,32 @@ class Worker:
         """The loss on the held-out rows; between their batches a sign of life, since they may take long."""
         with _explaining_memory(lambda: _too_much(self._spec, self._held_out, self._group, [])):
             return held_out_loss(self.model, self._held_out, self._recipe, self._group, lambda: say({}))
+
+
+class _Work(NamedTuple):
+    """Of one round: what is trained, on which rows; of DP-SGD the noise, and how many of the rows each step has."""
+
+    names: list[str]
+    rows: list[Example]
+    noise: Noise | None = None
+    sizes: list[int] = []  # noqa: RUF012
+
+    @classmethod
+    def decode(cls, shared: bytes) -> "_Work":
+        """What the head has encoded."""
+        names, rows, noise, sizes = json.loads(shared)
+        return cls(names, _examples(rows), noise and Noise(*noise), sizes)
+
+    def encode(self) -> bytes:
+        """For the other processes, without the noise's secret."""
+        noise = self.noise and (self.noise.multiplier, self.noise.clip_norm, self.noise.expected)
+        return json.dumps([self.names, _plain(self.rows), noise, self.sizes]).encode()
+
+    @property
+    def steps(self) -> list[list[Example]]:
+        """The rows of each step."""
+        rows = iter(self.rows)
+        return [list(islice(rows, size)) for size in self.sizes]
 
 
 def _recipe(spec: JobSpec, pad_id: int) -> Recipe:
@@ -214,9 +263,9 @@ def _too_large(spec: JobSpec) -> MpctfError:
 
 
 def _too_much(spec: JobSpec, examples: list[Example], group: Group, smaller: list[str]) -> MpctfError:
-    batch = spec.training.batch_size
-    rows = min(spec.compute.micro_batch or batch, -(-batch // group.size))
-    longest = max(len(example.input_ids) for example in examples)
+    batch = ROWS if spec.record_dpsgd else -(-spec.training.batch_size // group.size)
+    rows = min(spec.compute.micro_batch or batch, batch)
+    longest = max((len(example.input_ids) for example in examples), default=0)
     fewer = [f"micro_batch: {rows // 2}"] if rows > 1 else []
     return EnvironmentUnfitError(
         f"out of memory with {rows} rows of up to {longest} tokens at a time", hint=_advice(spec, [*fewer, *smaller])

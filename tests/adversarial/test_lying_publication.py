@@ -130,12 +130,13 @@ def participant(
     keys = folder / "keys"
     keys.mkdir(mode=0o700, parents=True)
     store = Store(folder / "work")
-    store.accept(contract, Terms(data_hash="00" * 32, choice=Choice(), memory=MEMORY))
+    terms = Terms(data_hash="00" * 32, choice=Choice(), memory=MEMORY)
+    store.accept(contract, terms)
     lonely: Any = link or Coordinator()
     members: Any = roster or Roster()
     site: Any = job or Job(initial_adapter(contract.tensors, 1))
     silent: Any = lambda *_, **__: None  # noqa: E731
-    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, silent, MEMORY, silent)
+    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, silent, terms, silent)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
@@ -382,7 +383,7 @@ def test_base_model_that_is_lost_on_held_out_rows_ends_no_run(tmp_path: Path, lo
     contract = make_contract(training=Training(validation=0.2))
     state = initial_state(contract)
     job = Job(state.adapter + np.float32(0.01), held_out=HeldOut(loss, 1.0, 2))
-    scalars = participant(tmp_path, job=job, contract=contract)._train(state).scalars
+    scalars = participant(tmp_path, job=job, contract=contract)._train(state, bytes(32)).scalars
     assert scalars[3] > 2**50
     clip_counters = [0] * len(contract.tensors)
     assert len(scalars) + len(clip_counters) == scalar_count(contract, state)

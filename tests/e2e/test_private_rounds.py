@@ -205,7 +205,7 @@ def budgeted(folder: Path, patch: pytest.MonkeyPatch, epsilon: float) -> RealRun
     """Four sites, the first of which has a budget."""
     terms = {"strategy": "client_fixed", "noise_multiplier": 4.0, "dropouts": 1}
     made = RealRun(folder, [f"privacy={terms}", "rounds=2", "timeouts.stage=2"], patch, training=False)
-    made.policies["site-1"] = Policy(budget=Budget(epsilon=epsilon, delta=1e-3))
+    made.policies["site-1"] = Policy(budget=Budget(epsilon=epsilon, delta=1e-3, unit="participant"))
     return made
 
 

@@ -69,12 +69,20 @@ def test_privacy_strategies_run_from_config_alone(path: Path, tmp_path: Path) ->
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     report = json.loads((folder / "report.json").read_text())
-    assert report["privacy"]["strategy"] == path.stem
-    assert 1 < report["privacy"]["epsilon"] < 10
-    assert f"privacy: {report['privacy']['statement']}" in result.stdout
+    found = report["privacy"]
+    of_records = path.stem == "record_dpsgd"
+    assert found["strategy"] == ("none" if of_records else path.stem)
+    if of_records:
+        assert f"privacy of records: {found['records']['statement']}" in result.stdout
+    else:
+        assert 1 < found["epsilon"] < 10
+    assert f"privacy: {found['statement']}" in result.stdout
     assert all(entry["rows"] is None and len(entry["survivors"]) == 4 for entry in report["rounds"])
-    assert "round 1: sum of site-1, site-2, site-3, site-4; training" in result.stdout
+    assert "round 1: sum of site-1, site-2, site-3, site-4" in result.stdout
+    assert "mean loss" not in result.stdout
     shown = run_cli("privacy", "report", folder / "sites" / "site-1" / "site.yaml", "--format", "json")
     (spent,) = json.loads(shown.stdout)
     assert spent["charges"] == 2
-    assert (spent["epsilon"]["coordinator"] is None) == path.stem.startswith("server")
+    costs = {(entry["unit"], entry["against"]): entry["epsilon"] for entry in spent["spent"]}
+    assert (costs["participant", "coordinator"] is None) == (of_records or path.stem.startswith("server"))
+    assert (costs["record", "coordinator"] is None) == path.stem.startswith("server")

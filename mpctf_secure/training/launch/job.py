@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from mpctf_secure.aggregation.lora import Vector, flat_size
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.monitoring.resources import Resources, Sampler
+from mpctf_secure.privacy.accountant import Release
 from mpctf_secure.rounds.messages import STATED, FaultCode
 from mpctf_secure.training.faults import HOPELESS, Fault
 from mpctf_secure.training.launch import endpoint
@@ -64,6 +65,25 @@ class Trained:
         return all(map(math.isfinite, losses)) and bool(np.isfinite(self.adapter).all())
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What DP-SGD does in a round; samples and noise follow from the round's secret, also in a job that is started
+    again: who could choose among several draws, or wait for one that fits into memory, would have less noise."""
+
+    release: Release
+    secret: bytes = field(repr=False)
+
+    def encode(self) -> list[Any]:
+        """For the head of the job."""
+        return [*self.release, self.secret.hex()]
+
+    @classmethod
+    def decode(cls, told: list[Any]) -> "Samples":
+        """At the head."""
+        *release, secret = told
+        return cls(Release(*release), bytes.fromhex(secret))
+
+
 class Job:
     """`schema`, `rows`, `truncated`, `hardware` and `memory` [MiB] are what rank 0 reported."""
 
@@ -97,13 +117,14 @@ class Job:
         return np.zeros(flat_size(self.schema), np.float32)
 
     def train(
-        self, adapter: Vector, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+        self, adapter: Vector, work: list[int] | Samples, names: list[str], progress: Callable[[int, int], None]
     ) -> Trained:
-        """Train the tensors `names` from `adapter` on the rows with these indices; `progress` gets (step, steps).
+        """Train the tensors `names` from `adapter`; `progress` gets (step, steps).
 
+        On the rows with these indices, or on samples of all, with noise.
         MpctfError where it fails for good.
         """
-        return self._insisting(lambda: self._train(adapter, rows, names, progress), _MOST_RESTARTS)
+        return self._insisting(lambda: self._train(adapter, work, names, progress), _MOST_RESTARTS)
 
     def check_finite(self, trained: Trained) -> None:
         """UsageError, and a fault, for an outcome that is not a number."""
@@ -139,13 +160,14 @@ class Job:
         return self._running.receive(START_SECONDS)[0]
 
     def _train(
-        self, adapter: Vector, rows: list[int], names: list[str], progress: Callable[[int, int], None]
+        self, adapter: Vector, work: list[int] | Samples, names: list[str], progress: Callable[[int, int], None]
     ) -> Trained:
         if self._running is None:
             self._start()
         running = self._running
         assert running is not None  # noqa: S101
-        running.send({"rows": rows, "names": names}, adapter)
+        request = {"samples": work.encode()} if isinstance(work, Samples) else {"rows": work}
+        running.send({"names": names, **request}, adapter)
         limit = FIRST_STEP_SECONDS
         while True:
             began = time.monotonic()

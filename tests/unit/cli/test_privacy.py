@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.privacy.ledger import Charge, Ledger
+from mpctf_secure.privacy.ledger import Charge, Ledger, RecordNoise
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ coordinator: 127.0.0.1:8443
 model: model
 data: data.jsonl
 data_set: notes
-policy: {budget: {epsilon: 8, delta: 1.0e-5}}
+policy: {budget: {epsilon: 8, delta: 1.0e-5, unit: participant}}
 """
 
 
@@ -78,22 +78,35 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
         Ledger(tmp_path / "keys").charge(charge(number), None)
     lines = [line.strip() for line in report(tmp_path).stdout.splitlines()]
     assert lines[0] == "data set notes"
-    assert lines[1].startswith("against the coordinator, with as many participants as a run bears: epsilon 1.3")
-    assert "budget: epsilon 8 against the coordinator, 6.6" in " ".join(lines)
-    assert "joint-2: 1 rounds, noise multiplier 4, holds against the coordinator" in lines
+    whom = "against the coordinator, with as many participants as a run bears"
+    assert lines[1].startswith(f"a row, {whom}: epsilon 2.94")
+    assert lines[3].startswith(f"all rows together, {whom}: epsilon 1.3")
+    assert "budget: epsilon 8 of all rows together against the coordinator, 6.6" in " ".join(lines)
+    assert "run joint-2: 1 rounds, noise multiplier 4 on updates, against the coordinator" in lines
     assert any(line.startswith("not covered: ") for line in lines)
     (found,) = json.loads(report(tmp_path, "--format", "json").stdout)
     assert (found["charges"], found["delta"]) == (2, 1e-5)
-    assert found["epsilon"]["coordinator"] == found["epsilon"]["participants"]
+    assert len({entry["epsilon"] for entry in found["spent"] if entry["unit"] == "record"}) == 1
+
+
+def test_noise_on_records_is_reported_with_its_samples(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    noise = RecordNoise(noise_multiplier=1.0, sampling_rate=0.05, steps=10)
+    Ledger(tmp_path / "keys").charge(charge(1, against="nobody", noise_multiplier=None, records=noise), None)
+    lines = report(tmp_path).stdout.splitlines()
+    assert "  run joint-1: 1 rounds, 1 on records in each of 10 steps a round, sampled at a rate of 0.05" in lines
+    assert any("a row, against participants" in line and "epsilon" in line for line in lines)
+    assert any("all rows together" in line and "NO GUARANTEE (run joint-1 has no noise" in line for line in lines)
 
 
 def test_noise_that_the_coordinator_knew_is_reported_as_none_against_it(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     Ledger(tmp_path / "keys").charge(charge(1, against="participants"), None)
     (found,) = json.loads(report(tmp_path, "--format", "json").stdout)
-    assert found["epsilon"]["coordinator"] is None
-    assert found["epsilon"]["participants"] < 1
-    assert found["statements"][0].startswith("NO MEANINGFUL GUARANTEE against the coordinator")
+    costs = {(entry["unit"], entry["against"]): entry["epsilon"] for entry in found["spent"]}
+    assert costs["participant", "coordinator"] is None
+    assert costs["participant", "participants"] < 1
+    assert "NO GUARANTEE" in found["statements"][0]
     assert "0 is left" in " ".join(found["statements"])
 
 

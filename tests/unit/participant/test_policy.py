@@ -3,16 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, ServerFixed
+from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, RecordDpSgd, ServerFixed
 from mpctf_secure.config.run import Lora
-from mpctf_secure.config.site import Budget, Policy
+from mpctf_secure.config.site import Budget, Compute, Policy
 from mpctf_secure.config.strategies import FedAvg, FixedSize, MaxVolume, MemoryAware
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import ceremony
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import ParticipantName
-from mpctf_secure.participant.policy import check_contract, check_proposal, check_volume, told_size
+from mpctf_secure.participant.policy import check_compute, check_contract, check_proposal, check_volume, told_size
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, ModelHashes
 from mpctf_secure.secagg.parameters import check_terms
@@ -62,8 +62,18 @@ def test_proposal_below_a_floor_is_refused_and_the_coordinator_named(roster: Ros
 
 
 NOISE = ClientFixed(noise_multiplier=2.0)
-BUDGET = Budget(epsilon=8, delta=1e-5)
+BUDGET = Budget(epsilon=8, delta=1e-5, unit="participant")
+OF_RECORDS = Budget(epsilon=8, delta=1e-5, unit="record")
+DPSGD = NoPrivacy(record_dpsgd=RecordDpSgd(epsilon=8))
 UNPRIVATE = {
+    "noise on records only, and a budget of all rows together": (
+        DPSGD, FixedSize(), Policy(budget=BUDGET), "adds no noise to a participant's update"),
+    "no noise at all, and a budget of rows": (NoPrivacy(), FixedSize(), Policy(budget=OF_RECORDS), "unit record"),
+    "the coordinator's noise, and a budget of rows against it": (
+        ServerFixed(noise_multiplier=2.0), FixedSize(), Policy(budget=OF_RECORDS), "leaves the noise"),
+    "no noise on records, on which the site insists": (
+        NOISE, FixedSize(), Policy(record_epsilon=4), "policy.record_epsilon"),
+    "sizes told beside noise on records": (DPSGD, MaxVolume(), Policy(), "max_volume tells sizes"),
     "no noise, and a budget": (NoPrivacy(), FixedSize(), Policy(budget=BUDGET), "adds no noise"),
     "the coordinator's noise, and a budget against it": (
         ServerFixed(noise_multiplier=2.0), FixedSize(), Policy(budget=BUDGET), "leaves the noise to the coordinator"),
@@ -88,6 +98,25 @@ def test_proposal_that_promises_less_than_it_seems_is_refused(
         check_proposal(proposal(roster, privacy=privacy, data=data), policy, roster, "insurer-d")
     assert caught.value.culprits == ("coordinator",)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("privacy", [DPSGD, NOISE, NOISE.model_copy(update={"record_dpsgd": DPSGD.record_dpsgd})])
+def test_rows_are_protected_by_noise_on_records_and_by_noise_on_updates(roster: Roster, privacy: object) -> None:
+    check_proposal(proposal(roster, privacy=privacy), Policy(budget=OF_RECORDS), roster, "insurer-d")
+
+
+def test_held_out_losses_beside_noise_on_records_are_refused(roster: Roster) -> None:
+    with pytest.raises(SecurityError, match=r"training\.validation"):
+        check_proposal(
+            proposal(roster, privacy=DPSGD, training=Training(validation=0.1)), Policy(), roster, "insurer-d"
+        )
+
+
+def test_packed_rows_are_refused_where_each_needs_its_gradient(roster: Roster) -> None:
+    check_compute(proposal(roster, privacy=NOISE), Compute(packing=True))
+    check_compute(proposal(roster, privacy=DPSGD), Compute())
+    with pytest.raises(UsageError, match=r"compute\.packing"):
+        check_compute(proposal(roster, privacy=DPSGD), Compute(packing=True))
 
 
 def test_pair_is_accepted_where_the_site_allows_it(roster: Roster) -> None:

@@ -79,5 +79,5 @@ def test_noise_for_a_target(target: float, noise: float) -> None:
 
 
 def test_target_that_no_noise_reaches_is_refused() -> None:
-    with pytest.raises(UsageError, match="no noise reaches epsilon 0"):
-        noise_for(0.0, lambda z: cost([Release(z, steps=10**6)], 1e-300))
+    with pytest.raises(UsageError, match="no noise reaches epsilon 1e-09"):
+        noise_for(1e-9, lambda z: cost([Release(z, steps=10**6)], 1e-300))

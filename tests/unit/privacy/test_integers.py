@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mpctf_secure.config.privacy import ClientAdaptive
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.parallel import ordered_map
-from mpctf_secure.privacy import integers
+from mpctf_secure.privacy import integers, noise
 from mpctf_secure.privacy.integers import INDICATOR, Scheme, check_sum, indicate, joint_noise, noised, to_integers
 
 SECRET = bytes(32)
@@ -120,7 +120,7 @@ def test_same_input_has_the_same_noise_and_any_other_input_another() -> None:
 
 
 def test_no_two_slabs_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integers, "_SLAB", 100)
+    monkeypatch.setattr(noise, "_SLAB", 100)
     lanes, _ = noised(np.zeros(300, np.int64), 0, scheme(), SECRET)
     parts = lanes.reshape(3, 100)
     assert np.count_nonzero(parts[0] == parts[1]) + np.count_nonzero(parts[1] == parts[2]) < 5

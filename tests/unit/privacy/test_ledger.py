@@ -12,7 +12,7 @@ from mpctf_secure.privacy import ledger as ledger_module
 from mpctf_secure.privacy.ledger import Charge, Ledger, spent
 
 A, B = "aa" * 32, "bb" * 32
-BUDGET = Budget(epsilon=8.0, delta=1e-5)
+BUDGET = Budget(epsilon=8.0, delta=1e-5, unit="participant")
 
 
 def charge(number: int = 1, **changes: object) -> Charge:
@@ -28,8 +28,8 @@ def test_what_was_charged_is_there_after_a_restart_and_adds_up(tmp_path: Path) -
         Ledger(tmp_path).charge(charge(number), BUDGET)
     found = Ledger(tmp_path).charges()
     assert found == [charge(1), charge(2), charge(3)]
-    assert spent(found, "notes", "coordinator", 1e-5).epsilon == pytest.approx(3.9, abs=0.1)
-    assert spent(found, "other", "coordinator", 1e-5).epsilon == 0
+    assert spent(found, "notes", "participant", "coordinator", 1e-5).epsilon == pytest.approx(3.9, abs=0.1)
+    assert spent(found, "other", "participant", "coordinator", 1e-5).epsilon == 0
     assert (tmp_path / "ledger.jsonl").stat().st_mode & 0o777 == 0o600
 
 
@@ -45,7 +45,7 @@ def test_a_charge_that_does_not_fit_is_refused_and_leaves_no_trace(tmp_path: Pat
     for number in range(1, 11):
         book.charge(charge(number), BUDGET)
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    with pytest.raises(BudgetSpentError, match="data set notes: epsilon would be 8\\.") as caught:
+    with pytest.raises(BudgetSpentError, match=r"data set notes: epsilon of a participant would be 8\.") as caught:
         book.charge(charge(11), BUDGET)
     assert caught.value.exit_code == 6
     assert "privacy report" in caught.value.hint
@@ -56,7 +56,7 @@ def test_a_charge_that_does_not_fit_is_refused_and_leaves_no_trace(tmp_path: Pat
 def test_noise_that_the_coordinator_knows_is_none_against_it(tmp_path: Path) -> None:
     book = Ledger(tmp_path)
     book.charge(charge(against="participants"), BUDGET.model_copy(update={"against": "participants"}))
-    assert math.isinf(spent(book.charges(), "notes", "coordinator", 1e-5).epsilon)
+    assert math.isinf(spent(book.charges(), "notes", "participant", "coordinator", 1e-5).epsilon)
     with pytest.raises(BudgetSpentError):
         book.charge(charge(2), BUDGET)
 
@@ -65,7 +65,7 @@ def test_run_without_noise_is_in_the_ledger_and_no_budget_holds_after_it(tmp_pat
     book = Ledger(tmp_path)
     book.charge(charge(against="nobody", noise_multiplier=None), None)
     for against in ("coordinator", "participants"):
-        assert math.isinf(spent(book.charges(), "notes", against, 1e-5).epsilon)
+        assert math.isinf(spent(book.charges(), "notes", "participant", against, 1e-5).epsilon)
     with pytest.raises(BudgetSpentError):
         book.charge(charge(2), BUDGET)
 

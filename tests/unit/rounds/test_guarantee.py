@@ -1,7 +1,7 @@
 import pytest
 from samples import make_contract
 
-from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, ServerFixed
+from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, RecordDpSgd, ServerFixed
 from mpctf_secure.rounds.guarantee import RoundSizes, describe, noise_of_round
 from mpctf_secure.rounds.terms import noise_scheme
 
@@ -63,3 +63,19 @@ def test_words_say_what_the_numbers_are_about() -> None:
     assert weak["statement"].startswith("NO MEANINGFUL GUARANTEE: epsilon")
     assert describe(contract(NoPrivacy()), [RoundSizes(10, 10)])["statement"].startswith("no differential privacy")
     assert describe(contract(ServerFixed(noise_multiplier=1.0)), [])["statement"] == "nothing was published"
+
+
+@pytest.mark.parametrize("privacy", [NoPrivacy(), ServerFixed(noise_multiplier=CLAIM_3)])
+def test_guarantee_of_records_is_told_beside_that_of_contributions(privacy: NoPrivacy | ServerFixed) -> None:
+    assert describe(contract(privacy), [])["records"] is None
+    noised = privacy.model_copy(update={"record_dpsgd": RecordDpSgd(epsilon=8, delta=1e-6)})
+    found = describe(contract(noised), [])
+    assert "no differential privacy" not in found["statement"]
+    assert (found["records"]["epsilon_at_most"], found["records"]["delta"]) == (8, 1e-6)
+    assert found["records"]["statement"].startswith("epsilon 8 or less at delta 1e-06 for each record")
+    assert any("how many records" in text for text in found["records"]["not_covered"])
+
+
+def test_noise_on_records_that_means_nothing_is_called_so() -> None:
+    noised = NoPrivacy(record_dpsgd=RecordDpSgd(epsilon=51))
+    assert describe(contract(noised), [])["records"]["statement"].startswith("NO MEANINGFUL GUARANTEE")

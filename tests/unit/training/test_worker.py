@@ -18,7 +18,7 @@ from mpctf_secure.training.data import Example
 from mpctf_secure.training.group import Group
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.spec import JobSpec
-from mpctf_secure.training.worker import FailedError, Worker
+from mpctf_secure.training.worker import FailedError, Worker, _Work
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_out_of_memory_says_batch_length_and_what_would_help(site: SiteConfig, m
     monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.empty(1 << 60))
     examples = [Example(tuple(range(30)), 5)] * 8
     with pytest.raises(FailedError, match="6 rows of up to 30 tokens") as caught:
-        worker._train(initial_adapter(schema, 0), [], examples, lambda *_: None)
+        worker._train(initial_adapter(schema, 0), _Work([], examples), lambda *_: None)
     assert caught.value.code == FaultCode.OUT_OF_MEMORY
     assert caught.value.hint == "compute.micro_batch: 3 or gradient_checkpointing: true in the site file"
 
@@ -74,7 +74,9 @@ def test_advice_names_nothing_that_the_site_does_already(site: SiteConfig, monke
     worker = Worker(spec(site, compute=Compute(micro_batch=1, gradient_checkpointing=True)), Group())
     monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.empty(1 << 60))
     with pytest.raises(FailedError, match="1 rows") as caught:
-        worker._train(initial_adapter(worker.describe()["schema"], 0), [], [Example((1, 2), 1)] * 8, lambda *_: None)
+        worker._train(
+            initial_adapter(worker.describe()["schema"], 0), _Work([], [Example((1, 2), 1)] * 8), lambda *_: None
+        )
     assert caught.value.hint == "more memory, or a smaller training.max_length"
 
 
@@ -108,4 +110,4 @@ def test_another_error_in_training_is_none_of_memory(site: SiteConfig, monkeypat
     worker = Worker(spec(site), Group())
     monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
-        worker._train(initial_adapter(worker.describe()["schema"], 0), [], [], lambda *_: None)
+        worker._train(initial_adapter(worker.describe()["schema"], 0), _Work([], []), lambda *_: None)

@@ -1,0 +1,127 @@
+"""DP-SGD (Abadi et al. 2016): every record's gradient is clipped, and their sum gets noise before anything sees it.
+
+Clipped to norm C a gradient becomes integers of norm K = 2²⁴ at the most, so that what a record changes in the sum is
+bounded exactly, in whatever order things are added. Noise on integers hides it to the last bit (Mironov 2012 on
+floats).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+
+from mpctf_secure.errors import UsageError
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import hkdf, sha256
+from mpctf_secure.hazmat.prg import Generator
+from mpctf_secure.parallel import ordered_map
+from mpctf_secure.privacy.noise import gaussian_vector
+from mpctf_secure.privacy.records import poisson_sample
+from mpctf_secure.training.data import Example
+from mpctf_secure.training.group import Group
+from mpctf_secure.training.launch.job import Samples
+from mpctf_secure.training.loop import Gradient, Recipe, Steps, TrainResult, take_steps, trained_parameters
+from mpctf_secure.training.model import device_of
+from mpctf_secure.training.record_gradients import Gradients, RecordGradients
+
+UNITS = 2**24
+"""K."""
+_BELOW = 1 - 2.0**-40  # for what float64 rounds in a norm and a product
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Of each step: its standard deviation is `multiplier` times C, and the sum is divided by `expected` records.
+
+    `secret`: only the head has it.
+    """
+
+    multiplier: float
+    clip_norm: float
+    expected: float
+    secret: bytes = field(default=b"", repr=False)
+
+
+def draw(records: int, samples: Samples) -> list[list[int]]:
+    """Which of so many records each step of a round has."""
+    source, release = Generator(hkdf(samples.secret, enc("mpctf-secure/samples/v1"))), samples.release
+    return [poisson_sample(source, records, release.sampling_rate) for _ in range(release.steps)]
+
+
+def train_privately(
+    model: torch.nn.Module,
+    steps: Steps,
+    noise: Noise,
+    gradients: RecordGradients,
+    recipe: Recipe,
+    group: Group,
+    after_step: Callable[[int, int], None],
+    between_passes: Callable[[], None],
+) -> TrainResult:
+    """`train_steps` with these records in each step, of which nothing remains but sums with noise.
+
+    UsageError where what is trained is not float32; RuntimeError where a step has changed nothing.
+    """
+    trained = trained_parameters(model)
+    if any(parameter.dtype != torch.float32 for parameter in trained):
+        raise UsageError("record_dpsgd: what is trained is not float32", hint="another base model")
+    before = [parameter.detach().clone() for parameter in trained]
+
+    def canary(number: int, steps: int) -> None:
+        """An optimizer that has lost the parameters trains nothing, and says nothing (Opacus issue 820)."""
+        if number == 1 and all(torch.equal(*pair) for pair in zip(before, trained, strict=True)):
+            raise RuntimeError("the first step of record_dpsgd has changed nothing")
+        after_step(number, steps)
+
+    gradient = _private_gradient(model, noise, gradients, group, between_passes)
+    return take_steps(model, steps, gradient, recipe, group, canary)
+
+
+def _private_gradient(
+    model: torch.nn.Module, noise: Noise, gradients: RecordGradients, group: Group, between_passes: Callable[[], None]
+) -> Gradient:
+    """The sum of the records' clipped gradients over all processes, with noise, as a mean."""
+    trained, device = trained_parameters(model), device_of(model)
+    sizes = [parameter.numel() for parameter in trained]
+    scale = noise.clip_norm / (UNITS * noise.expected)
+
+    step = count()
+
+    def of_records(records: Sequence[Example]) -> torch.Tensor:
+        total = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        losses = torch.zeros((), device=device)
+        for loss, found in gradients.of(records):
+            total += _clipped_sum(found, noise.clip_norm)
+            losses += loss
+            between_passes()
+        group.add([total])
+        _add_noise(total, noise, next(step), group)
+        for parameter, part in zip(trained, torch.split(total, sizes), strict=True):
+            parameter.grad = (part.double() * scale).float().view_as(parameter)
+        return losses
+
+    return of_records
+
+
+def _clipped_sum(gradients: Gradients, clip_norm: float) -> torch.Tensor:
+    """Σ trunc(g · K/C · min(1, C/‖g‖)) over the records, all parameters as one vector [d] of int64.
+
+    Truncated, so that no record's integers are longer than K. What is no finite gradient counts as nothing.
+    """
+    flat = [gradient.flatten(1).double() for gradient in gradients]
+    norms = torch.stack([part.square().sum(1) for part in flat]).sum(0).sqrt()
+    finite = norms.isfinite()
+    factors = torch.where(finite, UNITS * _BELOW / norms.clamp(min=clip_norm), 0.0)[:, None]
+    # Chosen and not multiplied: 0 · ∞ is no number, and as an integer −2⁶³.
+    return torch.cat([torch.where(finite[:, None], part * factors, 0.0).long().sum(0) for part in flat])
+
+
+def _add_noise(total: torch.Tensor, noise: Noise, step: int, group: Group) -> None:
+    """From the head's secret, the step and the sum itself: a step that is repeated has the same, and no other has."""
+    if group.is_head:
+        seed = hkdf(noise.secret, enc("mpctf-secure/record-noise/v1", step, sha256(total.cpu().numpy().tobytes())))
+        variance = math.ceil((noise.multiplier * UNITS) ** 2)
+        total += torch.from_numpy(gaussian_vector(seed, variance, total.numel(), ordered_map)).to(total.device)
+    group.share_tensor(total)

@@ -1,0 +1,157 @@
+"""DP-SGD in real jobs: what leaves a site, what it is charged, and that nothing is drawn twice."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from e2e.consortium import workers_of
+from e2e.harness import Outcome, RealRun
+
+from mpctf_secure import files
+from mpctf_secure.aggregation.lora import initial_adapter
+from mpctf_secure.config.privacy import RecordDpSgd
+from mpctf_secure.config.run import Lora
+from mpctf_secure.config.site import Compute, Node, Policy, SiteConfig
+from mpctf_secure.config.strategies import FedAvg
+from mpctf_secure.config.training import Training
+from mpctf_secure.experiments.intents import write_intents
+from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.privacy.accountant import Release, cost_of_integers
+from mpctf_secure.privacy.ledger import Ledger
+from mpctf_secure.secagg.codec import SCALAR_NAMES
+from mpctf_secure.training.launch.job import Job, Samples
+from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.spec import JobSpec
+
+STRICT = "site-1"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> RealRun:
+    dpsgd = "privacy={strategy: none, record_dpsgd: {epsilon: 8}}"
+    with pytest.MonkeyPatch.context() as patch:
+        made = RealRun(tmp_path_factory.mktemp("run"), [dpsgd, "training.batch_size=16"], patch)
+        made.policies[STRICT] = Policy(record_epsilon=2.0)
+        made.outcome = made.run()
+    return made
+
+
+@pytest.fixture
+def outcome(made: RealRun) -> Outcome:
+    return made.outcome
+
+
+def test_coordinator_hears_nothing_of_training_but_the_update(outcome: Outcome) -> None:
+    for given in outcome.inputs.values():
+        rows, loss, _ = given.scalars[: len(SCALAR_NAMES)]
+        assert (rows, loss) == (outcome.contract.data.size, 0)
+    received = b"".join(outcome.recorder.received)
+    assert b"ready" in received
+    assert not any(label in received for label in (b"progress", b"resources", b"fault"))
+    for record in outcome.coordinator.ledger.rounds:
+        shown = record.to_dict()
+        assert (shown["rows"], shown["mean_loss"], shown["validation_loss_before"]) == (None, None, None)
+        assert len(record.survivors) == 4
+    assert outcome.state.adapter.any()
+
+
+def test_every_site_has_charged_the_noise_that_its_rows_need(made: RealRun) -> None:
+    for name in made.config.participants.names:
+        site = made.site(name, "127.0.0.1:1")
+        charges = Ledger(site.keys).charges()
+        assert [charge.round for charge in charges] == [1, 2]
+        rows = len(site.data.read_text().splitlines())
+        assert {charge.records.sampling_rate for charge in charges} == {16 / rows}
+        assert {charge.records.steps for charge in charges} == {2}
+        spent = cost_of_integers([charge.records.release for charge in charges], 1e-5).epsilon
+        target = 2.0 if name == STRICT else 8.0
+        assert 0.97 * target < spent <= target
+
+
+def test_site_itself_knows_how_it_went(made: RealRun) -> None:
+    events = (made.folder / "sites" / STRICT / "work" / "events.jsonl").read_text().splitlines()
+    trained = [event for event in map(json.loads, events) if event["event"] == "round_trained"]
+    assert [event["rows"] for event in trained] == [32, 32]
+    assert all(1 < event["loss"] < 10 for event in trained)
+
+
+ONE = Compute(precision="float32")
+SAMPLES = Samples(Release(0.5, 0.2, 4), bytes(range(32)))
+
+
+class Jobs:
+    """Of one site, each with its own processes."""
+
+    def __init__(self, folder: Path) -> None:
+        write_intents(folder, ["a", "b"], 40, 24, 0)
+        write_tiny_llama(folder / "model", (folder / "a.jsonl").read_text().splitlines())
+        self._folder = folder
+        self.faults: list[bool] = []
+
+    def start(self, name: str, compute: Compute = ONE) -> Job:
+        work, model, data = self._folder / name, self._folder / "model", self._folder / "a.jsonl"
+        work.mkdir()
+        site = SiteConfig(coordinator="127.0.0.1:1", model=model, data=data, work=work, compute=compute)
+        terms, hashes = Training(batch_size=8, max_length=128), (hash_model(model).whole, files.digest(data))
+        spec = JobSpec.of(site, hashes, Lora(r=4), terms, FedAvg(), record_dpsgd=RecordDpSgd(epsilon=8))
+        return Job(spec, site, lambda _, again: self.faults.append(again))
+
+
+def train(job: Job, samples: Samples = SAMPLES, kill: str = "") -> np.ndarray:
+    faults = []
+
+    def progress(step: int, _: int) -> None:
+        if kill and step == 2 and not faults:
+            faults.append(step)
+            assert job._running
+            for process in job._running._processes:
+                for worker in workers_of(process.pid):
+                    os.kill(worker, signal.SIGKILL)
+
+    try:
+        names = [name for name, _ in job.schema]
+        return job.train(initial_adapter(job.schema, 0), samples, names, progress).adapter
+    finally:
+        job.close()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture(scope="module")
+def alone(jobs: Jobs) -> np.ndarray:
+    return train(jobs.start("alone"))
+
+
+def test_two_processes_have_the_adapter_of_one_to_the_last_bit(jobs: Jobs, alone: np.ndarray) -> None:
+    """Integers are added up, in whatever order; the noise is the head's."""
+    assert np.array_equal(train(jobs.start("two", ONE.model_copy(update={"nodes": (Node(processes=2),)}))), alone)
+
+
+def test_job_that_is_killed_on_the_way_repeats_its_samples_and_noise(jobs: Jobs, alone: np.ndarray) -> None:
+    """Else an operator could kill it until it likes what it sees."""
+    assert np.array_equal(train(jobs.start("killed"), kill="it"), alone)
+    assert jobs.faults == [True]
+
+
+def test_another_round_has_other_samples_and_noise(jobs: Jobs, alone: np.ndarray) -> None:
+    other = train(jobs.start("other"), Samples(SAMPLES.release, bytes(32)))
+    assert np.abs(other - alone).max() > 1e-3
+
+
+def test_a_worker_shows_its_secret_to_nobody(jobs: Jobs) -> None:
+    job = jobs.start("looked-at")
+    assert job._running
+    running = [psutil.Process(process.pid) for process in job._running._processes]
+    seen = [part for process in running for part in (*process.cmdline(), *process.environ().values())]
+    train(job)
+    logs = [path.read_text(errors="replace") for path in (jobs._folder / "looked-at").rglob("*.log")]
+    secret = SAMPLES.secret.hex()
+    assert logs
+    assert not any(secret in text for text in [*seen, *logs])
