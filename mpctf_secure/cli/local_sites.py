@@ -149,7 +149,12 @@ class Fleet:
         for name, data in material.data.items():
             home = self._folder / "sites" / name
             secagg = self._config.secagg  # they are the operator's own, who has said what is wanted
-            policy = Policy(allow_pair=secagg.allow_pair, most_void_rounds=secagg.void_rounds, most_passes=MOST_COUNT)
+            policy = Policy(
+                allow_pair=secagg.allow_pair,
+                allow_clear=not secagg.secure,
+                most_void_rounds=secagg.void_rounds,
+                most_passes=MOST_COUNT,
+            )
             site = SiteConfig(coordinator=address, model=material.model, data=data, policy=policy)
             (home / "site.yaml").write_text(load.dump(site), encoding="utf-8")
             with _readable(self._phrase) as descriptor:

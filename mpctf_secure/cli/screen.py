@@ -69,6 +69,8 @@ class Screen:
         """The effective settings: what is fixed for all, and what each site trains with."""
         for name in ("base_model", "lora", "data", "aggregation", "privacy"):
             self.line(f"  {name}: {_plain(getattr(proposal, name))}")
+        if not proposal.secure:
+            self.line("  SECURE AGGREGATION IS OFF: the coordinator sees each update")
         training = proposal.training
         self.line(f"  training: validation {training.validation:g}, send {training.send}")
         counts = {"quorum": proposal.quorum, "colluders": proposal.colluders, "void rounds borne": proposal.void_rounds}

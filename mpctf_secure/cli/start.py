@@ -209,6 +209,7 @@ def _propose(config: RunConfig, run_id: str, roster_hash: bytes, rules: tuple[in
         colluders=rules[0],
         quorum=rules[1],
         allow_pair=config.secagg.allow_pair,
+        secure=config.secagg.secure,
         rounds=config.rounds + isinstance(config.data, MemoryAware),
         void_rounds=min(config.secagg.void_rounds, config.rounds - 1),
         seed=config.seed,

@@ -71,6 +71,8 @@ class Secagg(Frozen):
 
     colluders: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     allow_pair: bool = False
+    secure: bool = True
+    """False: the coordinator sees each update, for experiments; a site refuses unless its policy says allow_clear."""
     void_rounds: Annotated[int, Field(ge=0)] = 2
     """How many rounds may end without a sum; one round at least must have one."""
 

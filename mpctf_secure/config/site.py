@@ -42,6 +42,8 @@ class Policy(Frozen):
 
     allow_pair: bool = False
     """Accept a run of two, in which each learns the other's update by subtraction."""
+    allow_clear: bool = False
+    """Accept a run without masks, in which the coordinator sees this site's updates."""
     smallest_sum: Annotated[int, Field(ge=2, le=100)] = 2
     """The fewest organisations whose updates may be opened as one sum; the protocol itself asks for 3 and for t."""
     size_step: Annotated[int, Field(ge=0, lt=2**20)] = 100

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mpctf_secure.coordinator.spool import Spool
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.parallel import ordered_map
-from mpctf_secure.privacy.integers import Scheme, noised, to_signed
+from mpctf_secure.privacy.integers import Scheme, indicate, noised, to_integers, to_signed
+from mpctf_secure.privacy.noise import Integers
 from mpctf_secure.secagg.codec import decode_scalars, encode_scalars, saturated
 from mpctf_secure.secagg.masks import Mask
 from mpctf_secure.secagg.parameters import MAX_COHORT, Context
@@ -32,10 +35,24 @@ def open_sum(
     chunks = spool.opened(survivors, left)
     if scheme is None:
         return spool.write_sum(path, chunks)
-    lanes, scalars = context.layout.join(list(chunks))
+    if context.secure:
+        lanes, scalars = context.layout.join(list(chunks))
+        total, (indicators,) = to_signed(lanes), decode_scalars(scalars)
+    else:
+        total, indicators = _clipped_here(spool, survivors, scheme)
     seed = hkdf(secret, enc("mpctf-secure/sum-noise/v1", context.digest()))
-    noisy, indicators = noised(to_signed(lanes), decode_scalars(scalars)[0], scheme, seed, ordered_map)
+    noisy, indicators = noised(total, indicators, scheme, seed, ordered_map)
     block = encode_scalars([saturated(indicators, MAX_COHORT)], MAX_COHORT)
     return spool.write_sum(
         path, (context.layout.cut(n, noisy, block).tobytes() for n in range(len(context.layout.sizes)))
     )
+
+
+def _clipped_here(spool: Spool, survivors: Sequence[IdentityKey], scheme: Scheme) -> tuple[Integers, int]:
+    """Sum and indicators of updates that came as floats in the clear, each clipped here (the MPCTF paper's server)."""
+    total, indicators = np.zeros(1, np.int64), 0
+    for owner in survivors:
+        lanes, _ = spool.upload(owner)
+        values, fits = to_integers(lanes.view(np.float32), scheme)
+        total, indicators = total + values, indicators + indicate(fits, scheme)
+    return total, indicators

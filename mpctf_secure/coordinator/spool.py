@@ -141,6 +141,10 @@ class Spool:
 
             yield from ordered_map(open_chunk, range(len(self._sizes)))
 
+    def upload(self, owner: IdentityKey) -> tuple[Lanes, Lanes]:
+        """Lanes [d] and scalars of an upload, under its masks if there are any."""
+        return self.load_sum(self._of(owner))
+
     def write_sum(self, target: Path, chunks: Iterable[bytes]) -> bytes:
         """Write a sum; returns its digest."""
         hashes = []

@@ -82,12 +82,14 @@ def encode(
     run_secret: bytes,
     round_secret: bytes,
 ) -> Input:
-    """Weigh and quantise the update, or add noise.
+    """Weigh and quantise the update, or add noise; without masks the coordinator clips it, and gets its floats.
 
     Rounding bits come from the run's secret and the update itself, noise from the round's secret.
     """
     members = len(context.first_cohort)
     scheme = None if is_survey(contract, state) else noise_scheme(contract, state.clip_norm, members)
+    if scheme and not contract.secure:
+        return contribution.update.view(np.uint32), codec.encode_scalars([0], MAX_COHORT)
     if scheme:
         return _encode_integers(
             contribution.update, scheme, round_secret, own=contract.privacy.holds_against_coordinator

@@ -31,6 +31,12 @@ def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str
     except UsageError as error:
         hint = "a pair also needs policy.allow_pair: true in the site file"
         raise SecurityError(f"proposal: {error.message}", hint=hint, culprits=[COORDINATOR]) from error
+    if not (proposal.secure or policy.allow_clear):
+        raise SecurityError(
+            "proposal: secagg.secure is false, so that the coordinator would see this site's updates",
+            hint="secure: true in the run file; for an experiment policy.allow_clear: true in the site file",
+            culprits=[COORDINATOR],
+        )
     _check_noise(proposal, policy)
     _check_budget(proposal, policy)
     least = floor(proposal.quorum, proposal.colluders)

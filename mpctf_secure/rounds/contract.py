@@ -24,6 +24,8 @@ class Proposal(Wire):
     quorum: Count
     colluders: Annotated[int, Field(ge=0)]
     allow_pair: bool
+    secure: bool = True
+    """Whether updates are masked."""
     rounds: Count
     """All of them; under `memory_aware` the first one adds up sizes, and only the others train."""
     void_rounds: Annotated[int, Field(ge=0)]

@@ -71,7 +71,8 @@ def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
 def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes], delta: float) -> dict[str, Any]:
     privacy = contract.privacy
     if isinstance(privacy, NoPrivacy):
-        text = "updates are clipped and summed under masks, but no noise is added to them"
+        masked = "under masks" if contract.secure else "in the clear"
+        text = f"updates are clipped and summed {masked}, but no noise is added to them"
         if not privacy.record_dpsgd:
             text = f"no differential privacy: {text}"
         return {"strategy": privacy.strategy, "statement": text}

@@ -112,6 +112,12 @@ def noise_scheme(contract: Proposal, clip_norm: float, cohort_size: int) -> Sche
 
 def check_noise(proposal: Proposal) -> None:
     """UsageError for noise of which nothing is proved, and for terms that tell what noise should hide."""
+    if proposal.privacy.holds_against_coordinator and not proposal.secure:
+        raise UsageError(
+            f"secagg.secure: without masks the coordinator sees each share of the noise of privacy.strategy "
+            f"{proposal.privacy.strategy} by itself",
+            hint="secure: true, or server_fixed or server_adaptive",
+        )
     for cohort_size in (proposal.quorum, len(proposal.participants)):
         if scheme := noise_scheme(proposal, proposal.privacy.clip_norm, cohort_size):
             scheme.check()
@@ -199,4 +205,5 @@ def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, .
         cohort=cohort,
         first_cohort=cohort,
         least=fewest_survivors(contract, len(cohort)),
+        secure=contract.secure,
     )

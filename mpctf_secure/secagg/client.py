@@ -125,7 +125,7 @@ class Client:
         return message.encode()
 
     def mask(self, delivery: bytes, lanes: Lanes, scalars: Lanes) -> MaskedInput:
-        """Open my boxes, which fixes U2, and put all masks on the input."""
+        """Open my boxes, which fixes U2, and put all masks on the input, if the contract has any."""
         if lanes.shape != (self.context.dimension,) or scalars.shape != (self.context.scalars,):
             raise ValueError("input does not have the announced size")
         shares = self._open(delivery)
@@ -138,7 +138,7 @@ class Client:
             if peer != self.me
         ]
         mine = self_mask(self._binding, self.me, self._secrets.self_mask)
-        return MaskedInput(self.context.layout, lanes, scalars, (mine, *pairs))
+        return MaskedInput(self.context.layout, lanes, scalars, (mine, *pairs) if self.context.secure else ())
 
     def complain(self, dealer: IdentityKey) -> bytes:
         """The signed complaint about a dealer whose box I refused, with which I leave the attempt."""

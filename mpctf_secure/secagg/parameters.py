@@ -91,6 +91,8 @@ class Context:
     first_cohort: tuple[IdentityKey, ...]
     least: int = 0
     """Survivors that the contract asks for besides; with its hash it is in the digest."""
+    secure: bool = True
+    """Whether there are masks; the same."""
 
     def __post_init__(self) -> None:
         for group in (self.cohort, self.first_cohort):

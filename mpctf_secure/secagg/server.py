@@ -190,7 +190,7 @@ class Server:
         for index, owner in enumerate(claim.dropouts):
             shares = {member: self._releases[member].mask_keys[index] for member in chosen}
             masks.extend(self._pair_masks(owner, self._recover(MASK_KEY, owner, shares)))
-        return tuple(masks)
+        return tuple(masks) if self.context.secure else ()
 
     @property
     def _survivor_tuple(self) -> Survivors:

@@ -11,7 +11,7 @@ from e2e.harness import Outcome, RealRun
 
 from mpctf_secure.config.site import Budget, Policy
 from mpctf_secure.coordinator import runtime
-from mpctf_secure.errors import ParticipationError
+from mpctf_secure.errors import ParticipationError, UsageError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.participant import contribution
 from mpctf_secure.privacy.integers import INDICATOR, Scheme, to_integers, to_signed
@@ -51,6 +51,7 @@ def run(
     patch: pytest.MonkeyPatch,
     *more: str,
     change: Callable[[str, int, Any], Any] | None = None,
+    policy: Policy | None = None,
     **terms: object,
 ) -> PrivateRun:
     sums: dict[int, tuple[np.ndarray, int]] = {}
@@ -74,6 +75,7 @@ def run(
     patch.setattr(runtime, "open_sum", note_sum)
     terms = {"strategy": strategy, "noise_multiplier": NOISE, "clip_norm": 0.5, **terms}
     made = RealRun(folder, [f"privacy={terms}", f"rounds={ROUNDS}", *more], patch, training=False)
+    made.policies = {name: policy for name in made.config.participants.names if policy}
     if change:
         made.change = change
     return PrivateRun(made.run(), schemes, sums, bare)
@@ -252,3 +254,43 @@ def test_round_is_not_sent_that_does_not_fit_any_more(tmp_path: Path, monkeypatc
     assert (len(first.survivors), second.survivors) == (4, ["site-2", "site-3", "site-4"])
     assert [charge.run for charge in charges(made)["site-1"]] == ["real-run"] + ["another"] * 20
     assert len(charges(made)["site-2"]) == 2
+
+
+CLEAR = ("secagg.secure=false", "rounds=2")
+
+
+@pytest.mark.parametrize("strategy", ["server_fixed", "server_adaptive"])
+def test_without_masks_the_coordinator_clips_each_update_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """As the paper's server does; what is published is the same as with masks, but for the noise."""
+    private = run(tmp_path, strategy, monkeypatch, *CLEAR, policy=Policy(allow_clear=True), clip_norm=0.1)
+    received = b"".join(private.outcome.recorder.received)
+    for given in private.outcome.inputs.values():
+        assert np.linalg.norm(given.update) > 0.3  # far above the clip norm
+        assert given.update.tobytes() in received
+        assert not given.scalars.any()
+    for number, scheme in private.schemes.items():
+        noise, of_indicators = private.noise(number)
+        assert noise.var() / scheme.variance == pytest.approx(1, abs=5 * np.sqrt(2 / D))
+        if scheme.indicator_variance:
+            assert 0 < abs(of_indicators) < 6 * np.sqrt(scheme.indicator_variance)
+
+
+def test_masked_updates_are_nowhere_in_the_clear(private: PrivateRun) -> None:
+    received = b"".join(private.outcome.recorder.received)
+    assert not any(given.update[:8].tobytes() in received for given in private.outcome.inputs.values())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_run_without_masks_is_refused_by_every_site_that_has_not_allowed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ParticipationError, match=r"secagg\.secure is false"):
+        run(tmp_path, "server_fixed", monkeypatch, *CLEAR)
+
+
+def test_shares_of_noise_without_masks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself is a third or less of the noise that is charged."""
+    with pytest.raises(UsageError, match=r"secagg\.secure: without masks"):
+        run(tmp_path, "client_fixed", monkeypatch, *CLEAR, policy=Policy(allow_clear=True))

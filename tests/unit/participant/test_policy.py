@@ -112,6 +112,15 @@ def test_held_out_losses_beside_noise_on_records_are_refused(roster: Roster) -> 
         )
 
 
+def test_run_without_masks_is_refused_unless_this_site_allows_it(roster: Roster) -> None:
+    clear = proposal(roster, secure=False)
+    check_proposal(clear, Policy(allow_clear=True), roster, "insurer-d")
+    with pytest.raises(SecurityError, match=r"secagg\.secure is false"):
+        check_proposal(clear, Policy(), roster, "insurer-d")
+    with pytest.raises(SecurityError, match="without masks"):
+        check_proposal(proposal(roster, secure=False, privacy=NOISE), Policy(allow_clear=True), roster, "insurer-d")
+
+
 def test_packed_rows_are_refused_where_each_needs_its_gradient(roster: Roster) -> None:
     check_compute(proposal(roster, privacy=NOISE), Compute(packing=True))
     check_compute(proposal(roster, privacy=DPSGD), Compute())
