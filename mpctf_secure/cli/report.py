@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mpctf_secure import __version__
+from mpctf_secure.cli import privacy_page
 from mpctf_secure.cli.resources import over_the_run
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import MpctfError
@@ -17,7 +18,7 @@ from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.guarantee import RoundSizes, describe
 
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "cryptography", "pynacl", "grpcio")
+_PACKAGES = ("torch", "transformers", "peft", "opacus", "numpy", "scipy", "cryptography", "pynacl", "grpcio")
 
 
 def build(
@@ -51,10 +52,11 @@ def build(
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
-    """report.json, complete or not at all."""
-    unfinished = folder / "report.json.part"
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unfinished.rename(folder / "report.json")
+    """report.json and privacy.md, each complete or not at all."""
+    for name, text in (("privacy.md", privacy_page.render(content)), ("report.json", json.dumps(content, indent=2))):
+        unfinished = folder / f"{name}.part"
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.rename(folder / name)
 
 
 def write_contract(folder: Path, contract: Contract) -> None:

@@ -10,6 +10,7 @@ from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.terms import fewest_survivors, hidden_shares
 
 DELTA = 1e-5
+_NOISE = "discrete Gaussian on integers (Canonne, Kamath and Steinke 2020) from AES-256-CTR"
 _NOT_COVERED = (
     "whether and when a participant answers, and sizes of messages",
     "settings that a participant chose by looking at its data",
@@ -62,7 +63,9 @@ def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
         "against": "everybody who does not see the site's own machines",
         "epsilon_at_most": dpsgd.epsilon,
         "delta": dpsgd.delta,
+        "noise": f"{_NOISE}, added by each site to the sum of its records' clipped gradients in each step",
         "clip_norm": dpsgd.clip_norm,
+        "accountant": "each site's: closed form without sampling, else the smaller of Renyi DP and PRV (Opacus)",
         "not_covered": [*_NOT_COVERED, *_NOT_COVERED_OF_RECORDS],
         "statement": f"NO MEANINGFUL GUARANTEE: {text}" if cost.is_meaningless else text,
     }
@@ -77,13 +80,16 @@ def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes], delta: f
             text = f"no differential privacy: {text}"
         return {"strategy": privacy.strategy, "statement": text}
     releases = [Release(noise_of_round(contract, sizes)) for sizes in rounds]
+    by = "a share by every participant" if privacy.holds_against_coordinator else "by the coordinator"
     found: dict[str, Any] = {
         "strategy": privacy.strategy,
         "unit": "a participant's whole contribution",
         "adjacency": "zero-out: the contribution or nothing in its place",
         "against": _against(contract),
         "releases": len(releases),
+        "noise": f"{_NOISE}, {by}",
         "noise_multiplier": privacy.noise_multiplier,
+        "clip_norm": privacy.highest_clip_norm,
         "delta": delta,
         "not_covered": list(_NOT_COVERED),
     }

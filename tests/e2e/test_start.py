@@ -41,6 +41,9 @@ def test_run_folder_holds_all_that_was_promised(smoke) -> None:
     assert [r["survivors"] for r in report["rounds"]] == [[f"site-{i}" for i in range(1, 5)]] * 2
     assert set(report["held_out_accuracy"]) == {"base", "federated", *(f"site-{i} alone" for i in range(1, 5))}
     assert report["privacy"]["statement"].startswith("no differential privacy")
+    page = (folder / "privacy.md").read_text()
+    assert page.startswith(f"# Privacy of run {report['run_id']}\n")
+    assert "No differential privacy" in page
     assert report["rounds"][0]["bytes_up"]["site-1"] > 4 * 10_000
     assert (folder / "config.yaml").read_text().startswith(f"contract_hash: {report['contract_hash']}")
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]

@@ -1,0 +1,53 @@
+"""privacy.md of a run's folder: what the run promises whom, for people who were not there."""
+
+from typing import Any
+
+_ROWS = {
+    "epsilon": "epsilon",
+    "epsilon_at_most": "epsilon, at most",
+    "delta": "delta",
+    "unit": "what is protected",
+    "adjacency": "compared with",
+    "against": "against",
+    "noise": "noise",
+    "noise_multiplier": "noise multiplier",
+    "clip_norm": "clip norm",
+    "releases": "releases",
+    "accountant": "accountant",
+}
+_CHECK = (
+    "Every site has its own ledger of what left it: `mpctf-secure privacy report site.yaml` there says what was spent "
+    "of its data, in this run and all others, with the noise that it took. Terms are in `config.yaml`, which every site "
+    "has accepted by its hash; rounds and survivors in `report.json`."
+)
+
+
+def render(report: dict[str, Any]) -> str:
+    """Markdown, from the content of report.json."""
+    found, done = report["privacy"], [one for one in report["rounds"] if not one["void"]]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    parts = [
+        f"# Privacy of run {report['run_id']}",
+        f"{len(report['participants'])} participants, {len(report['rounds'])} rounds, of which {len(done)} have a sum. "
+        f"Ended: {report['exit']['reason']}. Contract {report['contract_hash']}.",
+        *_section("A participant's whole contribution", found),
+        *(_section("Each record", found["records"]) if found["records"] else []),
+        "## How to check",
+        _CHECK,
+        f"Computed with {versions}.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _section(title: str, found: dict[str, Any]) -> list[str]:
+    rows = [f"| {said} | {_shown(found[name])} |" for name, said in _ROWS.items() if found.get(name) is not None]
+    parts = [f"## {title}", f"{found['statement'][0].upper()}{found['statement'][1:]}."]
+    if rows:
+        parts.append("\n".join(["| | |", "|---|---|", *rows]))
+    if "not_covered" in found:
+        parts.append("Not covered:\n\n" + "\n".join(f"- {text}" for text in found["not_covered"]))
+    return parts
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
