@@ -6,6 +6,7 @@ from types import FrameType
 
 import typer
 
+from mpctf_secure import files
 from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
@@ -43,7 +44,8 @@ def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool, accept_c
     signal.signal(signal.SIGTERM, _interrupt)
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
     typer.echo(f"waits for runs of the coordinator at {site.coordinator}")
-    (join if once else serve)(site, keys, _show, accept_change=accept_change)
+    accepted = files.digest(site.data) if accept_change and site.data.exists() else b""
+    (join if once else serve)(site, keys, _show, accepted)
 
 
 def load_site(site_file: Path) -> SiteConfig:

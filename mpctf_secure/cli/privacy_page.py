@@ -17,8 +17,8 @@ _ROWS = {
 }
 _CHECK = (
     "Every site has its own ledger of what left it: `mpctf-secure privacy report site.yaml` there says what was spent "
-    "of its data, in this run and all others, with the noise that it took. Terms are in `config.yaml`, which every site "
-    "has accepted by its hash; rounds and survivors in `report.json`."
+    "of its data, in this run and all others, and with how much noise. The terms, which all sites have accepted by "
+    "their hash, are in `config.yaml`; rounds and survivors in `report.json`."
 )
 
 

@@ -41,28 +41,28 @@ _STOPS = "it stops"
 DONE = "done"
 
 
-def join(site: SiteConfig, keys: Keys, listener: Listener, *, accept_change: bool = False) -> None:
+def join(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes = b"") -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster.
 
-    `accept_change`: the data set may have other rows than those that the privacy ledger was charged for last.
+    `accepted_data`: hash of a data file that may have other rows than the privacy ledger was charged for last.
     """
     with _opened(site, listener) as (store, record):
-        _Agent(site, keys, store, record, site.patience, {}, accept_change=accept_change).run_once()
+        _Agent(site, keys, store, record, site.patience, {}, accepted_data).run_once()
 
 
-def serve(site: SiteConfig, keys: Keys, listener: Listener, *, accept_change: bool = False) -> Never:
+def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes = b"") -> Never:
     """Take part in one run after the other, until a signal or an error that time cannot mend."""
     refused = dict[str, bytes]()
     patience = site.patience
     with _opened(site, listener) as (store, record):
         while True:
-            agent = _Agent(site, keys, store, record, patience, refused, accept_change=accept_change)
+            agent = _Agent(site, keys, store, record, patience, refused, accepted_data)
             try:
                 agent.run_once()
             except InterruptedRunError as error:
                 record("run_left", reason=error.message)
-            except VetoError:
-                pass  # it is recorded, and the coordinator's operator was told
+            except (VetoError, BudgetSpentError):
+                pass  # it is recorded, and the coordinator's operator was told; another run may fit
             except SecurityError:
                 if not agent.roster_is_old:
                     raise
@@ -95,12 +95,11 @@ class _Agent:
         record: Record,
         patience: float,
         refused: dict[str, bytes],
-        *,
-        accept_change: bool,
+        accepted_data: bytes,
     ) -> None:
         self._site, self._keys, self._store, self._record = site, keys, store, record
         self._patience, self._refused = patience, refused
-        self._accept_change = accept_change
+        self._accepted_data = accepted_data
         self._run_context: bytes | None = None
         self._tells = True
         """Whether the coordinator hears how training goes: not where noise is to hide even that from it."""
@@ -195,7 +194,8 @@ class _Agent:
                 check_contract(contract, proposal, facts)
                 check_volume(contract, training, self._site.policy, job.rows)
             with self._stopping(link, proposal):
-                charging = Charging(self._site, contract, data_hash, terms.records, accept_change=self._accept_change)
+                accept_change = data_hash == self._accepted_data
+                charging = Charging(self._site, contract, data_hash, terms.records, accept_change=accept_change)
                 charging.check_run(job.rows)
             self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())

@@ -1,0 +1,50 @@
+"""How a site's agent goes from one run to the next."""
+
+from pathlib import Path
+
+import pytest
+
+from mpctf_secure.config.site import SiteConfig
+from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
+from mpctf_secure.participant import agent
+from mpctf_secure.participant.agent import VetoError, serve
+
+
+class OverError(Exception):
+    """No more runs."""
+
+
+class Runs:
+    """In the place of an agent: every run ends with an error."""
+
+    roster_is_old = False
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = list(errors)
+
+    def __call__(self, *_: object) -> "Runs":
+        return self
+
+    def run_once(self) -> None:
+        raise self._errors.pop(0) if self._errors else OverError
+
+
+GOES_ON = {
+    "a run that does not fit into the budget": (BudgetSpentError("too much", hint="less"), True),
+    "a run that is refused": (VetoError("no", hint="yes"), True),
+    "a coordinator that went away": (InterruptedRunError("gone", hint="wait"), True),
+    "an attack": (SecurityError("forged", hint="ask"), False),
+    "a mistake of the site's operator": (UsageError("rows", hint="mend"), False),
+}
+
+
+@pytest.mark.parametrize(("error", "goes_on"), GOES_ON.values(), ids=GOES_ON.keys())
+def test_serving_goes_on_after_what_another_run_may_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: MpctfError, goes_on: bool
+) -> None:
+    """A run with too little noise must not be a way to put a site out of all others."""
+    monkeypatch.setattr(agent, "_Agent", Runs(error))
+    monkeypatch.setattr(agent.time, "sleep", lambda _: None)
+    site = SiteConfig(coordinator="127.0.0.1:1", model=tmp_path, data=tmp_path, work=tmp_path / "work")
+    with pytest.raises(OverError if goes_on else type(error)):
+        serve(site, None, lambda _: None)  # type: ignore[arg-type]
