@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-compare test test-slow soak bench-secagg bench-load bench-training lint format clean
+.PHONY: demo demo-compare test test-slow soak bench-secagg bench-load bench-noise bench-training lint format clean
 
 demo: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone
@@ -50,6 +50,10 @@ soak: $(STAMP)
 
 bench-load: $(STAMP)
 	$(BIN)/python benchmarks/load.py
+
+bench-noise: $(STAMP)
+	$(BIN)/python benchmarks/noise.py
+	$(BIN)/python benchmarks/audit.py
 
 # The peer's packages, beside ours and in the versions of constraints.txt.
 $(VENV)/.bench: $(STAMP)

@@ -75,11 +75,11 @@ def train_privately(
             raise RuntimeError("the first step of record_dpsgd has changed nothing")
         after_step(number, steps)
 
-    gradient = _private_gradient(model, noise, gradients, group, between_passes)
+    gradient = private_gradient(model, noise, gradients, group, between_passes)
     return take_steps(model, steps, gradient, recipe, group, canary)
 
 
-def _private_gradient(
+def private_gradient(
     model: torch.nn.Module, noise: Noise, gradients: RecordGradients, group: Group, between_passes: Callable[[], None]
 ) -> Gradient:
     """The sum of the records' clipped gradients over all processes, with noise, as a mean."""

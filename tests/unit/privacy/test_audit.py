@@ -7,7 +7,7 @@ import pytest
 
 from mpctf_secure.privacy import noise
 from mpctf_secure.privacy.accountant import Release, cost, noise_for
-from mpctf_secure.privacy.audit import lower_bound
+from mpctf_secure.privacy.audit import lower_bound, lower_bound_of_one_run
 from mpctf_secure.privacy.integers import Scheme, noised, to_integers, to_signed
 
 CLAIM, DELTA, RUNS, D = 3.0, 1e-5, 1000, 16
@@ -64,3 +64,31 @@ def test_audit_knows_how_little_few_runs_show() -> None:
     with pytest.raises(ValueError, match="99 runs"):
         lower_bound(draws[0][:99], draws[1], DELTA)
     assert cost([Release(Z)], DELTA).epsilon <= CLAIM
+
+
+def one_run(scale: float) -> float:
+    """Of 1000 canaries in directions of their own, under `scale` times the noise of ε = 3; seen at δ = 1e-5."""
+    bounds = []
+    for seed in range(20):
+        dice = np.random.default_rng(seed)
+        included = dice.random(1000) < 0.5
+        scores = included + scale * Z * dice.standard_normal(1000)
+        bounds.append(max(lower_bound_of_one_run(scores, included, guesses, DELTA) for guesses in (50, 100, 200)))
+    return float(np.median(bounds))
+
+
+def test_one_run_shows_part_of_what_a_right_mechanism_lets_slip_and_much_of_a_wrong_one() -> None:
+    """Within what the literature has: about 1.2 of 3, and about 3.5 with a quarter of the noise."""
+    assert 0.5 < one_run(1.0) < 2.0 < CLAIM < one_run(0.25) < 4.5
+
+
+def test_guesses_by_chance_show_nothing() -> None:
+    dice = np.random.default_rng(0)
+    shown = [lower_bound_of_one_run(dice.standard_normal(1000), dice.random(1000) < 0.5, 100, DELTA) for _ in range(40)]
+    assert sum(bound > 0 for bound in shown) <= 6  # one in twenty
+
+
+def test_all_guesses_right_show_what_so_many_can() -> None:
+    """Without δ: e^ε/(1 + e^ε) to the power of 100 is 0.05 at ε = 3.49."""
+    included = np.arange(1000) >= 500
+    assert lower_bound_of_one_run(np.arange(1000.0), included, 100, 0.0) == pytest.approx(3.49, abs=0.01)

@@ -25,7 +25,7 @@ from mpctf_secure.training.group import ALONE
 from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.loop import Recipe, trained_parameters
 from mpctf_secure.training.model import load_adapter_model, read_adapter, write_adapter
-from mpctf_secure.training.private import UNITS, Noise, _clipped_sum, _private_gradient, draw, train_privately
+from mpctf_secure.training.private import UNITS, Noise, _clipped_sum, draw, private_gradient, train_privately
 from mpctf_secure.training.record_gradients import RecordGradients
 
 RECIPE = Recipe(batch_size=4, epochs=1, learning_rate=1e-2, pad_id=0)
@@ -102,7 +102,7 @@ def test_hardly_any_noise_is_the_step_of_a_loop_over_single_records(model: PeftM
         clipped.append(flat.double() * min(1.0, 0.05 / flat.double().norm()))
     expected = (torch.stack(clipped).sum(0) / 10).float()
     noise = Noise(SILENT, 0.05, 10, bytes(32))
-    _private_gradient(model, noise, found, ALONE, lambda: None)(RECORDS)
+    private_gradient(model, noise, found, ALONE, lambda: None)(RECORDS)
     got = torch.cat([parameter.grad.flatten() for parameter in trained_parameters(model)])
     assert (got - expected).abs().max() < 1e-7
     assert any(row.norm() < 0.0501 for row in clipped)
@@ -113,7 +113,7 @@ def test_same_step_has_the_same_noise_and_any_other_has_other(model: PeftModel) 
 
     def adapters(secret: bytes) -> list[np.ndarray]:
         start, found = read_adapter(model), []
-        gradient = _private_gradient(model, Noise(1.0, 1.0, 4, secret), gradients_of(model), ALONE, lambda: None)
+        gradient = private_gradient(model, Noise(1.0, 1.0, 4, secret), gradients_of(model), ALONE, lambda: None)
         for records in ([], [], RECORDS):
             gradient(records)
             found.append(torch.cat([p.grad.flatten() for p in trained_parameters(model)]).numpy())
@@ -130,7 +130,7 @@ def test_same_step_has_the_same_noise_and_any_other_has_other(model: PeftModel) 
 
 def test_noise_of_a_step_has_the_standard_deviation_that_is_charged(model: PeftModel) -> None:
     noise = Noise(0.7, 2.0, 64, bytes(32))
-    _private_gradient(model, noise, gradients_of(model), ALONE, lambda: None)([])
+    private_gradient(model, noise, gradients_of(model), ALONE, lambda: None)([])
     found = torch.cat([p.grad.flatten() for p in trained_parameters(model)]).double()
     assert found.std() * 64 == pytest.approx(0.7 * 2.0, rel=max(0.01, 4 / math.sqrt(2 * found.numel())))
 
@@ -201,7 +201,7 @@ def audited(noise_scale: float) -> float:
         seen = []
         for run in range(1000):
             noise = Noise(claimed * noise_scale, 1.0, 1, run.to_bytes(31, "big") + bytes([there]))
-            _private_gradient(layer, noise, OneCanary(direction, there), ALONE, lambda: None)([])  # type: ignore[arg-type]
+            private_gradient(layer, noise, OneCanary(direction, there), ALONE, lambda: None)([])  # type: ignore[arg-type]
             seen.append(float((layer.weight.grad * direction).sum()))
         worlds.append(np.array(seen))
     return lower_bound(*worlds, 1e-5) / epsilon(1 / claimed, 1e-5)
