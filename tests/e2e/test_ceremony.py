@@ -188,6 +188,7 @@ def test_files_travel_through_the_mailbox_and_nobody_s_takes_the_place_of_anothe
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_three_begin_rotate_and_take_a_fourth_in(tmp_path: Path) -> None:
     """All by mail in one heap, with everybody's files and a stranger's among them, and globs as in the guide."""
     homes = [Home(tmp_path, name) for name in ("bank-b", "hospital-a", "insurer-d", "registry-x")]

@@ -179,6 +179,7 @@ def test_run_whose_quorum_went_away_is_gone_on_with_when_it_is_back(tmp_path: Pa
         assert joint.site_adapters() == {undisturbed}
 
 
+@pytest.mark.slow
 def test_run_over_machines_one_of_which_is_rebooted_ends_with_the_same_adapter(
     tmp_path: Path, undisturbed: str
 ) -> None:

@@ -111,7 +111,7 @@ def test_no_process_and_no_private_key_is_left(smoke) -> None:
     assert not [*folder.rglob("*.key"), *folder.rglob("*.sealed")]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_run_ends_with_exit_7_and_no_child_and_resume_goes_on_to_its_end(tmp_path: Path, stop: int) -> None:
     runs = tmp_path / "runs"
     process = subprocess.Popen([*START, "--runs", str(runs)], stdout=subprocess.PIPE, text=True)
