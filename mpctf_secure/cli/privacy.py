@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,21 +36,22 @@ def plan(
     Example: mpctf-secure privacy plan --rows 5000 --rounds 10 --epsilon 8
     """
     from mpctf_secure.config.privacy import LEAST_NOISE, MOST_NOISE  # noqa: PLC0415 - --help must not wait for these
-    from mpctf_secure.privacy.accountant import Release, check_delta, cost, cost_of_integers, noise_for  # noqa: PLC0415
+    from mpctf_secure.privacy.accountant import Release, check_delta, noise_for  # noqa: PLC0415
+    from mpctf_secure.privacy.records import sampling_rate  # noqa: PLC0415
 
     if (epsilon is None) == (noise_multiplier is None):
         raise UsageError("name --epsilon or --noise-multiplier", hint="one of the two")
     delta = min(_USUAL_DELTA, 0.1 / rows) if delta is None else delta
     check_delta("delta", delta, rows)
     units = {
-        "record": (Release(1.0, min(1.0, batch_size / rows), rounds * steps), cost),
-        "participant": (Release(1.0, steps=rounds), cost_of_integers),
+        "record": Release(1.0, sampling_rate(batch_size, rows), rounds * steps),
+        "participant": Release(1.0, steps=rounds),
     }
     if noise_multiplier is not None:
         _checked("--noise-multiplier", noise_multiplier, LEAST_NOISE, MOST_NOISE)
     found = []
-    for unit, (release, price) in units.items():
-        of_noise = functools.partial(_price, price, release, delta)
+    for unit, release in units.items():
+        of_noise = functools.partial(_price, release, delta)
         noise = noise_multiplier or noise_for(_checked("--epsilon", epsilon or 0.0, 1e-3, 1e9), of_noise)
         spent = of_noise(noise)
         found.append(
@@ -116,8 +116,10 @@ def _noise_of(run: dict[str, Any]) -> str:
     return "; ".join(parts) or "no noise"
 
 
-def _price(price: Callable[[list[Any], float], Any], release: Any, delta: float, noise: float) -> Any:
-    return price([release._replace(noise_multiplier=noise)], delta)
+def _price(release: Any, delta: float, noise: float) -> Any:
+    from mpctf_secure.privacy.accountant import cost_of_integers  # noqa: PLC0415 - as above
+
+    return cost_of_integers([release._replace(noise_multiplier=noise)], delta)
 
 
 def _checked(name: str, value: float, least: float, most: float) -> float:

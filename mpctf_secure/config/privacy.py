@@ -19,8 +19,8 @@ class RecordDpSgd(Frozen):
     A site takes as much noise as its number of records and steps needs; it may be stricter.
     """
 
-    epsilon: Annotated[float, Field(ge=1e-3, le=1e9)]
-    """Of each record of a site, for the whole run."""
+    epsilon: Annotated[float, Field(ge=0.02, le=1e9)]
+    """Of each record of a site, for the whole run; below a fiftieth accountants are too coarse."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Below one over the number of records of every site."""
     clip_norm: ClipNorm = 1.0

@@ -56,7 +56,7 @@ class Policy(Frozen):
     """Of a run with noise: what one round can take over of this site's update at the most."""
     budget: Budget | None = None
     """Differential privacy that this site insists on; without it rounds are recorded all the same."""
-    record_epsilon: Annotated[float, Field(ge=1e-3)] | None = None
+    record_epsilon: Annotated[float, Field(ge=0.02)] | None = None
     """Of each row in one run: where `record_dpsgd` asks for less noise this site takes more; other runs are refused."""
     share_resources: Sharing = "coarse"
     """What the coordinator hears of each node's CPU, memory, disk, network and GPUs while this site trains."""

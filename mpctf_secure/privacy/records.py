@@ -11,12 +11,17 @@ def release_of_round(
 ) -> Release:
     """What a round publishes of so many records, with noise so that all rounds together cost (ε, δ) at the most.
 
-    Every step takes each record with probability q = batch size / records, in as many steps as batches of `volume`
-    rows. UsageError where no noise is enough.
+    Every step takes each record at the sampling rate, in as many steps as batches of `volume` rows. UsageError where
+    no noise is enough.
     """
-    rate, steps = min(1.0, batch_size / records), math.ceil(volume / batch_size)
+    rate, steps = sampling_rate(batch_size, records), math.ceil(volume / batch_size)
     noise = noise_for(epsilon, lambda noise: cost_of_integers([Release(noise, rate, rounds * steps)], delta))
     return Release(noise, rate, steps)
+
+
+def sampling_rate(batch_size: int, records: int) -> float:
+    """q with which a step has so many records in the mean, or all."""
+    return min(1.0, batch_size / records)
 
 
 def poisson_sample(source: Generator, records: int, rate: float) -> list[int]:

@@ -62,7 +62,7 @@ def train_privately(
 ) -> TrainResult:
     """`train_steps` with these records in each step, of which nothing remains but sums with noise.
 
-    UsageError where what is trained is not float32; RuntimeError where a step has changed nothing.
+    UsageError where what is trained is not float32, or a step has changed nothing.
     """
     trained = trained_parameters(model)
     if any(parameter.dtype != torch.float32 for parameter in trained):
@@ -72,7 +72,7 @@ def train_privately(
     def canary(number: int, steps: int) -> None:
         """An optimizer that has lost the parameters trains nothing, and says nothing (Opacus issue 820)."""
         if number == 1 and all(torch.equal(*pair) for pair in zip(before, trained, strict=True)):
-            raise RuntimeError("the first step of record_dpsgd has changed nothing")
+            raise UsageError("record_dpsgd: the first step has changed nothing", hint="raise training.learning_rate")
         after_step(number, steps)
 
     gradient = private_gradient(model, noise, gradients, group, between_passes)
@@ -119,7 +119,8 @@ def _clipped_sum(gradients: Gradients, clip_norm: float) -> torch.Tensor:
 
 
 def _add_noise(total: torch.Tensor, noise: Noise, step: int, group: Group) -> None:
-    """From the head's secret, the step and the sum itself: a step that is repeated has the same, and no other has."""
+    """From the head's secret, the step and the sum itself: a step that is repeated bit by bit has the same noise, and
+    no other has."""
     if group.is_head:
         seed = hkdf(noise.secret, enc("mpctf-secure/record-noise/v1", step, sha256(total.cpu().numpy().tobytes())))
         variance = math.ceil((noise.multiplier * UNITS) ** 2)

@@ -1,13 +1,14 @@
 """The gradient of each record, in which no other record shows.
 
-A record's loss is the mean over its own answer tokens. Padding and neighbours change how floats are rounded, and with
-experts much more: so a pass has a fixed number of rows and a width that follows from its records' own lengths, and it
-is tried at the start whether a record's gradient then is the same to the last bit in any row and beside any others.
-Where it is not, each record goes alone.
+A record's loss is the mean over its own answer tokens. Padding and neighbours change how floats are rounded, and so
+does another kind of machine: so a pass has a fixed number of rows and a width that follows from its records' own
+lengths, a record always goes to the same process, and it is tried at the start whether its gradient is the same to the
+last bit in the first and the last row and beside other records. Where it is not, each record goes alone.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
+from mpctf_secure.errors import UsageError
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.training.batching import Batch, collate
 from mpctf_secure.training.data import Example
@@ -31,7 +34,7 @@ from mpctf_secure.training.model import (
 )
 
 ROWS = 8
-"""Of a pass, if the site file says nothing."""
+"""Of a pass, if nothing else is said."""
 _WIDTH = 64  # and its multiples
 _ALIKE = 0.1  # of a gradient, computed in another shape: bfloat16 has eight bits
 
@@ -51,26 +54,38 @@ class RecordGradients:
     """Of a model in one process of a job."""
 
     def __init__(
-        self, model: PeftModel, lengths: Collection[int], max_length: int, rows: int | None, pad_id: int, group: Group
+        self, model: PeftModel, lengths: Collection[int], max_length: int, rows: int, pad_id: int, group: Group
     ) -> None:
-        """For records of these lengths; `rows` of a pass where the site file names them."""
+        """For records of these lengths; so many rows in a pass where that can be.
+
+        UsageError for a model in which one record shows in all that follow.
+        """
+        _check_forgets(model, max_length)
         self._model, self._max_length, self._pad_id, self._group = model, max_length, pad_id, group
-        self._rows = rows or ROWS
+        self._rows = rows
         self.together = set[int]()
         """Widths at which a pass has several records."""
-        if self._rows > 1:
+        if self._rows > 1 and not _never_apart(model):
             widths = sorted(set(map(self._width, lengths)))
             with _another_adapter(model):
                 self.together = {width for width in widths if group.agrees(self._holds_apart(width))}
 
+    @property
+    def rows(self) -> int:
+        """Of a pass, at the most."""
+        return self._rows if self.together else 1
+
     def of(self, records: Sequence[Example]) -> Iterator[tuple[torch.Tensor, Gradients]]:
         """This process's part, pass by pass: the sum of losses, and the gradients."""
         _without_dropout(self._model)
-        plan = list(self._plan(records))
-        for start in range(0, len(plan), self._group.size):
-            number = start + self._group.rank
-            # As many passes as all the others: a sharded model needs all.
-            yield self._run(plan[number] if number < len(plan) else plan[start]._replace(records=()))
+        shares = [list[Example]() for _ in range(self._group.size)]
+        for record in records:
+            shares[_process_of(record, len(shares))].append(record)
+        plans = [list(self._plan(share)) for share in shares]
+        # As many passes as all the others, since a sharded model needs all.
+        for passes in zip_longest(*plans):
+            mine = passes[self._group.rank]
+            yield self._run(mine or next(one for one in passes if one)._replace(records=()))
 
     def _plan(self, records: Sequence[Example]) -> Iterator[_Pass]:
         by_width = dict[int, list[Example]]()
@@ -91,29 +106,49 @@ class RecordGradients:
         return _backward(self._model, collate(rows, self._pad_id, device_of(self._model), one.width))
 
     def _holds_apart(self, width: int) -> bool:
-        """Whether several records can share a pass of this width.
-
-        They cannot where experts share out tokens, a kernel adds in any order, activations are computed again, or a
-        layer is no plain linear one.
-        """
-        lengths = [width - 1, width, width // 2 + 1, width - 3]
+        """Whether several records can share a pass of this width: not where a kernel adds in any order, or a layer is
+        no plain linear one."""
         one, *others = (
-            Example(tuple((7 * number + place * place) % 50 for place in range(length)), 1 + number % 3)
-            for number, length in enumerate(lengths)
+            Example(tuple((7 * number + place * place) % 50 for place in range(width - number % 4)), 1 + number % 3)
+            for number in range(2 * self._rows - 1)
         )
-        mates = others[: self._rows - 1]
         try:
             _, alone = self._run(_Pass([one], 1, len(one.input_ids)))
-            _, first = self._run(_Pass([one, others[-1]], self._rows, width))
-            _, last = self._run(_Pass([*mates, one], self._rows, width))
+            _, first = self._run(_Pass([one, *others[self._rows - 1 :]], self._rows, width))
+            _, last = self._run(_Pass([*others[: self._rows - 1], one], self._rows, width))
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # whatever Opacus cannot do with this model
             return False
         return all(
-            torch.equal(here[0], there[len(mates)])
+            torch.equal(here[0], there[-1])
             and bool(there.any())
             and bool((here[0] - by_itself[0]).norm() <= _ALIKE * by_itself[0].norm())
             for here, there, by_itself in zip(first, last, alone, strict=True)
         )
+
+
+def _process_of(record: Example, processes: int) -> int:
+    """Which of them computes a record, whatever the others are: nodes may round differently."""
+    return int.from_bytes(sha256(np.array(record.input_ids, "<i8").tobytes())[:8]) % processes
+
+
+def _check_forgets(model: PeftModel, max_length: int) -> None:
+    """Dynamic RoPE keeps the scale of the longest row that it has seen."""
+    for module in model.modules():
+        longest = getattr(module, "original_max_seq_len", 0)
+        if "dynamic" in str(getattr(module, "rope_type", "")) and max_length > longest:
+            raise UsageError(
+                "record_dpsgd: this model's dynamic RoPE keeps a long record in mind, where no noise covers it",
+                hint=f"training.max_length {longest} or less",
+            )
+
+
+def _never_apart(model: PeftModel) -> bool:
+    """Whether records go alone without a trial: hooks see nothing of activations that are computed again, and how many
+    tokens an expert gets depends on all rows."""
+    again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return again or any("expert" in name for name in model.get_base_model().config.to_dict())
 
 
 @contextmanager
@@ -134,12 +169,15 @@ def _another_adapter(model: PeftModel) -> Iterator[None]:
 def _without_dropout(model: torch.nn.Module) -> None:
     """Its mask would depend on how many records there are.
 
-    In training remain the layers that hooks look at, and those that compute their activations again.
+    In training remain the layers that hooks look at, and those that compute their activations again, without their own.
     """
     model.eval()
     for module in model.modules():
-        trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        module.training = trains or bool(getattr(module, "gradient_checkpointing", False))
+        again = bool(getattr(module, "gradient_checkpointing", False))
+        module.training = again or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        for name in [name for name, value in vars(module).items() if again and "drop" in name and value]:
+            if isinstance(getattr(module, name), float):
+                setattr(module, name, 0.0)
 
 
 def _backward(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Gradients]:

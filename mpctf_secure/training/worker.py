@@ -165,24 +165,35 @@ class Worker:
                 search.after_step(step, steps)
 
         smaller = [] if self._spec.compute.gradient_checkpointing else ["gradient_checkpointing: true"]
-        with _explaining_memory(lambda: _too_much(self._spec, work.rows, self._group, smaller)):
+        rows = self._gradients.rows if self._gradients else self._most_rows
+        with _explaining_memory(lambda: _too_much(self._spec, work.rows, rows, smaller)):
             how = (self._recipe, self._group, after_step, lambda: say({}))
-            if work.noise and self._gradients:
+            if work.noise is None:
+                return train_steps(self.model, work.rows, *how), search
+            if self._gradients is None:
+                raise RuntimeError("noise on records in a job without record_dpsgd")
+            with _blaming(FaultCode.BAD_MODEL):
                 return train_privately(self.model, work.steps, work.noise, self._gradients, *how), None
-            return train_steps(self.model, work.rows, *how), search
+
+    @property
+    def _most_rows(self) -> int:
+        """That a process has in memory at a time."""
+        share = -(-self._spec.training.batch_size // self._group.size)
+        return min(self._spec.compute.micro_batch or share, share)
 
     def _record_gradients(self, pad_id: int) -> RecordGradients:
         lengths = json.loads(self._group.share(json.dumps([len(one.input_ids) for one in self._examples]).encode()))
-        rows, max_length = self._spec.compute.micro_batch, self._spec.training.max_length
-        with _explaining_memory(lambda: _too_large(self._spec)):
-            return RecordGradients(self.model, lengths, max_length, rows, pad_id, self._group)
+        rows = min(self._most_rows, self._spec.compute.micro_batch or ROWS)
+        explain = lambda: _too_much(self._spec, self._examples, rows, [])  # noqa: E731
+        with _blaming(FaultCode.BAD_MODEL), _explaining_memory(explain):
+            return RecordGradients(self.model, lengths, self._spec.training.max_length, rows, pad_id, self._group)
 
     def _search(self, say: Callable[[Header], None]) -> Search:
         return Search(self._spec.training.send, lambda: self._measure(say), lambda: read_adapter(self.model))
 
     def _measure(self, say: Callable[[Header], None]) -> float:
         """The loss on the held-out rows; between their batches a sign of life, since they may take long."""
-        with _explaining_memory(lambda: _too_much(self._spec, self._held_out, self._group, [])):
+        with _explaining_memory(lambda: _too_much(self._spec, self._held_out, self._most_rows, [])):
             return held_out_loss(self.model, self._held_out, self._recipe, self._group, lambda: say({}))
 
 
@@ -262,9 +273,7 @@ def _too_large(spec: JobSpec) -> MpctfError:
     return EnvironmentUnfitError(f"{spec.model}: out of memory with the base model alone", hint=_advice(spec, []))
 
 
-def _too_much(spec: JobSpec, examples: list[Example], group: Group, smaller: list[str]) -> MpctfError:
-    batch = ROWS if spec.record_dpsgd else -(-spec.training.batch_size // group.size)
-    rows = min(spec.compute.micro_batch or batch, batch)
+def _too_much(spec: JobSpec, examples: list[Example], rows: int, smaller: list[str]) -> MpctfError:
     longest = max((len(example.input_ids) for example in examples), default=0)
     fewer = [f"micro_batch: {rows // 2}"] if rows > 1 else []
     return EnvironmentUnfitError(

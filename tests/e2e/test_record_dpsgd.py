@@ -51,7 +51,7 @@ def test_coordinator_hears_nothing_of_training_but_the_update(outcome: Outcome) 
         assert (rows, loss) == (outcome.contract.data.size, 0)
     received = b"".join(outcome.recorder.received)
     assert b"ready" in received
-    assert not any(label in received for label in (b"progress", b"resources", b"fault"))
+    assert not any(label in received for label in (b"progress", b"resources"))
     for record in outcome.coordinator.ledger.rounds:
         shown = record.to_dict()
         assert (shown["rows"], shown["mean_loss"], shown["validation_loss_before"]) == (None, None, None)
@@ -70,6 +70,20 @@ def test_every_site_has_charged_the_noise_that_its_rows_need(made: RealRun) -> N
         spent = cost_of_integers([charge.records.release for charge in charges], 1e-5).epsilon
         target = 2.0 if name == STRICT else 8.0
         assert 0.97 * target < spent <= target
+
+
+def test_noise_on_records_stands_beside_noise_on_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And beside factors that move in turn."""
+    both = "privacy={strategy: client_fixed, noise_multiplier: 1.0, clip_norm: 0.5, record_dpsgd: {epsilon: 8}}"
+    made = RealRun(tmp_path, [both, "aggregation.lora=alternating"], monkeypatch)
+    outcome = made.run()
+    for name in made.config.participants.names:
+        for charge in Ledger(made.site(name, "127.0.0.1:1").keys).charges():
+            assert charge.records
+            assert (charge.noise_multiplier, charge.against) == (1.0, "coordinator")
+    sizes = [given.update.size for (name, _), given in sorted(outcome.inputs.items()) if name == STRICT]
+    assert sum(sizes) == outcome.state.adapter.size
+    assert all(given.update.any() and given.scalars.size == 1 for given in outcome.inputs.values())
 
 
 def test_site_itself_knows_how_it_went(made: RealRun) -> None:
@@ -129,9 +143,11 @@ def alone(jobs: Jobs) -> np.ndarray:
     return train(jobs.start("alone"))
 
 
-def test_two_processes_have_the_adapter_of_one_to_the_last_bit(jobs: Jobs, alone: np.ndarray) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_have_the_adapter_of_one_to_the_last_bit(jobs: Jobs, alone: np.ndarray, sharded: bool) -> None:
     """Integers are added up, in whatever order; the noise is the head's."""
-    assert np.array_equal(train(jobs.start("two", ONE.model_copy(update={"nodes": (Node(processes=2),)}))), alone)
+    two = ONE.model_copy(update={"nodes": (Node(processes=2),), "sharded": sharded})
+    assert np.array_equal(train(jobs.start(f"two-{sharded}", two)), alone)
 
 
 def test_job_that_is_killed_on_the_way_repeats_its_samples_and_noise(jobs: Jobs, alone: np.ndarray) -> None:
@@ -146,12 +162,20 @@ def test_another_round_has_other_samples_and_noise(jobs: Jobs, alone: np.ndarray
 
 
 def test_a_worker_shows_its_secret_to_nobody(jobs: Jobs) -> None:
-    job = jobs.start("looked-at")
+    job, seen = jobs.start("looked-at"), list[str]()
     assert job._running
-    running = [psutil.Process(process.pid) for process in job._running._processes]
-    seen = [part for process in running for part in (*process.cmdline(), *process.environ().values())]
-    train(job)
+    workers = [psutil.Process(pid) for process in job._running._processes for pid in workers_of(process.pid)]
+    names = [name for name, _ in job.schema]
+
+    def look(*_: int) -> None:
+        seen.extend(part for worker in workers for part in (*worker.cmdline(), *worker.environ().values()))
+
+    try:
+        job.train(initial_adapter(job.schema, 0), SAMPLES, names, look)
+    finally:
+        job.close()
     logs = [path.read_text(errors="replace") for path in (jobs._folder / "looked-at").rglob("*.log")]
     secret = SAMPLES.secret.hex()
     assert logs
+    assert "-u" in seen
     assert not any(secret in text for text in [*seen, *logs])

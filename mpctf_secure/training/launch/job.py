@@ -67,8 +67,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Samples:
-    """What DP-SGD does in a round; samples and noise follow from the round's secret, also in a job that is started
-    again: who could choose among several draws, or wait for one that fits into memory, would have less noise."""
+    """What DP-SGD does in a round; samples and noise follow from the round's secret, so that a job that is started
+    again repeats them: who could choose among draws, or wait for one that fits into memory, would have less noise."""
 
     release: Release
     secret: bytes = field(repr=False)

@@ -9,10 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
 
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
+from mpctf_secure.errors import UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training import record_gradients
@@ -56,7 +57,7 @@ def model(folder: Path) -> PeftModel:
     return load(folder)
 
 
-def gradients_of(model: PeftModel, group: Group = ALONE, rows: int | None = None) -> RecordGradients:
+def gradients_of(model: PeftModel, group: Group = ALONE, rows: int = 8) -> RecordGradients:
     return RecordGradients(model, [len(one.input_ids) for one in RECORDS], LONGEST, rows, 0, group)
 
 
@@ -77,8 +78,8 @@ def by_itself(model: PeftModel, record: Example) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in trained_parameters(model)])
 
 
-@pytest.mark.parametrize("rows", [None, 1, 3])
-def test_every_record_has_the_gradient_that_it_has_alone(model: PeftModel, rows: int | None) -> None:
+@pytest.mark.parametrize("rows", [8, 1, 3])
+def test_every_record_has_the_gradient_that_it_has_alone(model: PeftModel, rows: int) -> None:
     gradients = gradients_of(model, rows=rows)
     assert gradients.together == (set() if rows == 1 else WIDTHS)
     found = list(each(gradients, RECORDS))
@@ -140,15 +141,55 @@ def test_activations_that_are_computed_again_go_one_by_one(folder: Path) -> None
         assert (gradient - alone).norm() < 1e-5 * alone.norm()
 
 
-def mixed(_: object, __: object, hidden: torch.Tensor) -> torch.Tensor:
-    return hidden + 1e-3 * hidden.mean(0, keepdim=True)
+@pytest.mark.parametrize("first", [0, 4, 7])
+def test_layer_that_mixes_records_is_found(folder: Path, first: int) -> None:
+    """In whatever rows it does: another record's presence changes this one's gradient."""
 
+    def mixed(_: object, __: object, hidden: torch.Tensor) -> torch.Tensor:
+        found = hidden.clone()
+        found[first:] += 1e-3 * hidden.mean(0, keepdim=True)
+        return found
 
-def test_layer_that_mixes_records_is_found(folder: Path) -> None:
-    """As experts do that share out tokens: another record's presence changes this one's gradient."""
     model = load(folder)
     model.get_base_model().model.layers[0].mlp.register_forward_hook(mixed)
     assert not gradients_of(model).together
+
+
+def test_records_go_alone_through_experts() -> None:
+    """How many tokens one gets, and so how they are rounded, depends on all rows: a trial may be lucky."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=64, num_key_value_heads=2, num_local_experts=4, **size)
+    base = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    gradients = gradients_of(add_lora(base, Lora(r=4, target_modules=("q_proj", "v_proj"))))
+    assert (gradients.together, gradients.rows) == (set(), 1)
+
+
+def dynamic(longest: int) -> PeftModel:
+    torch.manual_seed(0)
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, max_position_embeddings=longest, rope_parameters=rope, **size)
+    return add_lora(AutoModelForCausalLM.from_config(config).requires_grad_(False), Lora(r=4))
+
+
+def test_model_that_keeps_long_records_in_mind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the check one long record changes the gradients of all that follow, in all steps."""
+    gradients_of(dynamic(LONGEST))
+    with pytest.raises(UsageError, match="dynamic RoPE") as caught:
+        gradients_of(dynamic(32))
+    assert caught.value.hint == "training.max_length 32 or less"
+    monkeypatch.setattr(record_gradients, "_check_forgets", lambda *_: None)
+    gradients = gradients_of(dynamic(32), rows=1)
+    [(_, before)] = each_alone(gradients, RECORDS[11])
+    each_alone(gradients, RECORDS[9])
+    [(_, after)] = each_alone(gradients, RECORDS[11])
+    assert (after - before).norm() > 1e-3 * before.norm()
+
+
+def each_alone(gradients: RecordGradients, record: Example) -> list[tuple[Example, torch.Tensor]]:
+    write_adapter(gradients._model, np.full(read_adapter(gradients._model).size, 0.1, np.float32))
+    return list(each(gradients, [record]))
 
 
 def spoilt(which: str) -> Callable[[torch.nn.Parameter, int], torch.Tensor]:
@@ -169,6 +210,17 @@ def test_wrong_gradients_of_either_factor_are_found(
     """Of A too, whose gradient is zero as long as B is."""
     monkeypatch.setattr(record_gradients, "_left_in", spoilt(which))
     assert not gradients_of(model).together
+
+
+def test_dropout_is_not_applied_where_activations_are_computed_again() -> None:
+    """OPT's layers apply it themselves as long as they train."""
+    torch.manual_seed(0)
+    size = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = OPTConfig(**size, dropout=0.5, max_position_embeddings=LONGEST, word_embed_proj_dim=16)
+    model = add_lora(AutoModelForCausalLM.from_config(config).requires_grad_(False), Lora(r=4))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    first, again = (dict(each(gradients_of(model), RECORDS[:3])) for _ in range(2))
+    assert all(torch.equal(gradient, again[record]) for record, gradient in first.items())
 
 
 def test_dropout_of_the_base_is_not_applied() -> None:
@@ -196,6 +248,16 @@ def test_processes_share_records_and_have_equally_many_passes(model: PeftModel, 
         total += sum(parts)
     assert len(passes) == 1
     assert torch.allclose(total, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_record_goes_to_the_same_process_whatever_the_others_are(model: PeftModel) -> None:
+    """Nodes of unlike kind round differently: who else is there must not decide where a record is computed."""
+    others = RECORDS[1:]
+    for rank in range(3):
+        gradients = gradients_of(model, Pretended(rank, 3))
+        with_all, without = (sum(bool(part[0].any()) for _, part in gradients.of(some)) for some in (RECORDS, others))
+        assert with_all - without in {0, 1}
+    assert {record_gradients._process_of(record, 3) for record in RECORDS} == {0, 1, 2}
 
 
 def test_step_without_records_has_no_passes(model: PeftModel) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import initial_adapter
+from mpctf_secure.config.privacy import RecordDpSgd
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.config.strategies import FedProx
@@ -12,11 +13,14 @@ from mpctf_secure.config.training import Training
 from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
+from mpctf_secure.privacy.accountant import Release
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import worker as worker_module
 from mpctf_secure.training.data import Example
 from mpctf_secure.training.group import Group
+from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.model_hash import hash_model
+from mpctf_secure.training.private import Noise, draw
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.training.worker import FailedError, Worker, _Work
 
@@ -78,6 +82,28 @@ def test_advice_names_nothing_that_the_site_does_already(site: SiteConfig, monke
             initial_adapter(worker.describe()["schema"], 0), _Work([], [Example((1, 2), 1)] * 8), lambda *_: None
         )
     assert caught.value.hint == "more memory, or a smaller training.max_length"
+
+
+def test_noise_on_records_is_what_the_agent_has_asked_for(site: SiteConfig) -> None:
+    """And the other processes hear of all of it but the secret."""
+    worker = Worker(spec(site, record_dpsgd=RecordDpSgd(epsilon=8, clip_norm=0.25)), Group())
+    samples = Samples(Release(1.5, 0.25, 6), b"\xab" * 32)
+    work = worker._work({"names": ["a"], "samples": samples.encode()})
+    assert work.noise == Noise(1.5, 0.25, 4.0, samples.secret)  # a quarter of sixteen rows is expected
+    drawn = draw(16, samples)
+    assert work.sizes == [len(step) for step in drawn]
+    assert work.steps == [[worker._examples[index] for index in step] for step in drawn]
+    heard = _Work.decode(work.encode())
+    assert heard.noise == Noise(1.5, 0.25, 4.0)
+    assert (heard.names, heard.steps) == (work.names, work.steps)
+    assert samples.secret.hex().encode() not in work.encode()
+
+
+def test_samples_are_never_trained_on_without_noise(site: SiteConfig) -> None:
+    worker = Worker(spec(site), Group())
+    flat = initial_adapter(worker.describe()["schema"], 0)
+    with pytest.raises(RuntimeError, match="without record_dpsgd"):
+        worker._train(flat, _Work([], [], Noise(1.0, 1.0, 4.0), []), lambda _: None)
 
 
 def test_model_that_does_not_fit_is_told_apart_from_rows_that_do_not(
