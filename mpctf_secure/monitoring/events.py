@@ -3,6 +3,7 @@
 import datetime
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,13 @@ Listener = Callable[[Event], None]
 Record = Callable[..., None]
 
 
+def _finite(value: Any) -> Any:
+    """With null for what is no number, as a loss may be: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class EventLog:
     """Appends to events.jsonl and tells the listeners; `now` gives the wall clock in UTC."""
 
@@ -91,7 +99,7 @@ class EventLog:
             raise ValueError(f"unknown kind of event: {kind}")
         line = {"time": self._now().isoformat(timespec="milliseconds"), "event": kind, **fields}
         with files.writing(self._path):
-            self._append(json.dumps(line).encode() + b"\n")
+            self._append(json.dumps(_finite(line), allow_nan=False).encode() + b"\n")
             if kind not in _LOSABLE:
                 os.fsync(self._stream.fileno())
         for listener in self.listeners:

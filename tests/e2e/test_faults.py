@@ -9,6 +9,8 @@ from e2e.consortium import COORDINATOR, FOUR, ROUNDS, THREE, Death, assert_compl
 from e2e.machines import ADDRESS, Machines, lacking
 from e2e.proxy import Network
 
+from mpctf_secure.privacy.ledger import Ledger
+
 JOURNAL = "mpctf_secure.coordinator.journal:Journal"
 COORDINATOR_DEATHS: list[Death] = [
     (f"{JOURNAL}.add", 1, "after"),  # one site's facts are in
@@ -269,3 +271,39 @@ def test_agents_wait_for_the_next_run_and_end_with_a_signal(tmp_path: Path) -> N
             joint.wait_for(lambda name=name: joint.log(name).count("is over; the adapter") == 2, 30)
             joint.processes[name].send_signal(signal.SIGTERM)
             joint.end(name, 7, 30)
+
+
+SUM, CHARGE = "mpctf_secure.coordinator.spool:Spool.write_sum", "mpctf_secure.privacy.ledger:Ledger.charge"
+
+
+@pytest.mark.slow
+def test_noise_is_drawn_once_and_charged_once_whoever_is_killed(tmp_path: Path) -> None:
+    """A coordinator that has written a noised sum, and one that was about to; a site between its charge and upload."""
+    privacy = {
+        "strategy": "server_adaptive",
+        "noise_multiplier": 1.0,
+        "clip_norm": 0.5,
+        "record_dpsgd": {"epsilon": 8, "clip_norm": 0.1},
+    }
+    with consortium(tmp_path / "joint", THREE, rounds=2, privacy=privacy) as joint:
+        joint.coordinator((SUM, 0, "after"))
+        joint.site(THREE[0], (CHARGE, 0, "after"), once=True)
+        for name in THREE[1:]:
+            joint.site(name, once=True)
+        joint.end(THREE[0], -9)
+        joint.site(THREE[0], once=True)
+        joint.end(COORDINATOR, -9)
+        (path,) = joint.run_folder.rglob("round-1.sum")
+        first = path.read_bytes()
+        joint.coordinator((SUM, 0, "before"), resume=True)
+        joint.end(COORDINATOR, -9)
+        joint.coordinator((SUM, 0, "after"), resume=True)
+        joint.end(COORDINATOR, -9)
+        assert path.read_bytes() == first
+        joint.coordinator(resume=True)
+        joint.end_well()
+        assert joint.site_adapters() == {joint.adapter()}
+        for name in THREE:
+            charges = Ledger(joint.root / name / "keys").charges()
+            assert [charge.round for charge in charges] == [1, 2]
+            assert all(charge.records and charge.against == "participants" for charge in charges)

@@ -1,5 +1,6 @@
 import datetime
 import json
+import math
 import re
 import resource
 from pathlib import Path
@@ -62,3 +63,14 @@ def test_line_that_the_disk_has_no_room_for_is_not_half_there(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     log.record("round_started", round=3)
     assert [line["round"] for line in lines(tmp_path)] == [1, 3]
+
+
+def test_loss_that_is_no_number_is_null_in_the_file_and_as_it_is_to_listeners(tmp_path: Path) -> None:
+    told: list[Event] = []
+    log = EventLog(tmp_path / "events.jsonl", SITE_KINDS, lambda: NOW)
+    log.listeners.append(told.append)
+    log.record("round_trained", loss=math.nan, held_out={"loss_after": math.inf, "sent_step": 3})
+    log.close()
+    line = json.loads((tmp_path / "events.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (line["loss"], line["held_out"]) == (None, {"loss_after": None, "sent_step": 3})
+    assert math.isnan(told[0].fields["loss"])

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from mpctf_secure.config.privacy import ClientFixed, NoPrivacy, RecordDpSgd, ServerFixed
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.participant import agent
 from mpctf_secure.participant.agent import VetoError, serve
+from mpctf_secure.rounds.messages import FaultCode
+from mpctf_secure.training.faults import Fault
 
 
 class OverError(Exception):
@@ -48,3 +51,40 @@ def test_serving_goes_on_after_what_another_run_may_not_have(
     site = SiteConfig(coordinator="127.0.0.1:1", model=tmp_path, data=tmp_path, work=tmp_path / "work")
     with pytest.raises(OverError if goes_on else type(error)):
         serve(site, None, lambda _: None)  # type: ignore[arg-type]
+
+
+class Told:
+    """In the place of a link: what it was asked to say."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.bodies: list[bytes] = []
+
+    def tell(self, label: str, _: bytes, body: bytes) -> None:
+        self.labels.append(label)
+        self.bodies.append(body)
+
+
+QUIET = [
+    ClientFixed(noise_multiplier=1.0),
+    NoPrivacy(record_dpsgd=RecordDpSgd(epsilon=8)),
+    ServerFixed(noise_multiplier=1.0, record_dpsgd=RecordDpSgd(epsilon=8)),
+]
+
+
+@pytest.mark.parametrize("privacy", [NoPrivacy(), ServerFixed(noise_multiplier=1.0), *QUIET])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_why_training_fails_is_not_told_where_noise_is_to_hide_even_that(privacy: object, accepted: bool) -> None:
+    """Out of memory may mean one long row."""
+    mine = object.__new__(agent._Agent)
+    mine._record = lambda *_, **__: None
+    mine._run_context = bytes(32) if accepted else None
+    mine._tells = not privacy.hides_training
+    link = Told()
+    mine._note_fault(link, bytes(32), Fault(FaultCode.OUT_OF_MEMORY, 1, 0, "a row of 900 tokens", "fewer"), False)
+    mine._tell_resources(link, b"much")
+    if privacy in QUIET:
+        assert link.bodies == ([] if accepted else [b"it stops"])
+    else:
+        assert link.labels == (["fault", "resources"] if accepted else ["veto"])
+        assert b"out_of_memory" in link.bodies[0]

@@ -12,12 +12,12 @@ from samples import make_contract as contract
 from sums import COHORT, after, total_of
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import NoPrivacy, RecordDpSgd
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.outcome import Sum
+from mpctf_secure.rounds.outcome import Aggregate, Sum, next_state, read_sum
 from mpctf_secure.rounds.state import Survey, initial_state
 from mpctf_secure.rounds.terms import grid, round_context
 
@@ -145,3 +145,23 @@ def test_state_is_bit_identical_on_other_processors() -> None:
         assert result.returncode == 0, result.stderr
         hashes.add(result.stdout)
     assert len(hashes) == 1
+
+
+def test_sum_that_leads_to_no_number_is_refused() -> None:
+    """Large steps on an adapter that is large already: every later round would be lost."""
+    agreed = contract()
+    state = replace(initial_state(agreed), adapter=np.full(600, 3.4e38, np.float32))
+    huge = Aggregate(None, np.full(600, 3e38, np.float32), (1.0, 1.0), 1.0)
+    with pytest.raises(SecurityError, match="no number") as caught:
+        next_state(agreed, state, huge)
+    assert caught.value.culprits == ("coordinator",)
+
+
+def test_under_noise_on_records_a_sum_tells_neither_rows_nor_loss() -> None:
+    agreed = contract(privacy=NoPrivacy(clip_norm=1.0, record_dpsgd=RecordDpSgd(epsilon=8)))
+    state = initial_state(agreed)
+    said = read_sum(agreed, state, total_of(agreed, state, updates()))
+    assert isinstance(said, Aggregate)
+    assert said.summary
+    assert (said.summary.rows, said.summary.mean_loss) == (None, None)
+    assert np.allclose(said.mean, np.mean(updates(), axis=0), atol=1e-6)
