@@ -54,6 +54,8 @@ class Policy(Frozen):
     """How often a round may go over this site's rows: `max_volume` asks the same number of rows of all."""
     largest_clip_norm: Annotated[float, Field(gt=0)] = 100.0
     """Of a run with noise: what one round can take over of this site's update at the most."""
+    own_clip_norm: Annotated[float, Field(ge=1e-6)] | None = None
+    """To which this site clips its updates where a run would take more of them."""
     budget: Budget | None = None
     """Differential privacy that this site insists on; without it rounds are recorded all the same."""
     record_epsilon: Annotated[float, Field(ge=0.02)] | None = None

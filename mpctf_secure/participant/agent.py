@@ -186,6 +186,7 @@ class _Agent:
                     data_hash=data_hash.hex(),
                     choice=self._site.training,
                     memory=job.memory,
+                    clip_norm=self._site.policy.own_clip_norm,
                     records=record_noise(proposal, self._site.policy, training, job.rows),
                 )
             facts = self._facts(proposal, model, job)

@@ -1,5 +1,6 @@
 """What a site puts into a round: from a trained adapter to lanes and scalars."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,16 +39,19 @@ def of_sizes(sizes: tuple[int, ...]) -> Contribution:
     return Contribution(np.zeros(0, np.float32), scalars=sizes)
 
 
-def of_training(contract: Contract, state: State, trained: Trained) -> Contribution:
-    """UsageError for an update that is not a number or cannot be summed: before this site is counted in a cohort.
+def of_training(contract: Contract, state: State, trained: Trained, own_clip_norm: float | None = None) -> Contribution:
+    """Clipped to the site's own norm where that is smaller than the contract's.
+
+    UsageError for an update that is not a number or cannot be summed: before this site is counted in a cohort.
 
     Not where noise is added: there it will count as nothing, as that it is none would be a bit that no noise hides.
     Under `record_dpsgd` the adapter is what training may tell: every site counts alike, and no loss is told.
     """
     moved = pick(trained.adapter - state.adapter, contract.tensors, moving_tensors(contract, state))
+    own = math.inf if own_clip_norm is None else own_clip_norm
     if not isinstance(contract.privacy, NoPrivacy):
-        return Contribution(moved)
-    update, norm_clipped = clip_to_norm(moved, contract.privacy.clip_norm)
+        return Contribution(clip_to_norm(moved, own)[0] if np.isfinite(moved).all() else moved)
+    update, norm_clipped = clip_to_norm(moved, min(contract.privacy.clip_norm, own))
     cap = weight_cap(contract, state)
     counted, loss = cap, 0
     if not contract.privacy.record_dpsgd:

@@ -167,7 +167,7 @@ class Participant:
         )
         if isinstance(contract.privacy, NoPrivacy) and not records:
             self._job.check_finite(trained)
-        return contribution.of_training(contract, state, trained)
+        return contribution.of_training(contract, state, trained, self._terms.clip_norm)
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         if self._contract.privacy.hides_training:  # how fast it goes depends on rows

@@ -294,3 +294,14 @@ def test_shares_of_noise_without_masks_are_refused(tmp_path: Path, monkeypatch: 
     """Each by itself is a third or less of the noise that is charged."""
     with pytest.raises(UsageError, match=r"secagg\.secure: without masks"):
         run(tmp_path, "client_fixed", monkeypatch, *CLEAR, policy=Policy(allow_clear=True))
+
+
+@pytest.mark.parametrize("strategy", ["client_fixed", "none"])
+def test_site_may_clip_its_own_updates_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    terms = f"privacy={{strategy: {strategy}, clip_norm: 0.5{', noise_multiplier: 1.0' * (strategy != 'none')}}}"
+    made = RealRun(tmp_path, [terms, "rounds=2"], monkeypatch, training=False)
+    made.policies["site-1"] = Policy(own_clip_norm=0.125)
+    for (name, _), given in made.run().inputs.items():
+        norm = np.linalg.norm(given.update.astype(np.float64))
+        # The others' are clipped to the contract's norm here, or together with noise.
+        assert norm == pytest.approx(0.125, rel=1e-6) if name == "site-1" else norm > 0.499
