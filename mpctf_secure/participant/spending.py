@@ -1,5 +1,6 @@
 """What a site's privacy ledger comes to, for people and for programs."""
 
+import importlib.metadata
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ _WHOM = {
     "participants": "participants and outsiders",
 }
 _UNITS = {"record": "a row", "participant": "all rows together"}
+_VERSIONS = [f"{name} {importlib.metadata.version(name)}" for name in ("mpctf-secure", "opacus", "scipy")]
 _MEANING = (
     "a row: or one that teaches nothing in its place; whose text is in several rows is protected in each alone",
     "all rows together: this site's whole contribution to a round, or nothing in its place (zero-out)",
@@ -58,7 +60,7 @@ def _of_data_set(name: str, charges: Sequence[Charge], delta: float, budget: Bud
         ],
         "charges": len(own),
         "runs": [_of_run(run, charges) for run, charges in runs.items()],
-        "statements": [*statements, *_MEANING],
+        "statements": [*statements, *_MEANING, f"computed with {', '.join(_VERSIONS)}"],
     }
 
 

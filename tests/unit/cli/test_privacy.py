@@ -84,6 +84,7 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
     assert "budget: epsilon 8 of all rows together against the coordinator, 6.6" in " ".join(lines)
     assert "run joint-2: 1 rounds, noise multiplier 4 on updates, against the coordinator" in lines
     assert any(line.startswith("not covered: ") for line in lines)
+    assert any(line.startswith("computed with mpctf-secure ") and "opacus 1." in line for line in lines)
     (found,) = json.loads(report(tmp_path, "--format", "json").stdout)
     assert (found["charges"], found["delta"]) == (2, 1e-5)
     assert len({entry["epsilon"] for entry in found["spent"] if entry["unit"] == "record"}) == 1

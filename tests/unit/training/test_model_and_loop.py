@@ -12,8 +12,6 @@ from mpctf_secure.aggregation.lora import flat_size, initial_adapter, split_flat
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
-from mpctf_secure.experiments.intents import write_intents
-from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training import model as model_module
 from mpctf_secure.training.adapters import save_adapter_folder, target_modules
 from mpctf_secure.training.batching import Batch, batches, collate, pack
@@ -34,14 +32,6 @@ from mpctf_secure.training.rows import load_rows
 
 LORA = Lora(r=4, alpha=8)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_intents(folder / "data", ["a", "b"], 40, 24, 0)
-    write_tiny_llama(folder, (folder / "data" / "a.jsonl").read_text().splitlines())
-    return folder
 
 
 @pytest.fixture(scope="module")

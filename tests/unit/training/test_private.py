@@ -15,8 +15,6 @@ from peft import PeftModel
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import UsageError
-from mpctf_secure.experiments.intents import write_intents
-from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.privacy.accountant import Release
 from mpctf_secure.privacy.audit import lower_bound
 from mpctf_secure.privacy.gaussian import epsilon
@@ -32,14 +30,6 @@ RECIPE = Recipe(batch_size=4, epochs=1, learning_rate=1e-2, pad_id=0)
 RECORDS = [Example(tuple((seed * 13 + place * 5) % 60 for place in range(20 + seed)), 3) for seed in range(8)]
 SILENT = 2.0**-24
 """A noise multiplier of one unit: the least there is."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_intents(folder / "data", ["a", "b"], 40, 24, 0)
-    write_tiny_llama(folder, (folder / "data" / "a.jsonl").read_text().splitlines())
-    return folder
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralC
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
 from mpctf_secure.errors import UsageError
-from mpctf_secure.experiments.intents import write_intents
-from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training import record_gradients
 from mpctf_secure.training.batching import collate
 from mpctf_secure.training.data import Example
@@ -35,14 +33,6 @@ class Pretended(Group):
 
     def agrees(self, own: bool) -> bool:
         return own
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_intents(folder / "data", ["a", "b"], 40, 24, 0)
-    write_tiny_llama(folder, (folder / "data" / "a.jsonl").read_text().splitlines())
-    return folder
 
 
 def load(folder: Path, **compute: object) -> PeftModel:
