@@ -13,6 +13,8 @@ DEMO_MODEL := $(CACHE)/models/smollm2-135m-instruct
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
+# Else each of the tests' processes compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-compare test test-slow soak bench-secagg bench-load bench-noise bench-training lint format clean
 

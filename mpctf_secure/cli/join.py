@@ -1,13 +1,12 @@
 """`mpctf-secure join`: one participant in the foreground."""
 
-import signal
 from pathlib import Path
-from types import FrameType
 
 import typer
 
 from mpctf_secure import files
 from mpctf_secure.cli import passphrase
+from mpctf_secure.cli.signals import interrupt_when_told_to_end
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
 from mpctf_secure.config.site import Compute, SiteConfig
@@ -41,7 +40,7 @@ _HELD_OUT = (
 def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool, accept_change: bool) -> None:
     """Open the keys and take part, in one run or in one after the other."""
     site = load_site(site_file)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_when_told_to_end()
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
     typer.echo(f"waits for runs of the coordinator at {site.coordinator}")
     accepted = files.digest(site.data) if accept_change and site.data.exists() else b""
@@ -68,7 +67,3 @@ def _show(event: Event) -> None:
     if text := _TEXTS.get(event.kind):
         held_out = _HELD_OUT if event.fields.get("held_out") else ""
         typer.echo(one_line((text + held_out).format(**event.fields)))
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, destroy_keys, hold_
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
+from mpctf_secure.cli.signals import interrupt_when_told_to_end
 from mpctf_secure.config import load
 from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.run import RunConfig
@@ -139,6 +140,7 @@ def _local(config: RunConfig, folder: Path, screen: Screen) -> _Parties:
 
 
 def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json: bool) -> None:
+    interrupt_when_told_to_end()  # until the event loop hears of it
     with contextlib.closing(Journal(folder)) as journal:
         if (ended := journal.ended) and (ended.code or parties.fleet):
             raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")

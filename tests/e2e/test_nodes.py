@@ -312,6 +312,7 @@ def test_job_that_cannot_start_says_what_is_wrong_on_which_node(
     assert not processes_of(site.folder)
 
 
+@pytest.mark.slow
 def test_job_that_fails_for_good_is_told_to_the_coordinator_and_the_round_goes_on_without_that_site(
     tmp_path: Path,
 ) -> None:

@@ -41,7 +41,8 @@ def test_context_is_the_hash_of_the_fields_in_the_table() -> None:
     fields = [PROTOCOL, *(getattr(context, name) for name in names[1:-2])]
     encoded = enc(*fields) + enc_sequence(context.cohort) + enc_sequence(context.first_cohort)
     assert context.digest() == sha256(encoded).digest()
-    assert set(names[1:]) == {*context.__dataclass_fields__, "threshold"} - {"least"}  # which is in the contract's hash
+    of_contract = {"least", "secure"}  # which is hashed
+    assert set(names[1:]) == {*context.__dataclass_fields__, "threshold"} - of_contract
     assert f"`{PROTOCOL}`" in TEXT
     assert f"1 to {MAX_ATTEMPTS}" in TEXT
     assert f"up to {MAX_COHORT} clients" in TEXT
