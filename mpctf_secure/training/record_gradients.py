@@ -6,6 +6,7 @@ lengths, a record always goes to the same process, and it is tried at the start 
 last bit in the first and the last row and beside other records. Where it is not, each record goes alone.
 """
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -204,7 +205,9 @@ def _hooks(model: torch.nn.Module, *, hooked: bool) -> Iterator[None]:
 
     hooks = GradSampleHooks(model, loss_reduction="sum")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")  # in the first layer
+            yield
     finally:
         hooks.cleanup()
 

@@ -184,8 +184,7 @@ class Worker:
     def _record_gradients(self, pad_id: int) -> RecordGradients:
         lengths = json.loads(self._group.share(json.dumps([len(one.input_ids) for one in self._examples]).encode()))
         rows = min(self._most_rows, self._spec.compute.micro_batch or ROWS)
-        explain = lambda: _too_much(self._spec, self._examples, rows, [])  # noqa: E731
-        with _blaming(FaultCode.BAD_MODEL), _explaining_memory(explain):
+        with _blaming(FaultCode.BAD_MODEL), _explaining_memory(lambda: _too_much(self._spec, self._examples, rows, [])):
             return RecordGradients(self.model, lengths, self._spec.training.max_length, rows, pad_id, self._group)
 
     def _search(self, say: Callable[[Header], None]) -> Search:
