@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ TINY_LLAMA = f"{BUILTIN}tiny-llama"
 COORDINATOR = ParticipantName("coordinator")
 _INTENT_TEST_ROWS = 216
 _INTENT_ROWS = 64  # of a site and round
+_POLL_SECONDS = 0.05
 _PHRASE = "passphrase"
 
 
@@ -182,8 +184,11 @@ class Fleet:
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
 
-    def finish(self, seconds: float) -> None:
-        """Wait for processes that end by themselves; end those that do not."""
+    def finish(self, seconds: float, first: float = 0.0) -> None:
+        """Wait for processes that end by themselves, and so much longer for the first; end those that do not."""
+        deadline = time.monotonic() + first
+        while time.monotonic() < deadline and all(child.poll() is None for child in self._children.values()):
+            time.sleep(_POLL_SECONDS)
         for child in self._children.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(seconds)

@@ -264,7 +264,7 @@ class _Run:
                         with contextlib.suppress(asyncio.CancelledError):  # what ended the run stays the reason
                             await coordinator.dismiss()
                     if parties.fleet and coordinator.contract is None and not isinstance(error, InterruptedRunError):
-                        await asyncio.to_thread(parties.fleet.finish, _GRACE_SECONDS)
+                        await asyncio.to_thread(parties.fleet.finish, _GRACE_SECONDS, _ENDING_SECONDS)
                         if failures := parties.fleet.failures():  # they are the operator's own mistakes
                             raise failures[0] from error
                     raise

@@ -10,7 +10,8 @@ import numpy as np
 import psutil
 import pytest
 from e2e.consortium import workers_of
-from e2e.harness import Outcome, RealRun
+from e2e.harness import SMOKE, Outcome, RealRun
+from e2e.test_start import run_cli
 
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import initial_adapter
@@ -178,3 +179,13 @@ def test_worker_shows_its_secret_to_nobody(jobs: Jobs, seen: list[str]) -> None:
     assert logs
     assert "-u" in seen
     assert not any(SAMPLES.secret.hex() in text for text in [*seen, *logs])
+
+
+@pytest.mark.slow
+def test_delta_that_is_too_large_for_local_rows_is_the_error_of_start(tmp_path: Path) -> None:
+    """The coordinator hears only that a site stops; who has started the sites hears why."""
+    config = SMOKE.parent / "privacy" / "record_dpsgd.yaml"
+    result = run_cli("start", config, "--runs", tmp_path / "runs", "--set", "privacy.record_dpsgd.delta=0.05")
+    assert result.returncode == 2
+    assert "privacy.record_dpsgd.delta: 0.05 is outside (0, 1/128)" in result.stderr
+    assert "refuses: it stops" in result.stdout
