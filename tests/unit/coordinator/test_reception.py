@@ -94,7 +94,8 @@ class World:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    for _ in range(10_000):
+    deadline = asyncio.get_running_loop().time() + 30  # a disk may be slow
+    while asyncio.get_running_loop().time() < deadline:
         if condition():
             return
         await asyncio.sleep(0)
