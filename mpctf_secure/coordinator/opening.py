@@ -39,7 +39,7 @@ def open_sum(
         lanes, scalars = context.layout.join(list(chunks))
         total, (indicators,) = to_signed(lanes), decode_scalars(scalars)
     else:
-        total, indicators = _clipped_here(spool, survivors, scheme)
+        total, indicators = _clipped_here(spool, context, survivors, scheme)
     seed = hkdf(secret, enc("mpctf-secure/sum-noise/v1", context.digest()))
     noisy, indicators = noised(total, indicators, scheme, seed, ordered_map)
     block = encode_scalars([saturated(indicators, MAX_COHORT)], MAX_COHORT)
@@ -48,11 +48,14 @@ def open_sum(
     )
 
 
-def _clipped_here(spool: Spool, survivors: Sequence[IdentityKey], scheme: Scheme) -> tuple[Integers, int]:
+def _clipped_here(
+    spool: Spool, context: Context, survivors: Sequence[IdentityKey], scheme: Scheme
+) -> tuple[Integers, int]:
     """Sum and indicators of updates that came as floats in the clear, each clipped here (the MPCTF paper's server)."""
-    total, indicators = np.zeros(1, np.int64), 0
+    total, indicators = np.zeros(context.layout.dimension, np.int64), 0
     for owner in survivors:
         lanes, _ = spool.upload(owner)
         values, fits = to_integers(lanes.view(np.float32), scheme)
-        total, indicators = total + values, indicators + indicate(fits, scheme)
+        total += values
+        indicators += indicate(fits, scheme)
     return total, indicators

@@ -12,6 +12,7 @@ from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
+from mpctf_secure.config.training import Training
 from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
@@ -166,20 +167,7 @@ class _Agent:
                 )
         self._record("run_joined", run=run_id)
         self._tells = not proposal.privacy.hides_training
-        spec = JobSpec.of(
-            self._site,
-            (model.whole, data_hash),
-            proposal.lora,
-            training,
-            proposal.aggregation,
-            proposal.seed,
-            name,
-            proposal.privacy.record_dpsgd,
-        )
-        tell_resources = functools.partial(self._tell_resources, link)
-        sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
-        job = Job(spec, self._site, functools.partial(self._note_fault, link, roster.hash), sharing.note)
-        with contextlib.closing(job):
+        with contextlib.closing(self._job(link, proposal, training, (model.whole, data_hash), roster.hash)) as job:
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
             with self._stopping(link, proposal):
                 terms = accepted or Terms(
@@ -219,6 +207,23 @@ class _Agent:
                 )
                 state = participant.run()
         self._finish(contract, state)
+
+    def _job(
+        self, link: Link, proposal: Proposal, training: Training, hashes: tuple[bytes, bytes], roster_hash: bytes
+    ) -> Job:
+        spec = JobSpec.of(
+            self._site,
+            hashes,
+            proposal.lora,
+            training,
+            proposal.aggregation,
+            proposal.seed,
+            self._me.name,
+            proposal.privacy.record_dpsgd,
+        )
+        tell_resources = functools.partial(self._tell_resources, link)
+        sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
+        return Job(spec, self._site, functools.partial(self._note_fault, link, roster_hash), sharing.note)
 
     def _facts(self, proposal: Proposal, model: ModelHashes, job: Job) -> Facts:
         return Facts(

@@ -48,10 +48,11 @@ def of_training(contract: Contract, state: State, trained: Trained, own_clip_nor
     Under `record_dpsgd` the adapter is what training may tell: every site counts alike, and no loss is told.
     """
     moved = pick(trained.adapter - state.adapter, contract.tensors, moving_tensors(contract, state))
-    own = math.inf if own_clip_norm is None else own_clip_norm
     if not isinstance(contract.privacy, NoPrivacy):
-        return Contribution(clip_to_norm(moved, own)[0] if np.isfinite(moved).all() else moved)
-    update, norm_clipped = clip_to_norm(moved, min(contract.privacy.clip_norm, own))
+        if own_clip_norm is not None and np.isfinite(moved).all():
+            moved, _ = clip_to_norm(moved, own_clip_norm)
+        return Contribution(moved)
+    update, norm_clipped = clip_to_norm(moved, min(contract.privacy.clip_norm, own_clip_norm or math.inf))
     cap = weight_cap(contract, state)
     counted, loss = cap, 0
     if not contract.privacy.record_dpsgd:

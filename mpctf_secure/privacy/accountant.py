@@ -1,6 +1,7 @@
 """What releases cost together, ε for a δ: of everything exactly, of samples by the tighter of two bounds."""
 
 import collections
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -93,6 +94,7 @@ def noise_for(target: float, price: Callable[[float], Cost]) -> float:
     """
     from scipy.optimize import brentq  # noqa: PLC0415  # as above
 
+    @functools.cache  # brentq begins with both ends again
     def excess(log_noise: float) -> float:
         """How far the price is above, in powers of e: nearly a straight line."""
         return math.log(max(price(math.exp(log_noise)).epsilon, _LEAST_EPSILON) / target)

@@ -86,10 +86,10 @@ def private_gradient(
     trained, device = trained_parameters(model), device_of(model)
     sizes = [parameter.numel() for parameter in trained]
     scale = noise.clip_norm / (UNITS * noise.expected)
-
     step = count()
 
     def of_records(records: Sequence[Example]) -> torch.Tensor:
+        """Of these records."""
         total = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         losses = torch.zeros((), device=device)
         for loss, found in gradients.of(records):

@@ -8,9 +8,9 @@ last bit in the first and the last row and beside other records. Where it is not
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from mpctf_secure.training.model import (
     train_only,
     write_adapter,
 )
+
+if TYPE_CHECKING:
+    from opacus.grad_sample import GradSampleHooks
 
 ROWS = 8
 """Of a pass, if nothing else is said."""
@@ -83,10 +86,11 @@ class RecordGradients:
         for record in records:
             shares[_process_of(record, len(shares))].append(record)
         plans = [list(self._plan(share)) for share in shares]
-        # As many passes as all the others, since a sharded model needs all.
-        for passes in zip_longest(*plans):
-            mine = passes[self._group.rank]
-            yield self._run(mine or next(one for one in passes if one)._replace(records=()))
+        with _hooks(self._model) if self.together else nullcontext() as hooks:
+            # As many passes as all the others, since a sharded model needs all.
+            for passes in zip_longest(*plans):
+                mine = passes[self._group.rank]
+                yield self._run(mine or next(one for one in passes if one)._replace(records=()), hooks)
 
     def _plan(self, records: Sequence[Example]) -> Iterator[_Pass]:
         by_width = dict[int, list[Example]]()
@@ -101,7 +105,10 @@ class RecordGradients:
     def _width(self, length: int) -> int:
         return min(-(-length // _WIDTH) * _WIDTH, self._max_length)
 
-    def _run(self, one: _Pass) -> tuple[torch.Tensor, Gradients]:
+    def _run(self, one: _Pass, hooks: "GradSampleHooks | None" = None) -> tuple[torch.Tensor, Gradients]:
+        if hooks:
+            (hooks.enable_hooks if one.rows > 1 else hooks.disable_hooks)()
+            hooks.set_grad_sample_to_none()
         nothing = Example((self._pad_id,), 1)
         rows = [*one.records, *[nothing] * (one.rows - len(one.records))]
         return _backward(self._model, collate(rows, self._pad_id, device_of(self._model), one.width))
@@ -115,8 +122,9 @@ class RecordGradients:
         )
         try:
             _, alone = self._run(_Pass([one], 1, len(one.input_ids)))
-            _, first = self._run(_Pass([one, *others[self._rows - 1 :]], self._rows, width))
-            _, last = self._run(_Pass([*others[: self._rows - 1], one], self._rows, width))
+            with _hooks(self._model) as hooks:
+                _, first = self._run(_Pass([one, *others[self._rows - 1 :]], self._rows, width), hooks)
+                _, last = self._run(_Pass([*others[: self._rows - 1], one], self._rows, width), hooks)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever Opacus cannot do with this model
@@ -185,7 +193,8 @@ def _backward(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Gradi
     """The sum of the records' losses, and the gradient of each."""
     trained, records = trained_parameters(model), len(batch.input_ids)
     model.zero_grad()
-    with _hooks(model, hooked=records > 1), attention(model, batch):
+    with warnings.catch_warnings(), attention(model, batch):
+        warnings.filterwarnings("ignore", "Full backward hook is firing")  # in the first layer
         each = cross_entropy(answer_logits(model, batch).float(), batch.targets, reduction="none")
         own = batch.predicts / batch.predicts.sum(1, keepdim=True).clamp(min=1)
         loss = (each * own[batch.predicts]).sum()
@@ -196,18 +205,16 @@ def _backward(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Gradi
 
 
 @contextmanager
-def _hooks(model: torch.nn.Module, *, hooked: bool) -> Iterator[None]:
-    """Inside, a backward pass leaves `grad_sample` (records, *shape) in the trained parameters, if `hooked`."""
-    if not hooked:
-        yield
-        return
+def _hooks(model: torch.nn.Module) -> "Iterator[GradSampleHooks]":
+    """Inside, a backward pass leaves `grad_sample` (records, *shape) in the trained parameters.
+
+    To attach them takes as long as a small pass on a GPU: once for all passes of a step.
+    """
     from opacus.grad_sample import GradSampleHooks  # noqa: PLC0415  # a second, which most jobs need not wait for
 
     hooks = GradSampleHooks(model, loss_reduction="sum")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Full backward hook is firing")  # in the first layer
-            yield
+        yield hooks
     finally:
         hooks.cleanup()
 
