@@ -37,6 +37,7 @@ from mpctf_secure.config.site import Compute
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.training.data import Example, tokenise
+from mpctf_secure.training.device import hardware
 from mpctf_secure.training.loop import Recipe, train_steps
 from mpctf_secure.training.model import (
     adapter_schema,
@@ -49,7 +50,6 @@ from mpctf_secure.training.model import (
     write_adapter,
 )
 from mpctf_secure.training.rows import load_rows
-from mpctf_secure.training.worker import hardware
 
 DEMO = cache() / "models" / "smollm2-135m-instruct"
 LORA, LEARNING_RATE = Lora(), 1e-3

@@ -1,5 +1,6 @@
 """Last words of a training job's processes, and what becomes of them."""
 
+import contextlib
 import json
 import re
 import signal
@@ -34,6 +35,23 @@ class Fault(NamedTuple):
         """For the site's operator."""
         kind = UsageError if self.code in {FaultCode.BAD_DATA, FaultCode.DIVERGED} else EnvironmentUnfitError
         return kind(f"{self.message} (node {self.node}, rank {self.rank})", hint=self.hint)
+
+
+class FailedError(Exception):
+    """A mistake that the site's operator can mend."""
+
+    def __init__(self, code: FaultCode, error: MpctfError) -> None:
+        super().__init__(error.message)
+        self.code, self.hint = code, error.hint
+
+
+@contextlib.contextmanager
+def blaming(code: FaultCode) -> Iterator[None]:
+    """A FailedError with this code for an error of ours inside."""
+    try:
+        yield
+    except MpctfError as error:
+        raise FailedError(code, error) from error
 
 
 def tell(fault: Fault) -> None:

@@ -22,6 +22,7 @@ from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.partition.held_out import divide
 from mpctf_secure.training.batching import answer_tokens, collate
 from mpctf_secure.training.data import Example, tokenise
+from mpctf_secure.training.faults import FailedError
 from mpctf_secure.training.group import Group
 from mpctf_secure.training.loop import Recipe, summed_loss, train_steps
 from mpctf_secure.training.model import adapter_schema, add_lora, load_base, read_adapter, write_adapter
@@ -30,7 +31,7 @@ from mpctf_secure.training.rows import load_rows
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.training.validation import Search, held_out_loss, points
 from mpctf_secure.training.watch import Watch
-from mpctf_secure.training.worker import FailedError, Worker
+from mpctf_secure.training.worker import Worker
 
 LORA = Lora(r=4, alpha=8)
 RECIPE = Recipe(batch_size=8, epochs=1, learning_rate=1e-2, pad_id=0)

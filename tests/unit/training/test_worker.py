@@ -10,19 +10,20 @@ from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.config.strategies import FedProx
 from mpctf_secure.config.training import Training
-from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.privacy.accountant import Release
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import worker as worker_module
 from mpctf_secure.training.data import Example
+from mpctf_secure.training.faults import FailedError
 from mpctf_secure.training.group import Group
 from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.private import Noise, draw
 from mpctf_secure.training.spec import JobSpec
-from mpctf_secure.training.worker import FailedError, Worker, _Work
+from mpctf_secure.training.work import Work
+from mpctf_secure.training.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_out_of_memory_says_batch_length_and_what_would_help(site: SiteConfig, m
     monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.empty(1 << 60))
     examples = [Example(tuple(range(30)), 5)] * 8
     with pytest.raises(FailedError, match="6 rows of up to 30 tokens") as caught:
-        worker._train(initial_adapter(schema, 0), _Work([], examples), lambda *_: None)
+        worker._train(initial_adapter(schema, 0), Work([], [examples]), lambda *_: None)
     assert caught.value.code == FaultCode.OUT_OF_MEMORY
     assert caught.value.hint == "compute.micro_batch: 3 or gradient_checkpointing: true in the site file"
 
@@ -79,7 +80,7 @@ def test_advice_names_nothing_that_the_site_does_already(site: SiteConfig, monke
     monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.empty(1 << 60))
     with pytest.raises(FailedError, match="1 rows") as caught:
         worker._train(
-            initial_adapter(worker.describe()["schema"], 0), _Work([], [Example((1, 2), 1)] * 8), lambda *_: None
+            initial_adapter(worker.describe()["schema"], 0), Work([], [[Example((1, 2), 1)] * 8]), lambda *_: None
         )
     assert caught.value.hint == "more memory, or a smaller training.max_length"
 
@@ -91,9 +92,8 @@ def test_noise_on_records_is_what_the_agent_has_asked_for(site: SiteConfig) -> N
     work = worker._work({"names": ["a"], "samples": samples.encode()})
     assert work.noise == Noise(1.5, 0.25, 4.0, samples.secret)  # a quarter of sixteen rows is expected
     drawn = draw(16, samples)
-    assert work.sizes == [len(step) for step in drawn]
     assert work.steps == [[worker._examples[index] for index in step] for step in drawn]
-    heard = _Work.decode(work.encode())
+    heard = Work.decode(work.encode())
     assert heard.noise == Noise(1.5, 0.25, 4.0)
     assert (heard.names, heard.steps) == (work.names, work.steps)
     assert samples.secret.hex().encode() not in work.encode()
@@ -103,7 +103,7 @@ def test_samples_are_never_trained_on_without_noise(site: SiteConfig) -> None:
     worker = Worker(spec(site), Group())
     flat = initial_adapter(worker.describe()["schema"], 0)
     with pytest.raises(RuntimeError, match="without record_dpsgd"):
-        worker._train(flat, _Work([], [], Noise(1.0, 1.0, 4.0), []), lambda _: None)
+        worker._train(flat, Work([], [], Noise(1.0, 1.0, 4.0)), lambda _: None)
 
 
 def test_model_that_does_not_fit_is_told_apart_from_rows_that_do_not(
@@ -116,24 +116,8 @@ def test_model_that_does_not_fit_is_told_apart_from_rows_that_do_not(
     assert "precision: bfloat16" in caught.value.hint
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch without GPUs")
-def test_gpus_that_torch_cannot_use_are_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training would run on the processor, at a hundredth of the speed, and say nothing."""
-    monkeypatch.setattr(worker_module, "free_memory", lambda _: 0)
-    with pytest.raises(EnvironmentUnfitError, match="uses none of this node's GPUs"):
-        worker_module._take_gpu([0])
-
-
-def test_process_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(EnvironmentUnfitError, match="process 3 of this node sees 2 GPUs"):
-        worker_module._take_gpu([])
-
-
 def test_another_error_in_training_is_none_of_memory(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(spec(site), Group())
     monkeypatch.setattr(worker_module, "train_steps", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
-        worker._train(initial_adapter(worker.describe()["schema"], 0), _Work([], []), lambda *_: None)
+        worker._train(initial_adapter(worker.describe()["schema"], 0), Work([], []), lambda *_: None)
