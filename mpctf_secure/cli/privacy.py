@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,7 +120,7 @@ def _noise_of(run: dict[str, Any]) -> str:
 def _price(release: Any, delta: float, noise: float) -> Any:
     from mpctf_secure.privacy.accountant import cost_of_integers  # noqa: PLC0415 - as above
 
-    return cost_of_integers([release._replace(noise_multiplier=noise)], delta)
+    return cost_of_integers([replace(release, noise_multiplier=noise)], delta)
 
 
 def _checked(name: str, value: float, least: float, most: float) -> float:

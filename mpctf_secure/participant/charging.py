@@ -7,14 +7,14 @@ from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.site import Policy, SiteConfig
 from mpctf_secure.config.strategies import FixedSize, Percentage
 from mpctf_secure.config.training import Training
-from mpctf_secure.privacy.accountant import check_delta
-from mpctf_secure.privacy.ledger import Charge, Ledger, RecordNoise, check_budget, check_rows
+from mpctf_secure.privacy.accountant import Release, check_delta
+from mpctf_secure.privacy.ledger import Charge, Ledger, check_budget, check_rows
 from mpctf_secure.privacy.records import release_of_round
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.terms import own_volume
 
 
-def record_noise(contract: Proposal, policy: Policy, training: Training, rows: int) -> RecordNoise | None:
+def record_noise(contract: Proposal, policy: Policy, training: Training, rows: int) -> Release | None:
     """What this site's records need in each round, if the run has `record_dpsgd`; `training` is what it trains with.
 
     UsageError where δ is too large for so many rows, or no noise is enough.
@@ -23,7 +23,7 @@ def record_noise(contract: Proposal, policy: Policy, training: Training, rows: i
     if dpsgd is None or not isinstance(data, FixedSize | Percentage):
         return None
     check_delta("privacy.record_dpsgd.delta", dpsgd.delta, rows)
-    release = release_of_round(
+    return release_of_round(
         min(dpsgd.epsilon, policy.record_epsilon or dpsgd.epsilon),
         dpsgd.delta,
         records=rows,
@@ -31,7 +31,6 @@ def record_noise(contract: Proposal, policy: Policy, training: Training, rows: i
         volume=own_volume(data, rows) * training.local_epochs,
         rounds=contract.rounds,
     )
-    return RecordNoise(**release._asdict())
 
 
 class Charging:
@@ -42,7 +41,7 @@ class Charging:
         site: SiteConfig,
         contract: Contract,
         fingerprint: bytes,
-        records: RecordNoise | None,
+        records: Release | None,
         *,
         accept_change: bool,
     ) -> None:

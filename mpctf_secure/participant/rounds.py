@@ -150,7 +150,7 @@ class Participant:
         count = volume(contract, state, self._job.rows, self._terms.memory)
         work: list[int] | Samples
         if records:
-            work = Samples(records.release, secret)
+            work = Samples(records, secret)
         else:
             work = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
         names = [name for name, _ in compress(contract.tensors, which)]

@@ -71,7 +71,7 @@ def _of_run(run: str, charges: Sequence[Charge]) -> dict[str, Any]:
         "releases": len(charges),
         "noise_multiplier": first.noise_multiplier,
         "against": first.against,
-        "records": first.records and first.records.model_dump(),
+        "records": first.model_dump(include={"records"})["records"],
     }
 
 

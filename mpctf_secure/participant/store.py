@@ -13,7 +13,7 @@ from mpctf_secure.config.base import Hex32, Wire
 from mpctf_secure.config.training import Choice
 from mpctf_secure.database import Database
 from mpctf_secure.errors import COORDINATOR, EnvironmentUnfitError, SecurityError
-from mpctf_secure.privacy.ledger import RecordNoise
+from mpctf_secure.privacy.accountant import Release
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State, initial_state
 
@@ -36,7 +36,7 @@ class Terms(Wire):
     """In MiB: once it is added up, this site's share depends on it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Of this site's own, where the contract's is larger."""
-    records: RecordNoise | None = None
+    records: Release | None = None
     """Of each round under `record_dpsgd`: as much as the whole run needs, to its end."""
 
 

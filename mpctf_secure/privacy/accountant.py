@@ -5,7 +5,10 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from mpctf_secure.errors import UsageError
 from mpctf_secure.privacy import gaussian
@@ -18,12 +21,13 @@ _ERROR = 0.01
 _DIGITS = 1e-4  # relative, of a noise multiplier that is looked for
 
 
-class Release(NamedTuple):
+@dataclass(frozen=True)
+class Release:
     """`steps` times Gaussian noise of `noise_multiplier` sensitivities, on a Poisson sample of records at this rate."""
 
-    noise_multiplier: float
-    sampling_rate: float = 1.0
-    steps: int = 1
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    steps: Annotated[int, Field(ge=1)] = 1
 
 
 class Cost(NamedTuple):

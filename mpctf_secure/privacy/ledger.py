@@ -26,19 +26,6 @@ _LEDGER, _HEAD, _LOCK = "ledger.jsonl", "ledger.head", "ledger.lock"
 _FIRST = bytes(HASH_BYTES).hex()
 
 
-class RecordNoise(Frozen):
-    """DP-SGD's part of a release: noise in clip norms, the rate of its samples, and how many steps."""
-
-    noise_multiplier: Annotated[float, Field(gt=0)]
-    sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    steps: Annotated[int, Field(ge=1)]
-
-    @property
-    def release(self) -> Release:
-        """For the accountant."""
-        return Release(self.noise_multiplier, self.sampling_rate, self.steps)
-
-
 class Charge(Frozen):
     """One release: of which rows, in which round, what exactly, and with how much noise against whom."""
 
@@ -52,8 +39,8 @@ class Charge(Frozen):
     against: Against | Literal["nobody"]
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
     """On the sum of updates; None where there is none."""
-    records: RecordNoise | None = None
-    """In the training; it holds against everybody."""
+    records: Release | None = None
+    """DP-SGD's in the training; it holds against everybody."""
 
     def release(self, unit: Unit, against: Against) -> Release | None:
         """What the accountant counts; None where it does not protect this unit against those.
@@ -61,7 +48,7 @@ class Charge(Frozen):
         A changed record may make another update of norm C in place of the one that there was, 2C away from it.
         """
         if unit == "record" and self.records:
-            return self.records.release
+            return self.records
         if self.noise_multiplier is None or (against == "coordinator" != self.against):
             return None
         return Release(self.noise_multiplier / 2 if unit == "record" else self.noise_multiplier)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +75,7 @@ class Samples:
 
     def encode(self) -> list[Any]:
         """For the head of the job."""
-        return [*self.release, self.secret.hex()]
+        return [*astuple(self.release), self.secret.hex()]
 
     @classmethod
     def decode(cls, told: list[Any]) -> "Samples":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mpctf_secure.privacy.ledger import Charge, Ledger, RecordNoise
+from mpctf_secure.privacy.accountant import Release
+from mpctf_secure.privacy.ledger import Charge, Ledger
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -92,7 +93,7 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
 
 def test_noise_on_records_is_reported_with_its_samples(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
-    noise = RecordNoise(noise_multiplier=1.0, sampling_rate=0.05, steps=10)
+    noise = Release(1.0, 0.05, 10)
     Ledger(tmp_path / "keys").charge(charge(1, against="nobody", noise_multiplier=None, records=noise), None)
     lines = report(tmp_path).stdout.splitlines()
     assert "  run joint-1: 1 rounds, 1 on records in each of 10 steps a round, sampled at a rate of 0.05" in lines

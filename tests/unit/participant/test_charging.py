@@ -11,8 +11,8 @@ from mpctf_secure.config.strategies import FixedSize, Percentage
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import BudgetSpentError, UsageError
 from mpctf_secure.participant.charging import Charging, record_noise
-from mpctf_secure.privacy.accountant import cost_of_integers
-from mpctf_secure.privacy.ledger import Ledger, RecordNoise, spent
+from mpctf_secure.privacy.accountant import Release, cost_of_integers
+from mpctf_secure.privacy.ledger import Ledger, spent
 
 DPSGD = NoPrivacy(record_dpsgd=RecordDpSgd(epsilon=8))
 TERMS = Training(batch_size=20, local_epochs=2)
@@ -23,8 +23,8 @@ def contract(privacy: object = DPSGD, **changes: object):
     return make_contract(**{"rounds": 3, "void_rounds": 1, "privacy": privacy, "data": FixedSize(size=50), **changes})
 
 
-def epsilon_of(noise: RecordNoise, rounds: int) -> float:
-    return cost_of_integers([noise.release] * rounds, 1e-5).epsilon
+def epsilon_of(noise: Release, rounds: int) -> float:
+    return cost_of_integers([noise] * rounds, 1e-5).epsilon
 
 
 def test_noise_is_what_rows_and_steps_of_the_whole_run_need() -> None:
@@ -59,7 +59,7 @@ def site(folder: Path, **policy: object) -> SiteConfig:
     return SiteConfig(coordinator="127.0.0.1:1", model=folder, data=folder, keys=folder, policy=Policy(**policy))
 
 
-def charging(where: SiteConfig, agreed=None, records: RecordNoise | None = None) -> Charging:
+def charging(where: SiteConfig, agreed=None, records: Release | None = None) -> Charging:
     return Charging(where, agreed or contract(), bytes(32), records, accept_change=False)
 
 
@@ -109,18 +109,18 @@ PROTECTED = {
 def test_what_a_round_costs_depends_on_what_is_protected(
     tmp_path: Path, privacy: object, records: bool, unit: str, noise: float | None
 ) -> None:
-    own = RecordNoise(noise_multiplier=1.0, sampling_rate=1.0, steps=1) if records else None
+    own = Release(1.0, 1.0, 1) if records else None
     charging(site(tmp_path), contract(privacy), own).charge(1, bytes(32))
     found = spent(Ledger(tmp_path).charges(), "data", unit, "coordinator", 1e-5)
     if noise is None:
         assert found.epsilon == float("inf")
     else:
-        one = RecordNoise(noise_multiplier=noise, sampling_rate=1.0, steps=1).release
+        one = Release(noise, 1.0, 1)
         assert found == cost_of_integers([one], 1e-5)
 
 
 def test_rows_that_changed_are_refused_under_noise_on_records_too(tmp_path: Path) -> None:
-    noise = RecordNoise(noise_multiplier=1.0, sampling_rate=0.1, steps=5)
+    noise = Release(1.0, 0.1, 5)
     charging(site(tmp_path), records=noise).charge(1, bytes(32))
     changed = Charging(site(tmp_path), contract(), b"\1" * 32, noise, accept_change=False)
     with pytest.raises(UsageError, match="the file has changed"):

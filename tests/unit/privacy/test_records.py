@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +14,9 @@ from mpctf_secure.privacy.records import poisson_sample, release_of_round
 def test_noise_is_enough_for_the_whole_run_and_hardly_more() -> None:
     release = release_of_round(8.0, 1e-5, records=1000, batch_size=64, volume=250, rounds=5)
     assert (release.sampling_rate, release.steps) == (0.064, 4)
-    run = release._replace(steps=5 * release.steps)
+    run = replace(release, steps=5 * release.steps)
     assert 7.9 < cost_of_integers([run], 1e-5).epsilon <= 8.0
-    assert cost_of_integers([run._replace(noise_multiplier=0.99 * run.noise_multiplier)], 1e-5).epsilon > 8.0
+    assert cost_of_integers([replace(run, noise_multiplier=0.99 * run.noise_multiplier)], 1e-5).epsilon > 8.0
 
 
 def test_batch_as_large_as_the_data_takes_every_record_in_every_step() -> None:
