@@ -17,11 +17,12 @@ import torch
 from mpctf_secure.privacy.accountant import Release, cost, noise_for
 from mpctf_secure.privacy.audit import lower_bound_of_one_run
 from mpctf_secure.privacy.integers import Scheme, noised, to_signed
+from mpctf_secure.privacy.records import Samples
+from mpctf_secure.training.dpsgd import DpSgd
 from mpctf_secure.training.group import ALONE
-from mpctf_secure.training.private import Noise, private_gradient
 
 CLAIM, DELTA, CANARIES, GUESSES = 3.0, 1e-5, 1000, 100
-MULTIPLIER = noise_for(CLAIM, lambda noise: cost([Release(noise)], DELTA))
+MULTIPLIER = noise_for("epsilon", CLAIM, lambda noise: cost([Release(noise)], DELTA))
 
 
 class Canaries:
@@ -45,8 +46,8 @@ def of_updates(included: np.ndarray) -> np.ndarray:
 def of_records(included: np.ndarray) -> np.ndarray:
     """Scores by a step of DP-SGD."""
     layer = torch.nn.Linear(CANARIES, 1, bias=False)
-    noise = Noise(MULTIPLIER, 1.0, 1.0, os.urandom(32))
-    private_gradient(layer, noise, Canaries(included), ALONE, lambda: None)([])  # type: ignore[arg-type]
+    dpsgd = DpSgd(layer, ALONE, Canaries(included), 1.0, 1)  # type: ignore[arg-type]
+    dpsgd.gradient(Samples(Release(MULTIPLIER), os.urandom(32)), lambda: None)([])
     assert layer.weight.grad is not None
     return layer.weight.grad[0].double().numpy()
 

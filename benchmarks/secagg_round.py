@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.config.run import Lora, Timeouts
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg, FixedSize
@@ -137,7 +137,7 @@ async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear:
     proposal = Proposal(
         run_id="bench", roster_hash=roster.hash.hex(), participants=names, quorum=default_quorum(members, colluders),
         colluders=colluders, allow_pair=False, rounds=rounds, void_rounds=0, seed=1, base_model="none", lora=Lora(),
-        training=Training(), data=FixedSize(size=64), aggregation=FedAvg(), privacy=NoPrivacy(clip_norm=10.0),
+        training=Training(), data=FixedSize(size=64), aggregation=FedAvg(), privacy=NoNoise(clip_norm=10.0),
     )  # fmt: skip
     (folder / "spool").mkdir()
     journal = Journal(folder)

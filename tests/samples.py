@@ -1,6 +1,6 @@
 """A contract for tests, one term changed at a time."""
 
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.strategies import FedAvg, FixedSize
 from mpctf_secure.config.training import Bounds, Training
@@ -16,7 +16,7 @@ def make_proposal(roster: Roster, names: tuple[str, ...]) -> Proposal:
         run_id="r", roster_hash=roster.hash.hex(), participants=names, quorum=3, colluders=1, allow_pair=False,
         rounds=1, void_rounds=0, seed=0, base_model="m", lora=Lora(), data=FixedSize(),
         training=Training(bounds=Bounds(batch_size=(1, 32))),
-        aggregation=FedAvg(), privacy=NoPrivacy(),
+        aggregation=FedAvg(), privacy=NoNoise(),
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def make_contract(**changes: object) -> Contract:
         "training": Training(),
         "data": FixedSize(size=10),
         "aggregation": FedAvg(),
-        "privacy": NoPrivacy(clip_norm=1.0),
+        "privacy": NoNoise(clip_norm=1.0),
         "package": "22" * 32,
         "base_model_hash": "11" * 32,
         "tensors": TENSORS,

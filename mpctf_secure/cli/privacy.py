@@ -15,7 +15,6 @@ from mpctf_secure.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Differential privacy: what a guarantee costs, and what was spent.")
 
-_USUAL_DELTA = 1e-5
 _DEMO_COORDINATES = 2_440_000
 
 
@@ -25,9 +24,9 @@ def plan(
     epsilon: Annotated[float | None, typer.Option(help="The guarantee that is wanted.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="Or the noise, whose guarantee is wanted.")] = None,
     delta: Annotated[float | None, typer.Option(help="Below 1/rows; without it 1e-5, or a tenth of 1/rows.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of the run.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Of the run.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Expected rows of a step of record_dpsgd.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Of record_dpsgd in a round.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Of record_dpsgd in a round.")] = 8,
     participants: Annotated[int, typer.Option(min=2, max=100, help="How many updates are summed.")] = 4,
     coordinates: Annotated[int, typer.Option(min=1, help="Of the adapter.")] = _DEMO_COORDINATES,
     output: Annotated[Format, typer.Option("--format", help="json: for programs.")] = Format.TEXT,
@@ -36,13 +35,14 @@ def plan(
 
     Example: mpctf-secure privacy plan --rows 5000 --rounds 10 --epsilon 8
     """
-    from mpctf_secure.config.privacy import LEAST_NOISE, MOST_NOISE  # noqa: PLC0415 - --help must not wait for these
+    from mpctf_secure.config.privacy import LEAST_NOISE, MOST_NOISE  # noqa: PLC0415 - --help must not wait
     from mpctf_secure.privacy.accountant import Release, check_delta, noise_for  # noqa: PLC0415
     from mpctf_secure.privacy.records import sampling_rate  # noqa: PLC0415
+    from mpctf_secure.privacy.spending import usual_delta  # noqa: PLC0415
 
     if (epsilon is None) == (noise_multiplier is None):
         raise UsageError("name --epsilon or --noise-multiplier", hint="one of the two")
-    delta = min(_USUAL_DELTA, 0.1 / rows) if delta is None else delta
+    delta = usual_delta(rows) if delta is None else delta
     check_delta("delta", delta, rows)
     units = {
         "record": Release(1.0, sampling_rate(batch_size, rows), rounds * steps),
@@ -53,7 +53,7 @@ def plan(
     found = []
     for unit, release in units.items():
         of_noise = functools.partial(_price, release, delta)
-        noise = noise_multiplier or noise_for(_checked("--epsilon", epsilon or 0.0, 1e-3, 1e9), of_noise)
+        noise = noise_multiplier or noise_for("--epsilon", _checked("--epsilon", epsilon or 0.0, 0.02, 1e9), of_noise)
         spent = of_noise(noise)
         found.append(
             {
@@ -77,7 +77,7 @@ def plan(
 @app.command()
 def report(
     site_file: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file.")],
-    delta: Annotated[float | None, typer.Option(help="Without it that of policy.budget, or 1e-5.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Without it that of policy.budget, or 1e-5 or less.")] = None,
     output: Annotated[Format, typer.Option("--format", help="json: for programs.")] = Format.TEXT,
 ) -> None:
     """Show what this site's ledger says was spent of each data set, on which runs, and what it means.
@@ -85,34 +85,44 @@ def report(
     Example: mpctf-secure privacy report site.yaml
     """
     from mpctf_secure.cli.join import load_site  # noqa: PLC0415 - as above
-    from mpctf_secure.participant.spending import spending  # noqa: PLC0415
+    from mpctf_secure.privacy.spending import spending  # noqa: PLC0415
 
     site = load_site(site_file)
-    budget = site.policy.budget
-    usual = budget.delta if budget else _USUAL_DELTA
-    chosen = usual if delta is None else _checked("--delta", delta, 1e-15, 0.5)
-    found = spending(site.keys, chosen, budget, site.data_set)
+    found = spending(site.keys, delta, site.policy.budget, site.data_set)
     if output is Format.JSON:
         typer.echo(json.dumps(found, indent=2))
         return
     if not found:
         typer.echo(f"{site.keys}: nothing was ever charged")
     for entry in found:
-        typer.echo(one_line(f"data set {entry['data_set']}"))
-        for line in entry["statements"]:
-            typer.echo(one_line(f"  {line}"))
-        for run in entry["runs"]:
-            typer.echo(one_line(f"  run {run['run']}: {run['releases']} rounds, {_noise_of(run)}"))
+        _show_spending(entry)
+
+
+def _show_spending(entry: dict[str, Any]) -> None:
+    adjacency = {spent["unit"]: spent["adjacency"] for spent in entry["spent"]}
+    versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+    lines = [
+        *entry["statements"],
+        *(f"run {run['run']}: {run['releases']} rounds, {_noise_of(run)}" for run in entry["runs"]),
+        *(f"compared: {text}" for text in adjacency.values()),
+        f"noise: {entry['noise']}",
+        *(f"not covered: {text}" for text in entry["not_covered"]),
+        f"computed with {versions}",
+    ]
+    typer.echo(one_line(f"data set {entry['data_set']}, {entry['rows']} rows"))
+    for line in lines:
+        typer.echo(one_line(f"  {line}"))
 
 
 def _noise_of(run: dict[str, Any]) -> str:
     parts = []
     if run["noise_multiplier"]:
-        parts.append(f"noise multiplier {run['noise_multiplier']:g} on updates, against the {run['against']}")
-    if records := run["records"]:
+        others = f" and {run['colluders']} participants" * (run["against"] == "coordinator" and run["colluders"] > 0)
+        parts.append(f"noise multiplier {run['noise_multiplier']:g} on updates, against the {run['against']}{others}")
+    if dpsgd := run["dpsgd"]:
         parts.append(
-            f"{records['noise_multiplier']:g} on records in each of {records['steps']} steps a round, sampled at a "
-            f"rate of {records['sampling_rate']:.3g}"
+            f"{dpsgd['noise_multiplier']:g} on records in each of {dpsgd['steps']} steps a round, sampled at a rate "
+            f"of {dpsgd['sampling_rate']:.3g}"
         )
     return "; ".join(parts) or "no noise"
 
@@ -135,7 +145,12 @@ def _warnings(unit: str, noise: float, meaningless: bool, participants: int, coo
     """What the noise does to the guarantee and to learning."""
     summed, what = (participants, "updates") if unit == "participant" else (batch, "records")
     ratio = noise * math.sqrt(coordinates) / summed
-    warnings = ["NO MEANINGFUL GUARANTEE"] if meaningless else []
+    from mpctf_secure.config.privacy import MOST_NOISE  # noqa: PLC0415 - as above
+    from mpctf_secure.privacy.accountant import NO_GUARANTEE  # noqa: PLC0415
+
+    warnings = [NO_GUARANTEE] if meaningless else []
+    if unit == "participant" and noise > MOST_NOISE:
+        warnings.append(f"a run takes a noise multiplier of {MOST_NOISE:g} at the most; fewer rounds help")
     if ratio > 1:
         warnings.append(
             f"the noise is {ratio:.3g} times as long as the clipped mean of {summed} {what}; "

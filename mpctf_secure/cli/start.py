@@ -20,7 +20,6 @@ from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.cli.signals import interrupt_when_told_to_end
 from mpctf_secure.config import load
-from mpctf_secure.config.privacy import NoPrivacy
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import Compute
 from mpctf_secure.config.strategies import MemoryAware
@@ -280,7 +279,7 @@ class _Run:
         """Of a run in which the coordinator adds the noise: drawn once, as another would add other noise to a sum that
         some have seen already."""
         home, proposal = self._parties.home, self._plan.proposal
-        if isinstance(proposal.privacy, NoPrivacy) or proposal.privacy.holds_against_coordinator or self._journal.ended:
+        if proposal.privacy.against != "participants" or self._journal.ended:
             return b""
         if not self._journal.is_empty and not keystore.has_run_secret(home, proposal.run_id):
             raise EnvironmentUnfitError(

@@ -1,14 +1,17 @@
 """Privacy strategies of the run file: who adds how much noise to what."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
 from mpctf_secure.config.base import Frozen
 from mpctf_secure.config.strategies import by_strategy
 
+Against = Literal["coordinator", "participants"]
+"""Whom a guarantee holds against: the coordinator, with participants who collude, or participants and outsiders."""
 ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6)]
 """L2 norm that no participant's update exceeds; AdamW moves d coordinates about steps · learning rate · √d."""
+USUAL_DELTA = 1e-5
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e4
 _Noise = Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
 
@@ -21,7 +24,7 @@ class RecordDpSgd(Frozen):
 
     epsilon: Annotated[float, Field(ge=0.02, le=1e9)]
     """Of each record of a site, for the whole run; below a fiftieth accountants are too coarse."""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Field(gt=0, lt=1)] = USUAL_DELTA
     """Below one over the number of records of every site."""
     clip_norm: ClipNorm = 1.0
     """Of a record's gradient."""
@@ -30,11 +33,13 @@ class RecordDpSgd(Frozen):
 class _Strategy(Frozen):
     record_dpsgd: RecordDpSgd | None = None
     """Beside what the strategy does with updates."""
+    against: ClassVar[Against | Literal["nobody"]] = "nobody"
+    """Whom noise on updates keeps from seeing one."""
 
     @property
     def holds_against_coordinator(self) -> bool:
         """Whether noise on updates is added before the coordinator has their sum."""
-        return False
+        return self.against == "coordinator"
 
     @property
     def hides_training(self) -> bool:
@@ -42,17 +47,16 @@ class _Strategy(Frozen):
         return self.holds_against_coordinator or self.record_dpsgd is not None
 
 
-class NoPrivacy(_Strategy):
-    """Clipping alone, which is no differential privacy."""
+class NoNoise(_Strategy):
+    """On updates: clipping alone, which is no differential privacy."""
 
     strategy: Literal["none"] = "none"
     clip_norm: ClipNorm = 100.0
 
 
-class ServerFixed(_Strategy):
-    """The coordinator sees the sum and adds the noise before it publishes: nothing is promised against it."""
+class Noised(_Strategy):
+    """What the four strategies share."""
 
-    strategy: Literal["server_fixed"] = "server_fixed"
     clip_norm: ClipNorm = 1.0
     noise_multiplier: _Noise
     """Standard deviation of the sum's noise in clip norms: z; of the adaptive two for both things that they publish."""
@@ -63,21 +67,22 @@ class ServerFixed(_Strategy):
         return self.clip_norm
 
 
-class ClientFixed(ServerFixed):
+class _ByCoordinator(Noised):
+    """The coordinator sees the sum and adds the noise before it publishes: nothing is promised against it."""
+
+    against = "participants"
+
+
+class ByParticipants(Noised):
     """Every participant adds its share of the noise before masking: the coordinator sees the noised sum alone."""
 
-    strategy: Literal["client_fixed"] = "client_fixed"  # type: ignore[assignment]
+    against = "coordinator"
     dropouts: Annotated[int, Field(ge=0, le=100)] | None = None
     """How many of a cohort may be lost before the round is void, all that the protocol bears if nothing is said: the
     shares of the others are as large as it takes then."""
 
-    @property
-    def holds_against_coordinator(self) -> bool:
-        """As the participants add the noise."""
-        return True
 
-
-class _AdaptiveTerms(ServerFixed):
+class Adaptive(Noised):
     """The clip norm follows a quantile of the updates' norms (Andrew et al. 2021)."""
 
     target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -85,8 +90,6 @@ class _AdaptiveTerms(ServerFixed):
     clip_learning_rate: Annotated[float, Field(gt=0, le=2)] = 0.2
     """η: C ← C·exp(−η·(share that was not clipped − γ))."""
     largest_clip_norm: ClipNorm = 100.0
-    indicator_noise: _Noise | None = None
-    """σ_b, of how many were not clipped; if nothing is said a twentieth of the participants, or z if that is more."""
 
     @property
     def highest_clip_norm(self) -> float:
@@ -100,24 +103,39 @@ class _AdaptiveTerms(ServerFixed):
         return self
 
 
-class ServerAdaptive(_AdaptiveTerms):
-    """`server_fixed` with a clip norm that adapts."""
+class ServerFixed(_ByCoordinator):
+    """The coordinator adds the noise, to a sum of updates of one clip norm."""
 
-    strategy: Literal["server_adaptive"] = "server_adaptive"  # type: ignore[assignment]
-
-
-class ClientAdaptive(_AdaptiveTerms, ClientFixed):
-    """`client_fixed` with a clip norm that adapts."""
-
-    strategy: Literal["client_adaptive"] = "client_adaptive"  # type: ignore[assignment]
+    strategy: Literal["server_fixed"] = "server_fixed"
 
 
-Adaptive = ServerAdaptive | ClientAdaptive
+class ServerAdaptive(_ByCoordinator, Adaptive):
+    """With a clip norm that adapts."""
+
+    strategy: Literal["server_adaptive"] = "server_adaptive"
+
+
+class ClientFixed(ByParticipants):
+    """Participants add the noise, to updates of one clip norm."""
+
+    strategy: Literal["client_fixed"] = "client_fixed"
+
+
+class ClientAdaptive(ByParticipants, Adaptive):
+    """With a clip norm that adapts."""
+
+    strategy: Literal["client_adaptive"] = "client_adaptive"
+
+
 Privacy = Annotated[
-    Annotated[NoPrivacy, Tag("none")]
+    Annotated[NoNoise, Tag("none")]
     | Annotated[ServerFixed, Tag("server_fixed")]
     | Annotated[ServerAdaptive, Tag("server_adaptive")]
     | Annotated[ClientFixed, Tag("client_fixed")]
     | Annotated[ClientAdaptive, Tag("client_adaptive")],
-    by_strategy("none", "none", "server_fixed", "server_adaptive", "client_fixed", "client_adaptive"),
+    by_strategy(
+        "none",
+        *("none", "server_fixed", "server_adaptive", "client_fixed", "client_adaptive"),
+        beside="; record_dpsgd: {epsilon: 8} stands beside one of them",
+    ),
 ]

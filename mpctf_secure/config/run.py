@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
-from mpctf_secure.config.privacy import NoPrivacy, Privacy
+from mpctf_secure.config.privacy import NoNoise, Privacy
 from mpctf_secure.config.strategies import Aggregation, Count, Data, FedAvg, FixedSize
 from mpctf_secure.config.training import Training
 from mpctf_secure.ids import NAME
@@ -112,7 +112,7 @@ class RunConfig(Frozen):
     data: Data = FixedSize()
     aggregation: Aggregation = FedAvg()
     secagg: Secagg = Secagg()
-    privacy: Privacy = NoPrivacy()
+    privacy: Privacy = NoNoise()
     evaluation: Evaluation = Evaluation()
     timeouts: Timeouts = Timeouts()
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mpctf_secure.config.address import Address
 from mpctf_secure.config.base import Frozen
+from mpctf_secure.config.privacy import Against
 from mpctf_secure.config.strategies import Count
 from mpctf_secure.config.training import Choice
 
@@ -21,7 +22,6 @@ Sharing = Annotated[Literal["off", "coarse", "exact"], BeforeValidator(_name_of_
 """Coarse: quarters, and powers of two; no names and temperatures of GPUs."""
 
 
-Against = Literal["coordinator", "participants"]
 Unit = Literal["record", "participant"]
 
 

@@ -22,10 +22,12 @@ def _chosen(default: str) -> Callable[[Any], Any]:
     return strategy
 
 
-def by_strategy(default: str, *names: str) -> Discriminator:
-    """A union's tag is the field `strategy`; without it the default's."""
+def by_strategy(default: str, *names: str, beside: str = "") -> Discriminator:
+    """A union's tag is the field `strategy`; without it the default's. `beside`: what may be taken for one."""
     return Discriminator(
-        _chosen(default), custom_error_type="strategy", custom_error_message=f"strategy is none of {', '.join(names)}"
+        _chosen(default),
+        custom_error_type="strategy",
+        custom_error_message=f"strategy is not one of {', '.join(names)}{beside}",
     )
 
 

@@ -44,7 +44,7 @@ from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, Position, Publication, Void
 from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, next_state, read_sum, void_state
 from mpctf_secure.rounds.state import State, Survey, initial_state
-from mpctf_secure.rounds.terms import is_survey, noise_scheme, round_context
+from mpctf_secure.rounds.terms import noise_scheme, round_context
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
 from mpctf_secure.secagg.proof import BadDealerError
@@ -315,9 +315,8 @@ class Coordinator:
     @staticmethod
     def _own_noise(contract: Contract, state: State, cohort_size: int) -> Scheme | None:
         """What the coordinator adds to a sum, where it is not the participants who do."""
-        if is_survey(contract, state) or contract.privacy.holds_against_coordinator:
-            return None
-        return noise_scheme(contract, state.clip_norm, cohort_size)
+        central = contract.privacy.against == "participants"
+        return noise_scheme(contract, state.clip_norm, cohort_size) if central else None
 
     def _read(self, contract: Contract, state: State, total: Sum) -> Aggregate | Survey:
         try:

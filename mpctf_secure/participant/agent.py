@@ -17,10 +17,10 @@ from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfErro
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
-from mpctf_secure.participant.charging import Charging, record_noise
+from mpctf_secure.participant.charging import Charging, Rows, record_noise
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
-from mpctf_secure.participant.policy import check_compute, check_contract, check_proposal, check_volume, told_size
+from mpctf_secure.participant.policy import check_contract, check_packing, check_proposal, check_volume, told_size
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.sharing import ResourceSharing
 from mpctf_secure.participant.store import Store, Terms
@@ -102,8 +102,6 @@ class _Agent:
         self._patience, self._refused = patience, refused
         self._accepted_data = accepted_data
         self._run_context: bytes | None = None
-        self._tells = True
-        """Whether the coordinator hears how training goes: not where noise is to hide even that from it."""
         self._roster = keystore.load_roster(site.keys)
         self._roster.check_unexpired(utc_now())
         self._me = self._roster.by_identity(keys.identity.public)
@@ -155,7 +153,7 @@ class _Agent:
         )
         with self._vetoing(link, proposal):
             check_proposal(proposal, self._site.policy, roster, name)
-            check_compute(proposal, self._site.compute)
+            check_packing(proposal, self._site.compute)
             training = proposal.training.with_choice(self._site.training)
             accepted = self._store.terms(run_id)
             if accepted:
@@ -166,16 +164,15 @@ class _Agent:
                     hint="restore it: who forgets may join a round twice",
                 )
         self._record("run_joined", run=run_id)
-        self._tells = not proposal.privacy.hides_training
-        with contextlib.closing(self._job(link, proposal, training, (model.whole, data_hash), roster.hash)) as job:
+        with contextlib.closing(self._job(link, proposal, training, (model.whole, data_hash))) as job:
             self._record("job_started", rows=job.rows, truncated=job.truncated, hardware=job.hardware_text)
             with self._stopping(link, proposal):
                 terms = accepted or Terms(
                     data_hash=data_hash.hex(),
                     choice=self._site.training,
                     memory=job.memory,
-                    clip_norm=self._site.policy.own_clip_norm,
-                    records=record_noise(proposal, self._site.policy, training, job.rows),
+                    own_clip_norm=self._site.policy.own_clip_norm,
+                    dpsgd=record_noise(proposal, self._site.policy, training, job.rows),
                 )
             facts = self._facts(proposal, model, job)
             contract = Contract.decode(link.ask("facts", roster.hash, facts.encode(), "contract"))
@@ -184,8 +181,9 @@ class _Agent:
                 check_volume(contract, training, self._site.policy, job.rows)
             with self._stopping(link, proposal):
                 accept_change = data_hash == self._accepted_data
-                charging = Charging(self._site, contract, data_hash, terms.records, accept_change=accept_change)
-                charging.check_run(job.rows)
+                rows = Rows(data_hash.hex(), job.rows)
+                charging = Charging(self._site, contract, rows, terms.dpsgd, accept_change=accept_change)
+                charging.check_run()
             self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             self._run_context = contract.run_context
@@ -208,9 +206,7 @@ class _Agent:
                 state = participant.run()
         self._finish(contract, state)
 
-    def _job(
-        self, link: Link, proposal: Proposal, training: Training, hashes: tuple[bytes, bytes], roster_hash: bytes
-    ) -> Job:
+    def _job(self, link: Link, proposal: Proposal, training: Training, hashes: tuple[bytes, bytes]) -> Job:
         spec = JobSpec.of(
             self._site,
             hashes,
@@ -221,9 +217,9 @@ class _Agent:
             self._me.name,
             proposal.privacy.record_dpsgd,
         )
-        tell_resources = functools.partial(self._tell_resources, link)
+        tell_resources = functools.partial(self._tell_resources, link, proposal)
         sharing = ResourceSharing(self._site.policy.share_resources, self._record, tell_resources)
-        return Job(spec, self._site, functools.partial(self._note_fault, link, roster_hash), sharing.note)
+        return Job(spec, self._site, functools.partial(self._note_fault, link, proposal), sharing.note)
 
     def _facts(self, proposal: Proposal, model: ModelHashes, job: Job) -> Facts:
         return Facts(
@@ -248,19 +244,23 @@ class _Agent:
             f"{changed} changed since this site accepted the run", hint="put the old one back, or leave the run"
         )
 
-    def _note_fault(self, link: Link, roster_hash: bytes, fault: Fault, again: bool) -> None:
-        """The log stays here, for it may hold prompts: the coordinator hears what failed and where."""
+    def _note_fault(self, link: Link, proposal: Proposal, fault: Fault, again: bool) -> None:
+        """The log stays here, for it may hold prompts: the coordinator hears what failed and where.
+
+        Not where noise is to hide even how training goes.
+        """
+        tells = not proposal.privacy.hides_training
         self._record("job_failed", **fault._asdict(), again=again)
         known = TrainingFault(fault.code, fault.node, fault.rank, again)
         with contextlib.suppress(MpctfError):  # the failure is what this site ends with
-            if self._run_context and self._tells:
+            if self._run_context and tells:
                 link.tell("fault", self._run_context, known.encode())
             elif not again and not self._run_context:
                 reason = f"its training job does not start: {known.code}, node {known.node}, rank {known.rank}"
-                link.tell("veto", roster_hash, (reason if self._tells else _STOPS).encode())
+                link.tell("veto", bytes.fromhex(proposal.roster_hash), (reason if tells else _STOPS).encode())
 
-    def _tell_resources(self, link: Link, body: bytes) -> None:
-        if self._run_context and self._tells:  # there is one when a job trains
+    def _tell_resources(self, link: Link, proposal: Proposal, body: bytes) -> None:
+        if self._run_context and not proposal.privacy.hides_training:  # there is a context when a job trains
             link.tell("resources", self._run_context, body)
 
     def _close_finished_runs(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mpctf_secure.aggregation.bias import project
 from mpctf_secure.aggregation.lora import Vector, pick
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import hkdf, sha256
 from mpctf_secure.parallel import ordered_map
@@ -16,7 +16,7 @@ from mpctf_secure.privacy.clipping import clip_to_norm
 from mpctf_secure.privacy.integers import Scheme, indicate, noised, to_integers
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.state import State
-from mpctf_secure.rounds.terms import grid, is_survey, moving_tensors, noise_scheme, projections, weight_cap
+from mpctf_secure.rounds.terms import grid, moving_tensors, noise_scheme, projections, weight_cap
 from mpctf_secure.secagg import codec
 from mpctf_secure.secagg.parameters import MAX_COHORT, Context
 from mpctf_secure.training.launch.job import Trained
@@ -39,7 +39,7 @@ def of_sizes(sizes: tuple[int, ...]) -> Contribution:
     return Contribution(np.zeros(0, np.float32), scalars=sizes)
 
 
-def of_training(contract: Contract, state: State, trained: Trained, own_clip_norm: float | None = None) -> Contribution:
+def of_training(contract: Contract, state: State, trained: Trained, own_clip_norm: float | None) -> Contribution:
     """Clipped to the site's own norm where that is smaller than the contract's.
 
     UsageError for an update that is not a number or cannot be summed: before this site is counted in a cohort.
@@ -48,7 +48,7 @@ def of_training(contract: Contract, state: State, trained: Trained, own_clip_nor
     Under `record_dpsgd` the adapter is what training may tell: every site counts alike, and no loss is told.
     """
     moved = pick(trained.adapter - state.adapter, contract.tensors, moving_tensors(contract, state))
-    if not isinstance(contract.privacy, NoPrivacy):
+    if not isinstance(contract.privacy, NoNoise):
         if own_clip_norm is not None and np.isfinite(moved).all():
             moved, _ = clip_to_norm(moved, own_clip_norm)
         return Contribution(moved)
@@ -92,7 +92,7 @@ def encode(
     Rounding bits come from the run's secret and the update itself, noise from the round's secret.
     """
     members = len(context.first_cohort)
-    scheme = None if is_survey(contract, state) else noise_scheme(contract, state.clip_norm, members)
+    scheme = noise_scheme(contract, state.clip_norm, members)
     if scheme and not contract.secure:
         return contribution.update.view(np.uint32), codec.encode_scalars([0], MAX_COHORT)
     if scheme:

@@ -1,6 +1,6 @@
 """What a site checks before it agrees to a run: pure, every refusal says which floor is broken."""
 
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.config.site import Compute, Policy
 from mpctf_secure.config.strategies import Data, MaxVolume
 from mpctf_secure.config.training import Training
@@ -65,7 +65,7 @@ def _check_noise(proposal: Proposal, policy: Policy) -> None:
     except UsageError as error:
         raise SecurityError(f"proposal: {error.message}", hint=error.hint, culprits=[COORDINATOR]) from error
     privacy = proposal.privacy
-    if not isinstance(privacy, NoPrivacy) and privacy.highest_clip_norm > policy.largest_clip_norm:
+    if not isinstance(privacy, NoNoise) and privacy.highest_clip_norm > policy.largest_clip_norm:
         raise SecurityError(
             f"proposal: a clip norm of {privacy.highest_clip_norm:g}, this site's policy.largest_clip_norm is "
             f"{policy.largest_clip_norm:g}",
@@ -85,7 +85,7 @@ def _check_budget(proposal: Proposal, policy: Policy) -> None:
         )
     if budget is None or (budget.unit == "record" and privacy.record_dpsgd):
         return
-    if isinstance(privacy, NoPrivacy):
+    if isinstance(privacy, NoNoise):
         lacks = "adds no noise to a participant's update"
     elif budget.against == "coordinator" and not privacy.holds_against_coordinator:
         lacks = "leaves the noise to the coordinator"
@@ -100,7 +100,7 @@ def _check_budget(proposal: Proposal, policy: Policy) -> None:
     )
 
 
-def check_compute(proposal: Proposal, compute: Compute) -> None:
+def check_packing(proposal: Proposal, compute: Compute) -> None:
     """UsageError where records could not be told apart."""
     if proposal.privacy.record_dpsgd and compute.packing:
         raise UsageError(

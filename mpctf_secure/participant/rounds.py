@@ -8,7 +8,7 @@ from dataclasses import asdict
 from itertools import compress
 from pathlib import Path
 
-from mpctf_secure.config.privacy import NoPrivacy
+from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, blaming
 from mpctf_secure.hazmat.encoding import decode_sequence
 from mpctf_secure.hazmat.signature import SigningKey
@@ -23,6 +23,7 @@ from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store, Terms
 from mpctf_secure.partition.slices import round_slice
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
 from mpctf_secure.rounds.outcome import Sum, next_state, read_sum, sum_of, void_state
@@ -40,7 +41,7 @@ from mpctf_secure.secagg.client import BadBoxError
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
-from mpctf_secure.training.launch.job import Job, Samples
+from mpctf_secure.training.launch.job import Job
 
 _PROGRESS_SECONDS = 0.5
 
@@ -146,11 +147,11 @@ class Participant:
         return self._train(state, secret)
 
     def _train(self, state: State, secret: bytes) -> Contribution:
-        contract, which, records = self._contract, moving_tensors(self._contract, state), self._terms.records
+        contract, which, dpsgd = self._contract, moving_tensors(self._contract, state), self._terms.dpsgd
         count = volume(contract, state, self._job.rows, self._terms.memory)
         work: list[int] | Samples
-        if records:
-            work = Samples(records, secret)
+        if dpsgd:
+            work = Samples(dpsgd, secret)
         else:
             work = round_slice(turn(contract, state), count, self._job.rows, contract.seed, self._name)
         names = [name for name, _ in compress(contract.tensors, which)]
@@ -165,9 +166,9 @@ class Participant:
             seconds=trained.seconds,
             held_out=trained.held_out and asdict(trained.held_out),
         )
-        if isinstance(contract.privacy, NoPrivacy) and not records:
+        if isinstance(contract.privacy, NoNoise) and not dpsgd:
             self._job.check_finite(trained)
-        return contribution.of_training(contract, state, trained, self._terms.clip_norm)
+        return contribution.of_training(contract, state, trained, self._terms.own_clip_norm)
 
     def _progress(self, round_number: int) -> Callable[[int, int], None]:
         if self._contract.privacy.hides_training:  # how fast it goes depends on rows

@@ -34,10 +34,10 @@ class Terms(Wire):
     """Signed with the acceptance."""
     memory: Annotated[int, Field(ge=1)]
     """In MiB: once it is added up, this site's share depends on it."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Of this site's own, where the contract's is larger."""
-    records: Release | None = None
-    """Of each round under `record_dpsgd`: as much as the whole run needs, to its end."""
+    own_clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Where the contract's is larger."""
+    dpsgd: Release | None = None
+    """On records in each round of `record_dpsgd`: as much as the whole run needs, to its end."""
 
 
 class Store:

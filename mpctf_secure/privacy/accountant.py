@@ -7,21 +7,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from mpctf_secure.errors import UsageError
 from mpctf_secure.privacy import gaussian
 
-MEANINGLESS = 50.0
+_MEANINGLESS = 50.0
 """Above this ε no guarantee means anything: e^50 is 5·10²¹."""
+NO_GUARANTEE = "NO MEANINGFUL GUARANTEE, only clipping and regularising noise"
 _MOST_LOG_NOISE = math.log(1e6)
 _LEAST_EPSILON = 1e-12
 _ERROR = 0.01
 _DIGITS = 1e-4  # relative, of a noise multiplier that is looked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Release:
     """`steps` times Gaussian noise of `noise_multiplier` sensitivities, on a Poisson sample of records at this rate."""
 
@@ -39,7 +40,11 @@ class Cost(NamedTuple):
     @property
     def is_meaningless(self) -> bool:
         """Whether ε is too large to promise anything."""
-        return self.epsilon > MEANINGLESS
+        return self.epsilon > _MEANINGLESS
+
+    def qualified(self, text: str) -> str:
+        """The text about this guarantee, if it is one."""
+        return f"{NO_GUARANTEE}: {text}" if self.is_meaningless else text
 
 
 def cost(releases: Sequence[Release], delta: float) -> Cost:
@@ -81,20 +86,20 @@ def _of_samples(releases: Sequence[Release], delta: float) -> Cost:
     renyi.history, numerical.history = list(history), list(history)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that another order would be tighter still
-        bound = Cost(float(renyi.get_epsilon(delta=delta)), "RDP")
-        if bound.is_meaningless:
+        bound = Cost(max(float(renyi.get_epsilon(delta=delta)), 0.0), "RDP")
+        if bound.is_meaningless or bound.epsilon == 0:
             return bound
         try:
             error = min(_ERROR, bound.epsilon / 10)  # it is added to ε
-            return min(bound, Cost(float(numerical.get_epsilon(delta=delta, eps_error=error)), "PRV"))
+            return min(bound, Cost(max(float(numerical.get_epsilon(delta=delta, eps_error=error)), 0.0), "PRV"))
         except (ArithmeticError, MemoryError, RuntimeError, ValueError):
             return bound
 
 
-def noise_for(target: float, price: Callable[[float], Cost]) -> float:
+def noise_for(name: str, target: float, price: Callable[[float], Cost]) -> float:
     """The smallest noise multiplier of four digits whose price is no more than ε `target`.
 
-    UsageError where none from 10⁻⁶ to 10⁶ is.
+    UsageError about `name` where none from 10⁻⁶ to 10⁶ is.
     """
     from scipy.optimize import brentq  # noqa: PLC0415  # as above
 
@@ -107,7 +112,7 @@ def noise_for(target: float, price: Callable[[float], Cost]) -> float:
     while excess(high) > 0:
         low, high = high, high + 1
         if high > _MOST_LOG_NOISE:
-            raise UsageError(f"no noise reaches epsilon {target:g}", hint="a larger epsilon")
+            raise UsageError(f"{name}: no noise reaches {target:g}", hint="a larger epsilon, or fewer rounds")
     while low == high or excess(low) <= 0:
         low, high = low - 1, low
         if low < -_MOST_LOG_NOISE:

@@ -93,15 +93,9 @@ def _rounded_up(value: Fraction) -> int:
 def joint_noise(noise_multiplier: float, indicator_noise: float) -> float:
     """z_Δ of the updates, so that both releases together are as private as one with z (Andrew et al. 2021, theorem 1).
 
-    UsageError where the indicators alone would cost more.
+    The indicators' σ_b must be above z/2.
     """
-    rest = noise_multiplier**-2 - (2 * indicator_noise) ** -2
-    if rest <= 0:
-        raise UsageError(
-            f"privacy.indicator_noise: {indicator_noise:g} is not above half the noise multiplier",
-            hint=f"above {noise_multiplier / 2:g}",
-        )
-    return float(rest**-0.5)
+    return float((noise_multiplier**-2 - (2 * indicator_noise) ** -2) ** -0.5)
 
 
 def to_integers(update: Vector, scheme: Scheme) -> tuple[Integers, bool]:

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from mpctf_secure import files
 from mpctf_secure.config.base import Frozen, Hex32, Wire
-from mpctf_secure.config.site import Against, Budget, Unit
+from mpctf_secure.config.privacy import Against
+from mpctf_secure.config.site import Budget, Unit
 from mpctf_secure.errors import BudgetSpentError, DecodeError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
@@ -31,6 +32,7 @@ class Charge(Frozen):
 
     data_set: str
     fingerprint: Hex32
+    rows: Annotated[int, Field(ge=1)]
     run: str
     contract: Hex32
     round: int
@@ -39,16 +41,18 @@ class Charge(Frozen):
     against: Against | Literal["nobody"]
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
     """On the sum of updates; None where there is none."""
-    records: Release | None = None
-    """DP-SGD's in the training; it holds against everybody."""
+    colluders: Annotated[int, Field(ge=0)]
+    """Participants, beside the coordinator, whom the noise on updates bears."""
+    dpsgd: Release | None = None
+    """In the training; it holds against everybody."""
 
     def release(self, unit: Unit, against: Against) -> Release | None:
         """What the accountant counts; None where it does not protect this unit against those.
 
         A changed record may make another update of norm C in place of the one that there was, 2C away from it.
         """
-        if unit == "record" and self.records:
-            return self.records
+        if unit == "record" and self.dpsgd:
+            return self.dpsgd
         if self.noise_multiplier is None or (against == "coordinator" != self.against):
             return None
         return Release(self.noise_multiplier / 2 if unit == "record" else self.noise_multiplier)

@@ -1,22 +1,13 @@
-"""DP-SGD over a site's records (Abadi et al. 2016): how many steps, on which samples, with how much noise."""
+"""DP-SGD over a site's records (Abadi et al. 2016): on which samples, with how much noise."""
 
 import math
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
+from mpctf_secure.hazmat.encoding import enc
+from mpctf_secure.hazmat.kdf import hkdf
 from mpctf_secure.hazmat.prg import Generator
-from mpctf_secure.privacy.accountant import Release, cost_of_integers, noise_for
-
-
-def release_of_round(
-    epsilon: float, delta: float, *, records: int, batch_size: int, volume: int, rounds: int
-) -> Release:
-    """What a round publishes of so many records, with noise so that all rounds together cost (ε, δ) at the most.
-
-    Every step takes each record at the sampling rate, in as many steps as batches of `volume` rows. UsageError where
-    no noise is enough.
-    """
-    rate, steps = sampling_rate(batch_size, records), math.ceil(volume / batch_size)
-    noise = noise_for(epsilon, lambda noise: cost_of_integers([Release(noise, rate, rounds * steps)], delta))
-    return Release(noise, rate, steps)
+from mpctf_secure.privacy.accountant import Release
 
 
 def sampling_rate(batch_size: int, records: int) -> float:
@@ -24,8 +15,31 @@ def sampling_rate(batch_size: int, records: int) -> float:
     return min(1.0, batch_size / records)
 
 
-def poisson_sample(source: Generator, records: int, rate: float) -> list[int]:
-    """The records of a step: each with this probability, rounded down to a multiple of 2⁻⁶⁴."""
-    words = source.bytes(8 * records).view("<u8")
-    threshold = int(math.ldexp(rate, 64))
-    return [index for index, word in enumerate(words.tolist()) if word < threshold]
+@dataclass(frozen=True)
+class Samples:
+    """Of a round; samples and noise follow from its secret, so that a job that is started again repeats them: who could
+    choose among draws, or wait for one that fits into memory, would have less noise.
+
+    Only the agent and the head of its job have the secret.
+    """
+
+    release: Release
+    secret: bytes = field(default=b"", repr=False)
+
+    def draw(self, records: int) -> list[list[int]]:
+        """Which of so many records each step has: every one at the sampling rate, to a multiple of 2⁻⁶⁴ below."""
+        source, found = Generator(hkdf(self.secret, enc("mpctf-secure/samples/v1"))), list[list[int]]()
+        threshold = int(math.ldexp(self.release.sampling_rate, 64))
+        for _ in range(self.release.steps):
+            words = source.bytes(8 * records).view("<u8")
+            found.append([index for index, word in enumerate(words.tolist()) if word < threshold])
+        return found
+
+    def encode(self) -> list[Any]:
+        """For JSON, without the secret."""
+        return list(astuple(self.release))
+
+    @classmethod
+    def decode(cls, told: list[Any], secret: bytes = b"") -> "Samples":
+        """What was encoded, with its secret where it is known."""
+        return cls(Release(*told), secret)

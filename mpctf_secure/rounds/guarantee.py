@@ -4,17 +4,17 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mpctf_secure.config.privacy import ClientFixed, NoPrivacy, RecordDpSgd
+from mpctf_secure.config.privacy import USUAL_DELTA, ByParticipants, Noised, NoNoise, RecordDpSgd
 from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.terms import fewest_survivors, hidden_shares
 
-DELTA = 1e-5
 _NOISE = "discrete Gaussian on integers (Canonne, Kamath and Steinke 2020) from AES-256-CTR"
 _NOT_COVERED = (
     "whether and when a participant answers, and sizes of messages",
     "settings that a participant chose by looking at its data",
-    "what a participant does with the adapter",
+    "what a participant does with the adapter, such as publish its accuracy on rows that it holds out",
+    "comparisons (`--compare`), which are trained without noise",
 )
 
 _NOT_COVERED_OF_RECORDS = (
@@ -30,29 +30,25 @@ class RoundSizes(NamedTuple):
     survivors: int
 
 
-def noise_of_round(contract: Proposal, sizes: RoundSizes) -> float:
+def noise_of_round(contract: Proposal, privacy: Noised, sizes: RoundSizes) -> float:
     """z of one round, for both things that it publishes: at least the contract's, more where fewer were lost.
 
     A void round counts as one with the fewest survivors: its sum may have been seen.
     """
-    privacy = contract.privacy
-    if isinstance(privacy, NoPrivacy):
-        return 0.0
-    if not isinstance(privacy, ClientFixed) or not sizes.survivors:
+    if not isinstance(privacy, ByParticipants) or not sizes.survivors:
         return privacy.noise_multiplier
     needed = hidden_shares(contract, fewest_survivors(contract, sizes.cohort))
     return privacy.noise_multiplier * math.sqrt(max(hidden_shares(contract, sizes.survivors) / needed, 1.0))
 
 
-def describe(contract: Proposal, rounds: Iterable[RoundSizes], delta: float = DELTA) -> dict[str, Any]:
+def describe(contract: Proposal, rounds: Iterable[RoundSizes]) -> dict[str, Any]:
     """The guarantees of a participant's whole contribution over these rounds, and of each record, for report.json."""
-    found = _of_contributions(contract, rounds, delta)
+    found = _of_contributions(contract, rounds)
     dpsgd = contract.privacy.record_dpsgd
     return {**found, "records": dpsgd and _of_records(dpsgd)}
 
 
 def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
-    cost = Cost(dpsgd.epsilon, "")
     text = (
         f"epsilon {dpsgd.epsilon:g} or less at delta {dpsgd.delta:g} for each record, against everybody else, in this "
         "run alone (DP-SGD; each site has added the noise and recorded it, the coordinator cannot check it)"
@@ -67,19 +63,19 @@ def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
         "clip_norm": dpsgd.clip_norm,
         "accountant": "each site's: closed form without sampling, else the smaller of Renyi DP and PRV (Opacus)",
         "not_covered": [*_NOT_COVERED, *_NOT_COVERED_OF_RECORDS],
-        "statement": f"NO MEANINGFUL GUARANTEE: {text}" if cost.is_meaningless else text,
+        "statement": Cost(dpsgd.epsilon, "").qualified(text),
     }
 
 
-def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes], delta: float) -> dict[str, Any]:
+def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes]) -> dict[str, Any]:
     privacy = contract.privacy
-    if isinstance(privacy, NoPrivacy):
+    if isinstance(privacy, NoNoise):
         masked = "under masks" if contract.secure else "in the clear"
         text = f"updates are clipped and summed {masked}, but no noise is added to them"
         if not privacy.record_dpsgd:
             text = f"no differential privacy: {text}"
         return {"strategy": privacy.strategy, "statement": text}
-    releases = [Release(noise_of_round(contract, sizes)) for sizes in rounds]
+    releases = [Release(noise_of_round(contract, privacy, sizes)) for sizes in rounds]
     by = "a share by every participant" if privacy.holds_against_coordinator else "by the coordinator"
     found: dict[str, Any] = {
         "strategy": privacy.strategy,
@@ -90,23 +86,21 @@ def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes], delta: f
         "noise": f"{_NOISE}, {by}",
         "noise_multiplier": privacy.noise_multiplier,
         "clip_norm": privacy.highest_clip_norm,
-        "delta": delta,
+        "delta": USUAL_DELTA,
         "not_covered": list(_NOT_COVERED),
     }
-    return {**found, **_spent(releases, delta, found["against"])}
+    return {**found, **_spent(releases, found["against"])}
 
 
-def _spent(releases: Sequence[Release], delta: float, against: str) -> dict[str, Any]:
+def _spent(releases: Sequence[Release], against: str) -> dict[str, Any]:
     if not releases:
         return {"epsilon": 0.0, "accountant": None, "statement": "nothing was published"}
-    spent = cost_of_integers(releases, delta)
+    spent = cost_of_integers(releases, USUAL_DELTA)
     text = (
-        f"epsilon {spent.epsilon:.4g} at delta {delta:g} for a participant's whole contribution, against {against} "
-        f"({spent.accountant}, {len(releases)} releases)"
+        f"epsilon {spent.epsilon:.4g} at delta {USUAL_DELTA:g} for a participant's whole contribution, against "
+        f"{against} ({spent.accountant}, {len(releases)} releases)"
     )
-    if spent.is_meaningless:
-        text = f"NO MEANINGFUL GUARANTEE: {text}"
-    return {"epsilon": spent.epsilon, "accountant": spent.accountant, "statement": text}
+    return {"epsilon": spent.epsilon, "accountant": spent.accountant, "statement": spent.qualified(text)}
 
 
 def _against(contract: Proposal) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 
 from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import moving
-from mpctf_secure.config.privacy import Adaptive, ClientFixed, NoPrivacy
-from mpctf_secure.config.strategies import FixedSize, MaxVolume, MemoryAware, Percentage
+from mpctf_secure.config.privacy import Adaptive, ByParticipants, NoNoise
+from mpctf_secure.config.strategies import Data, FixedSize, MaxVolume, MemoryAware, Percentage
 from mpctf_secure.errors import UsageError
 from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.hazmat.kdf import sha256
@@ -46,13 +46,15 @@ def volume(contract: Contract, state: State, rows: int, memory: int) -> int:
             return volumes.memory_aware(rows, memory, *_surveyed(state), contract.training_rounds)
 
 
-def own_volume(data: FixedSize | Percentage, rows: int) -> int:
-    """The same where it takes nobody else's sizes."""
+def own_volume(data: Data, rows: int) -> int:
+    """The same where it takes nobody else's sizes; ValueError elsewhere."""
     match data:
         case FixedSize(size=size):
             return volumes.fixed_size(size, rows)
         case Percentage(share=share):
             return volumes.percentage(share, rows)
+        case _:
+            raise ValueError("this volume depends on other participants")
 
 
 def weight_cap(contract: Contract, state: State) -> int:
@@ -98,14 +100,14 @@ def grid(contract: Contract, state: State, cohort_size: int) -> Grid:
 def noise_scheme(contract: Proposal, clip_norm: float, cohort_size: int) -> Scheme | None:
     """How updates of a round become integers with noise; None where there is no noise."""
     privacy = contract.privacy
-    if isinstance(privacy, NoPrivacy):
+    if isinstance(privacy, NoNoise):
         return None
     noise, indicators = privacy.noise_multiplier, None
     if isinstance(privacy, Adaptive):
-        indicators = privacy.indicator_noise or max(len(contract.participants) / 20, noise)
+        indicators = max(len(contract.participants) / 20, noise)  # above z/2, so that there is a joint noise
         noise = joint_noise(noise, indicators)
     shares = 1
-    if isinstance(privacy, ClientFixed):
+    if isinstance(privacy, ByParticipants):
         shares = hidden_shares(contract, fewest_survivors(contract, cohort_size))
     return Scheme(cohort_size, shares, noise, indicators, clip_norm)
 
@@ -121,7 +123,7 @@ def check_noise(proposal: Proposal) -> None:
     for cohort_size in (proposal.quorum, len(proposal.participants)):
         if scheme := noise_scheme(proposal, proposal.privacy.clip_norm, cohort_size):
             scheme.check()
-    if isinstance(proposal.privacy, NoPrivacy) and not proposal.privacy.record_dpsgd:
+    if isinstance(proposal.privacy, NoNoise) and not proposal.privacy.record_dpsgd:
         return
     if not isinstance(proposal.data, FixedSize | Percentage):
         raise UsageError(
@@ -143,7 +145,7 @@ def hidden_shares(contract: Proposal, survivors: int) -> int:
 def fewest_survivors(contract: Proposal, cohort_size: int) -> int:
     """With fewer of a cohort than these nothing is opened: L."""
     least = floor(cohort_size, contract.colluders)
-    if isinstance(contract.privacy, ClientFixed) and contract.privacy.dropouts is not None:
+    if isinstance(contract.privacy, ByParticipants) and contract.privacy.dropouts is not None:
         least = max(least, cohort_size - contract.privacy.dropouts)
     return least
 
@@ -152,7 +154,7 @@ def scalar_count(contract: Contract, state: State) -> int:
     """Lanes of the scalar block: the survey's, the indicator's of a private round, or the round's."""
     if is_survey(contract, state):
         return len(Survey._fields)
-    if not isinstance(contract.privacy, NoPrivacy):
+    if not isinstance(contract.privacy, NoNoise):
         return 1
     return len(SCALAR_NAMES) + measures(contract) + projections(contract) + sum(moving_tensors(contract, state))
 
@@ -185,7 +187,7 @@ def state_chunks(state: State) -> int:
 def round_context(contract: Contract, state: State, cohort: tuple[IdentityKey, ...]) -> Context:
     """What attempt 1 of the next round is bound to."""
     lattice = grid(contract, state, len(cohort))
-    private = not isinstance(contract.privacy, NoPrivacy)
+    private = not isinstance(contract.privacy, NoNoise)
     terms = (contract.privacy.model_dump_json(), contract.aggregation.model_dump_json(), weight_cap(contract, state))
     moves = bytes(moving_tensors(contract, state))
     return Context(

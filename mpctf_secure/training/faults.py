@@ -46,7 +46,7 @@ class FailedError(Exception):
 
 
 @contextlib.contextmanager
-def blaming(code: FaultCode) -> Iterator[None]:
+def as_fault(code: FaultCode) -> Iterator[None]:
     """A FailedError with this code for an error of ours inside."""
     try:
         yield

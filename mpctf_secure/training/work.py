@@ -3,8 +3,8 @@
 import json
 from typing import NamedTuple
 
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.training.data import Example
-from mpctf_secure.training.private import Noise
 
 
 class Work(NamedTuple):
@@ -12,7 +12,7 @@ class Work(NamedTuple):
 
     names: list[str]
     steps: list[list[Example]]
-    noise: Noise | None = None
+    samples: Samples | None = None
 
     @property
     def records(self) -> list[Example]:
@@ -20,15 +20,15 @@ class Work(NamedTuple):
         return [example for step in self.steps for example in step]
 
     def encode(self) -> bytes:
-        """Without the noise's secret."""
-        noise = self.noise and (self.noise.multiplier, self.noise.clip_norm, self.noise.expected)
-        return json.dumps([self.names, [_plain(step) for step in self.steps], noise]).encode()
+        """Without the samples' secret."""
+        steps = [_plain(step) for step in self.steps]
+        return json.dumps([self.names, steps, self.samples and self.samples.encode()]).encode()
 
     @classmethod
     def decode(cls, shared: bytes) -> "Work":
         """What the head has encoded."""
-        names, steps, noise = json.loads(shared)
-        return cls(names, [_examples(step) for step in steps], noise and Noise(*noise))
+        names, steps, samples = json.loads(shared)
+        return cls(names, list(map(_examples, steps)), samples and Samples.decode(samples))
 
 
 def encode_examples(examples: list[Example]) -> bytes:

@@ -18,18 +18,20 @@ from typing import Any
 
 from mpctf_secure import files
 from mpctf_secure.aggregation.lora import Vector
+from mpctf_secure.config.privacy import RecordDpSgd
 from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.partition.held_out import divide
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import faults
 from mpctf_secure.training.channel import Header, JobChannel
 from mpctf_secure.training.children import die_with_parent
 from mpctf_secure.training.data import Example, tokenise
 from mpctf_secure.training.device import hardware, memory_of, own_gpus, take_gpu
-from mpctf_secure.training.faults import FailedError, blaming
+from mpctf_secure.training.dpsgd import DpSgd
+from mpctf_secure.training.faults import FailedError, as_fault
 from mpctf_secure.training.group import Group, is_loss_of_a_neighbour, local_rank, own_rank
 from mpctf_secure.training.launch.endpoint import dial
-from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.loop import Recipe, TrainResult, train_steps
 from mpctf_secure.training.memory import explaining_memory
 from mpctf_secure.training.model import (
@@ -44,7 +46,6 @@ from mpctf_secure.training.model import (
     write_adapter,
 )
 from mpctf_secure.training.model_hash import hash_model
-from mpctf_secure.training.private import Noise, draw, train_privately
 from mpctf_secure.training.record_gradients import ROWS, RecordGradients
 from mpctf_secure.training.rows import Row, load_rows
 from mpctf_secure.training.spec import JobSpec
@@ -59,7 +60,7 @@ class Worker:
     def __init__(self, spec: JobSpec, group: Group) -> None:
         self._spec, self._group = spec, group
         self._memory = memory_of(group)  # before the model takes some
-        with blaming(FaultCode.BAD_MODEL):
+        with as_fault(FaultCode.BAD_MODEL):
             if local_rank() == 0:
                 _check_model(spec)
             tokenizer = load_tokenizer(spec.model)
@@ -71,13 +72,13 @@ class Worker:
         self._recipe = _recipe(spec, pad_id(tokenizer))
         self._examples, self._held_out, self._truncated = list[Example](), list[Example](), 0
         if group.is_head:
-            with blaming(FaultCode.BAD_DATA):
+            with as_fault(FaultCode.BAD_DATA):
                 _check_data(spec)
                 rows, held_out = _divide(spec, load_rows(spec.data))
                 self._examples, self._truncated = tokenise(rows, tokenizer, spec.training.max_length)
                 self._held_out, truncated = tokenise(held_out, tokenizer, spec.training.max_length)
                 self._truncated += truncated
-        self._gradients = self._record_gradients(pad_id(tokenizer)) if spec.record_dpsgd else None
+        self._dpsgd = self._private(spec.record_dpsgd, pad_id(tokenizer)) if spec.record_dpsgd else None
         if spec.training.validation:
             self._held_out = decode_examples(group.share(encode_examples(self._held_out)))
 
@@ -122,14 +123,11 @@ class Worker:
 
     def _work(self, request: Header) -> Work:
         """Of a round: the rows that the agent has chosen, or samples drawn here."""
-        names, dpsgd, all_rows = request["names"], self._spec.record_dpsgd, self._examples
-        if dpsgd is None:
-            return Work(names, [[all_rows[index] for index in request["rows"]]])
-        samples = Samples.decode(request["samples"])
-        expected = samples.release.sampling_rate * len(all_rows)
-        noise = Noise(samples.release.noise_multiplier, dpsgd.clip_norm, expected, samples.secret)
-        steps = draw(len(all_rows), samples)
-        return Work(names, [[all_rows[index] for index in step] for step in steps], noise)
+        names, rows = request["names"], self._examples
+        if self._dpsgd is None:
+            return Work(names, [[rows[index] for index in request["rows"]]])
+        samples = Samples.decode(request["samples"], bytes.fromhex(request["secret"]))
+        return Work(names, [[rows[index] for index in step] for step in samples.draw(len(rows))], samples)
 
     def _train(self, adapter: Vector, work: Work, say: Callable[[Header], None]) -> tuple[TrainResult, Search | None]:
         """The adapter to send is the search's where rows are held out; otherwise it is the one that the model has."""
@@ -142,15 +140,14 @@ class Worker:
             if search:
                 search.after_step(step, steps)
 
-        rows = self._gradients.rows if self._gradients else self._most_rows
+        rows = self._dpsgd.gradients.rows if self._dpsgd else self._most_rows
         with explaining_memory(self._spec, work.records, rows, trains=True):
-            how = (self._recipe, self._group, after_step, lambda: say({}))
-            if work.noise is None:
+            if self._dpsgd is None:
+                how = (self._recipe, self._group, after_step, lambda: say({}))
                 return train_steps(self.model, work.records, *how), search
-            if self._gradients is None:
-                raise RuntimeError("noise on records in a job without record_dpsgd")
-            with blaming(FaultCode.BAD_MODEL):
-                return train_privately(self.model, work.steps, work.noise, self._gradients, *how), None
+            assert work.samples  # noqa: S101
+            with as_fault(FaultCode.BAD_MODEL):
+                return self._dpsgd.train(work.steps, work.samples, self._recipe, after_step, lambda: say({})), None
 
     @property
     def _most_rows(self) -> int:
@@ -158,11 +155,12 @@ class Worker:
         share = -(-self._spec.training.batch_size // self._group.size)
         return min(self._spec.compute.micro_batch or share, share)
 
-    def _record_gradients(self, pad_id: int) -> RecordGradients:
+    def _private(self, dpsgd: RecordDpSgd, pad_id: int) -> DpSgd:
         lengths = json.loads(self._group.share(json.dumps([len(one.input_ids) for one in self._examples]).encode()))
         rows = min(self._most_rows, self._spec.compute.micro_batch or ROWS)
-        with blaming(FaultCode.BAD_MODEL), explaining_memory(self._spec, self._examples, rows):
-            return RecordGradients(self.model, lengths, self._spec.training.max_length, rows, pad_id, self._group)
+        with as_fault(FaultCode.BAD_MODEL), explaining_memory(self._spec, self._examples, rows):
+            gradients = RecordGradients(self.model, lengths, self._spec.training.max_length, rows, pad_id, self._group)
+        return DpSgd(self.model, self._group, gradients, dpsgd.clip_norm, len(lengths))
 
     def _search(self, say: Callable[[Header], None]) -> Search:
         return Search(self._spec.training.send, lambda: self._measure(say), lambda: read_adapter(self.model))
@@ -214,12 +212,12 @@ def _check_data(spec: JobSpec) -> None:
 
 
 def _run(node: int, gpus: list[int], agent: Path | None) -> None:
-    with blaming(FaultCode.NO_GPU):
+    with as_fault(FaultCode.NO_GPU):
         take_gpu(gpus)
     group = Group.join()
     channel, raw = None, b""
     if group.is_head and agent is not None:
-        with blaming(FaultCode.UNREACHABLE):
+        with as_fault(FaultCode.UNREACHABLE):
             channel = JobChannel(dial(agent))
         raw = json.dumps(channel.receive()[0]["spec"]).encode()
     spec = JobSpec.model_validate_json(group.share(raw))

@@ -306,4 +306,4 @@ def test_noise_is_drawn_once_and_charged_once_whoever_is_killed(tmp_path: Path) 
         for name in THREE:
             charges = Ledger(joint.root / name / "keys").charges()
             assert [charge.round for charge in charges] == [1, 2]
-            assert all(charge.records and charge.against == "participants" for charge in charges)
+            assert all(charge.dpsgd and charge.against == "participants" for charge in charges)

@@ -189,9 +189,9 @@ def test_noise_suffices_when_as_many_are_lost_as_may_be(tmp_path: Path, monkeypa
     assert 2 * scheme.variance >= (NOISE * scheme.units) ** 2
     sizes = [RoundSizes(len(one.cohort), len(one.survivors)) for one in private.outcome.coordinator.ledger.rounds]
     assert sizes == [(4, 4), (4, 3)]
-    assert (
-        noise_of_round(private.outcome.contract, sizes[1]) == NOISE < noise_of_round(private.outcome.contract, sizes[0])
-    )
+    agreed = private.outcome.contract
+    of_four, of_three = (noise_of_round(agreed, agreed.privacy, size) for size in sizes)
+    assert of_three == NOISE < of_four
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

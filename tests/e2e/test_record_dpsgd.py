@@ -24,8 +24,9 @@ from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.privacy.accountant import Release, cost_of_integers
 from mpctf_secure.privacy.ledger import Ledger
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.secagg.codec import SCALAR_NAMES
-from mpctf_secure.training.launch.job import Job, Samples
+from mpctf_secure.training.launch.job import Job
 from mpctf_secure.training.model_hash import hash_model
 from mpctf_secure.training.spec import JobSpec
 
@@ -67,9 +68,9 @@ def test_every_site_has_charged_the_noise_that_its_rows_need(made: RealRun) -> N
         charges = Ledger(site.keys).charges()
         assert [charge.round for charge in charges] == [1, 2]
         rows = len(site.data.read_text().splitlines())
-        assert {charge.records.sampling_rate for charge in charges} == {16 / rows}
-        assert {charge.records.steps for charge in charges} == {2}
-        spent = cost_of_integers([charge.records.release for charge in charges], 1e-5).epsilon
+        assert {charge.dpsgd.sampling_rate for charge in charges} == {16 / rows}
+        assert {charge.dpsgd.steps for charge in charges} == {2}
+        spent = cost_of_integers([charge.dpsgd for charge in charges], 1e-5).epsilon
         target = 2.0 if name == STRICT else 8.0
         assert 0.97 * target < spent <= target
 
@@ -82,7 +83,7 @@ def test_noise_on_records_stands_beside_noise_on_updates(tmp_path: Path, monkeyp
     outcome = made.run()
     for name in made.config.participants.names:
         for charge in Ledger(made.site(name, "127.0.0.1:1").keys).charges():
-            assert charge.records
+            assert charge.dpsgd
             assert (charge.noise_multiplier, charge.against) == (1.0, "coordinator")
     sizes = [given.update.size for (name, _), given in sorted(outcome.inputs.items()) if name == STRICT]
     assert sum(sizes) == outcome.state.adapter.size

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from mpctf_secure.aggregation.lora import Vector, flat_size
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.monitoring.resources import Resources, Sampler
-from mpctf_secure.privacy.accountant import Release
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.messages import STATED, FaultCode
 from mpctf_secure.training.faults import HOPELESS, Fault
 from mpctf_secure.training.launch import endpoint
@@ -63,25 +63,6 @@ class Trained:
         """Whether losses and adapter are numbers."""
         losses = [self.loss, *((self.held_out.loss_before, self.held_out.loss_after) if self.held_out else ())]
         return all(map(math.isfinite, losses)) and bool(np.isfinite(self.adapter).all())
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What DP-SGD does in a round; samples and noise follow from the round's secret, so that a job that is started
-    again repeats them: who could choose among draws, or wait for one that fits into memory, would have less noise."""
-
-    release: Release
-    secret: bytes = field(repr=False)
-
-    def encode(self) -> list[Any]:
-        """For the head of the job."""
-        return [*astuple(self.release), self.secret.hex()]
-
-    @classmethod
-    def decode(cls, told: list[Any]) -> "Samples":
-        """At the head."""
-        *release, secret = told
-        return cls(Release(*release), bytes.fromhex(secret))
 
 
 class Job:
@@ -166,7 +147,9 @@ class Job:
             self._start()
         running = self._running
         assert running is not None  # noqa: S101
-        request = {"samples": work.encode()} if isinstance(work, Samples) else {"rows": work}
+        request = (
+            {"samples": work.encode(), "secret": work.secret.hex()} if isinstance(work, Samples) else {"rows": work}
+        )
         running.send({"names": names, **request}, adapter)
         limit = FIRST_STEP_SECONDS
         while True:

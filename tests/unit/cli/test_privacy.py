@@ -61,7 +61,14 @@ policy: {budget: {epsilon: 8, delta: 1.0e-5, unit: participant}}
 
 
 def charge(number: int, **changes: object) -> Charge:
-    terms = {"data_set": "notes", "run": f"joint-{number}", "against": "coordinator", "noise_multiplier": 4.0}
+    terms = {
+        "data_set": "notes",
+        "run": f"joint-{number}",
+        "against": "coordinator",
+        "noise_multiplier": 4.0,
+        "colluders": 1,
+        "rows": 200,
+    }
     hashes = {"fingerprint": "aa" * 32, "contract": "bb" * 32, "content": f"{number:064x}"}
     return Charge(round=number, **{**terms, **hashes, **changes})
 
@@ -78,12 +85,12 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
     for number in (1, 2):
         Ledger(tmp_path / "keys").charge(charge(number), None)
     lines = [line.strip() for line in report(tmp_path).stdout.splitlines()]
-    assert lines[0] == "data set notes"
-    whom = "against the coordinator, with as many participants as a run bears"
+    assert lines[0] == "data set notes, 200 rows"
+    whom = "against the coordinator, with as many participants as each run says"
     assert lines[1].startswith(f"a row, {whom}: epsilon 2.94")
     assert lines[3].startswith(f"all rows together, {whom}: epsilon 1.3")
     assert "budget: epsilon 8 of all rows together against the coordinator, 6.6" in " ".join(lines)
-    assert "run joint-2: 1 rounds, noise multiplier 4 on updates, against the coordinator" in lines
+    assert "run joint-2: 1 rounds, noise multiplier 4 on updates, against the coordinator and 1 participants" in lines
     assert any(line.startswith("not covered: ") for line in lines)
     assert any(line.startswith("computed with mpctf-secure ") and "opacus 1." in line for line in lines)
     (found,) = json.loads(report(tmp_path, "--format", "json").stdout)
@@ -91,10 +98,18 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
     assert len({entry["epsilon"] for entry in found["spent"] if entry["unit"] == "record"}) == 1
 
 
+def test_delta_with_which_a_row_may_be_published_is_no_report(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    Ledger(tmp_path / "keys").charge(charge(1), None)
+    result = report(tmp_path, "--delta", "0.005")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: delta: 0.005 is outside (0, 1/200)\nhint: ")
+
+
 def test_noise_on_records_is_reported_with_its_samples(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     noise = Release(1.0, 0.05, 10)
-    Ledger(tmp_path / "keys").charge(charge(1, against="nobody", noise_multiplier=None, records=noise), None)
+    Ledger(tmp_path / "keys").charge(charge(1, against="nobody", noise_multiplier=None, dpsgd=noise), None)
     lines = report(tmp_path).stdout.splitlines()
     assert "  run joint-1: 1 rounds, 1 on records in each of 10 steps a round, sampled at a rate of 0.05" in lines
     assert any("a row, against participants" in line and "epsilon" in line for line in lines)

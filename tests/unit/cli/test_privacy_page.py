@@ -2,7 +2,7 @@ import pytest
 from samples import make_contract
 
 from mpctf_secure.cli.privacy_page import render
-from mpctf_secure.config.privacy import ClientFixed, NoPrivacy, RecordDpSgd, ServerFixed
+from mpctf_secure.config.privacy import ClientFixed, NoNoise, RecordDpSgd, ServerFixed
 from mpctf_secure.rounds.guarantee import RoundSizes, describe
 
 
@@ -22,7 +22,7 @@ def page(privacy: object) -> str:
 
 
 STRATEGIES = {
-    "none": (NoPrivacy(), ["No differential privacy: updates"], ["## Each record"]),
+    "none": (NoNoise(), ["No differential privacy: updates"], ["## Each record"]),
     "noise of the participants": (
         ClientFixed(noise_multiplier=1.5),
         ["| noise multiplier | 1.5 |", "a share by every participant", "| releases | 2 |", "Not covered:"],

@@ -34,9 +34,9 @@ def test_strategies_are_chosen_by_name(text: str, data: object, aggregation: obj
 
 BAD = {
     "a field of another strategy": (RUN + "data: {strategy: percentage, size: 3}", "data.size is not a known", "share"),
-    "an unknown strategy": (RUN + "aggregation: {strategy: fedadm}", "strategy is none of fedavg, fedprox", "fedadm"),
-    "a strategy that is no name": (RUN + "data: {strategy: [1]}", "strategy is none of fixed_size", "[1]"),
-    "a section that is none": (RUN + "data: 3", "strategy is none of fixed_size", "3"),
+    "an unknown strategy": (RUN + "aggregation: {strategy: fedadm}", "strategy is not one of fedavg", "fedadm"),
+    "a strategy that is no name": (RUN + "data: {strategy: [1]}", "strategy is not one of fixed_size", "[1]"),
+    "a section that is none": (RUN + "data: 3", "strategy is not one of fixed_size", "3"),
     "a value out of range": (
         RUN + "aggregation: {strategy: fedadam, beta1: 2}", "aggregation.beta1: input should be", "2"),
     "a misspelt field": (
@@ -63,7 +63,7 @@ BAD = {
         "line 3: evaluation: a test set is for local participants", "t.jsonl"),
     "one participant": (RUN.replace("local: 3", "local: 1"), "participants.local", "got 1"),
     "a strategy that does not exist": (
-        RUN + "privacy: {strategy: client}\n", "privacy: strategy is none of none, server_fixed", "client"),
+        RUN + "privacy: {strategy: client}\n", "privacy: strategy is not one of none, server_fixed", "client"),
     "noise of nobody knows how much": (
         RUN + "privacy: {strategy: client_fixed}\n", "privacy.noise_multiplier is missing", "configs/"),
     "no noise": (

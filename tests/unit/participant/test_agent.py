@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from samples import make_contract
 
-from mpctf_secure.config.privacy import ClientFixed, NoPrivacy, RecordDpSgd, ServerFixed
+from mpctf_secure.config.privacy import ClientFixed, NoNoise, RecordDpSgd, ServerFixed
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.participant import agent
@@ -67,22 +68,22 @@ class Told:
 
 QUIET = [
     ClientFixed(noise_multiplier=1.0),
-    NoPrivacy(record_dpsgd=RecordDpSgd(epsilon=8)),
+    NoNoise(record_dpsgd=RecordDpSgd(epsilon=8)),
     ServerFixed(noise_multiplier=1.0, record_dpsgd=RecordDpSgd(epsilon=8)),
 ]
 
 
-@pytest.mark.parametrize("privacy", [NoPrivacy(), ServerFixed(noise_multiplier=1.0), *QUIET])
+@pytest.mark.parametrize("privacy", [NoNoise(), ServerFixed(noise_multiplier=1.0), *QUIET])
 @pytest.mark.parametrize("accepted", [False, True])
 def test_why_training_fails_is_not_told_where_noise_is_to_hide_even_that(privacy: object, accepted: bool) -> None:
     """Out of memory may mean one long row."""
     mine = object.__new__(agent._Agent)
     mine._record = lambda *_, **__: None
     mine._run_context = bytes(32) if accepted else None
-    mine._tells = not privacy.hides_training
+    proposal = make_contract(privacy=privacy)
     link = Told()
-    mine._note_fault(link, bytes(32), Fault(FaultCode.OUT_OF_MEMORY, 1, 0, "a row of 900 tokens", "fewer"), False)
-    mine._tell_resources(link, b"much")
+    mine._note_fault(link, proposal, Fault(FaultCode.OUT_OF_MEMORY, 1, 0, "a row of 900 tokens", "fewer"), False)
+    mine._tell_resources(link, proposal, b"much")
     if privacy in QUIET:
         assert link.bodies == ([] if accepted else [b"it stops"])
     else:

@@ -8,10 +8,10 @@ import pytest
 from mpctf_secure.privacy import noise
 from mpctf_secure.privacy.accountant import Release, cost, noise_for
 from mpctf_secure.privacy.audit import lower_bound, lower_bound_of_one_run
-from mpctf_secure.privacy.integers import Scheme, noised, to_integers, to_signed
+from mpctf_secure.privacy.integers import INDICATOR, Scheme, joint_noise, noised, to_integers, to_signed
 
 CLAIM, DELTA, RUNS, D = 3.0, 1e-5, 1000, 16
-Z = noise_for(CLAIM, lambda z: cost([Release(z)], DELTA))
+Z = noise_for("epsilon", CLAIM, lambda z: cost([Release(z)], DELTA))
 RIGHT = Scheme(summands=3, shares=2, noise_multiplier=Z, indicator_noise=None, clip_norm=1.0)
 
 
@@ -51,6 +51,30 @@ def test_sampler_with_a_wrong_variance_is_caught(monkeypatch: pytest.MonkeyPatch
     right = noise.discrete_gaussian
     monkeypatch.setattr(noise, "discrete_gaussian", lambda source, variance, count: right(source, variance // 4, count))
     assert lower_bound(*worlds(RIGHT, RIGHT, RIGHT.shares), DELTA) > CLAIM
+
+
+def both_releases(used: float) -> float:
+    """What update and indicator show together, with `used` times the indicators' noise; z is for the two."""
+    sigma = 0.6 * Z  # not much above z/2, so that both cost about as much
+    plan = replace(RIGHT, shares=1, noise_multiplier=joint_noise(Z, sigma), indicator_noise=sigma)
+    seen = replace(plan, indicator_noise=used * sigma)
+    values = np.full(D, plan.units // 4)
+    noise = plan.noise_multiplier * plan.units, 2 * INDICATOR * sigma
+    found = []
+    for there in (1, 0):
+        scores = []
+        for run in range(2 * RUNS):
+            secret = np.array([run, there], "<u8").tobytes() + bytes(16)
+            # Without it half an indicator is missing: they are centred.
+            lanes, scalar = noised(there * values, there * INDICATOR, seen, secret)
+            along = to_signed(lanes) @ values / np.linalg.norm(values)
+            scores.append(along / noise[0] * (plan.units / noise[0]) + scalar / noise[1] * (INDICATOR / noise[1]))
+        found.append(np.array(scores, np.float64))
+    return lower_bound(*found, DELTA)
+
+
+def test_noise_of_indicators_is_part_of_the_claim() -> None:
+    assert 2.0 < both_releases(1.0) <= CLAIM < both_releases(0.5)
 
 
 def test_audit_knows_how_little_few_runs_show() -> None:

@@ -18,7 +18,7 @@ BUDGET = Budget(epsilon=8.0, delta=1e-5, unit="participant")
 def charge(number: int = 1, **changes: object) -> Charge:
     terms = {
         "data_set": "notes", "fingerprint": A, "run": "joint-1", "contract": B, "round": number,
-        "content": f"{number:064x}", "against": "coordinator", "noise_multiplier": 1.9,
+        "content": f"{number:064x}", "against": "coordinator", "noise_multiplier": 1.9, "colluders": 1, "rows": 100,
     }  # fmt: skip
     return Charge(**{**terms, **changes})
 

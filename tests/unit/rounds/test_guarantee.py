@@ -1,7 +1,7 @@
 import pytest
 from samples import make_contract
 
-from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoPrivacy, RecordDpSgd, ServerFixed
+from mpctf_secure.config.privacy import ClientAdaptive, ClientFixed, NoNoise, RecordDpSgd, ServerFixed
 from mpctf_secure.rounds.guarantee import RoundSizes, describe, noise_of_round
 from mpctf_secure.rounds.terms import noise_scheme
 
@@ -39,7 +39,7 @@ def test_coordinators_noise_is_the_same_whoever_is_lost() -> None:
 
 def test_a_pair_counts_on_one_share_only() -> None:
     pair = contract(ClientFixed(noise_multiplier=CLAIM_3), participants=("a", "b"), colluders=0, quorum=2)
-    assert noise_of_round(pair, RoundSizes(2, 2)) == CLAIM_3
+    assert noise_of_round(pair, pair.privacy, RoundSizes(2, 2)) == CLAIM_3
 
 
 def test_adaptive_noise_is_charged_for_both_releases() -> None:
@@ -47,12 +47,11 @@ def test_adaptive_noise_is_charged_for_both_releases() -> None:
 
 
 def test_adaptive_scheme_spends_on_both_releases_what_the_contract_says() -> None:
-    for sigma in (None, 2.5, 1e3):
-        agreed = contract(ClientAdaptive(noise_multiplier=CLAIM_3, indicator_noise=sigma))
-        scheme = noise_scheme(agreed, 1.0, 10)
+    for noise in (1e-4, CLAIM_3, 1e3):
+        scheme = noise_scheme(contract(ClientAdaptive(noise_multiplier=noise)), 1.0, 10)
         joint = scheme.noise_multiplier**-2 + (2 * scheme.indicator_noise) ** -2
-        assert joint == pytest.approx(CLAIM_3**-2, rel=1e-12)
-        assert scheme.noise_multiplier > CLAIM_3
+        assert joint == pytest.approx(noise**-2, rel=1e-12)
+        assert scheme.noise_multiplier > noise
 
 
 def test_words_say_what_the_numbers_are_about() -> None:
@@ -60,13 +59,13 @@ def test_words_say_what_the_numbers_are_about() -> None:
     assert "the coordinator and 3 of the other participants together" in private["statement"]
     assert private["adjacency"].startswith("zero-out")
     weak = describe(contract(ClientFixed(noise_multiplier=1e-3)), [RoundSizes(10, 10)])
-    assert weak["statement"].startswith("NO MEANINGFUL GUARANTEE: epsilon")
-    assert describe(contract(NoPrivacy()), [RoundSizes(10, 10)])["statement"].startswith("no differential privacy")
+    assert weak["statement"].startswith("NO MEANINGFUL GUARANTEE, only clipping and regularising noise: epsilon")
+    assert describe(contract(NoNoise()), [RoundSizes(10, 10)])["statement"].startswith("no differential privacy")
     assert describe(contract(ServerFixed(noise_multiplier=1.0)), [])["statement"] == "nothing was published"
 
 
-@pytest.mark.parametrize("privacy", [NoPrivacy(), ServerFixed(noise_multiplier=CLAIM_3)])
-def test_guarantee_of_records_is_told_beside_that_of_contributions(privacy: NoPrivacy | ServerFixed) -> None:
+@pytest.mark.parametrize("privacy", [NoNoise(), ServerFixed(noise_multiplier=CLAIM_3)])
+def test_guarantee_of_records_is_told_beside_that_of_contributions(privacy: NoNoise | ServerFixed) -> None:
     assert describe(contract(privacy), [])["records"] is None
     noised = privacy.model_copy(update={"record_dpsgd": RecordDpSgd(epsilon=8, delta=1e-6)})
     found = describe(contract(noised), [])
@@ -77,5 +76,5 @@ def test_guarantee_of_records_is_told_beside_that_of_contributions(privacy: NoPr
 
 
 def test_noise_on_records_that_means_nothing_is_called_so() -> None:
-    noised = NoPrivacy(record_dpsgd=RecordDpSgd(epsilon=51))
+    noised = NoNoise(record_dpsgd=RecordDpSgd(epsilon=51))
     assert describe(contract(noised), [])["records"]["statement"].startswith("NO MEANINGFUL GUARANTEE")

@@ -12,7 +12,7 @@ from samples import make_contract as contract
 from sums import COHORT, after, total_of
 
 from mpctf_secure.aggregation.lora import initial_adapter
-from mpctf_secure.config.privacy import NoPrivacy, RecordDpSgd
+from mpctf_secure.config.privacy import NoNoise, RecordDpSgd
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.prg import Generator
@@ -102,7 +102,7 @@ def test_every_part_of_the_state_enters_its_hash_and_the_context(change) -> None
 @pytest.mark.parametrize("field", ["privacy", "training", "quorum", "seed", "participants", "tensors"])
 def test_every_term_of_the_contract_enters_its_hash(field: str) -> None:
     others = {
-        "privacy": NoPrivacy(clip_norm=2.0), "training": Training(learning_rate=0.5), "quorum": 4, "seed": 8,
+        "privacy": NoNoise(clip_norm=2.0), "training": Training(learning_rate=0.5), "quorum": 4, "seed": 8,
         "participants": ("a", "b", "c"), "tensors": TENSORS[:1],
     }  # fmt: skip
     assert contract(**{field: others[field]}).hash != contract().hash
@@ -158,7 +158,7 @@ def test_sum_that_leads_to_no_number_is_refused() -> None:
 
 
 def test_under_noise_on_records_a_sum_tells_neither_rows_nor_loss() -> None:
-    agreed = contract(privacy=NoPrivacy(clip_norm=1.0, record_dpsgd=RecordDpSgd(epsilon=8)))
+    agreed = contract(privacy=NoNoise(clip_norm=1.0, record_dpsgd=RecordDpSgd(epsilon=8)))
     state = initial_state(agreed)
     said = read_sum(agreed, state, total_of(agreed, state, updates()))
     assert isinstance(said, Aggregate)

@@ -13,14 +13,13 @@ from mpctf_secure.config.training import Training
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.privacy.accountant import Release
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import worker as worker_module
 from mpctf_secure.training.data import Example
 from mpctf_secure.training.faults import FailedError
 from mpctf_secure.training.group import Group
-from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.model_hash import hash_model
-from mpctf_secure.training.private import Noise, draw
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.training.work import Work
 from mpctf_secure.training.worker import Worker
@@ -89,21 +88,22 @@ def test_noise_on_records_is_what_the_agent_has_asked_for(site: SiteConfig) -> N
     """And the other processes hear of all of it but the secret."""
     worker = Worker(spec(site, record_dpsgd=RecordDpSgd(epsilon=8, clip_norm=0.25)), Group())
     samples = Samples(Release(1.5, 0.25, 6), b"\xab" * 32)
-    work = worker._work({"names": ["a"], "samples": samples.encode()})
-    assert work.noise == Noise(1.5, 0.25, 4.0, samples.secret)  # a quarter of sixteen rows is expected
-    drawn = draw(16, samples)
-    assert work.steps == [[worker._examples[index] for index in step] for step in drawn]
+    work = worker._work({"names": ["a"], "samples": samples.encode(), "secret": samples.secret.hex()})
+    assert worker._dpsgd is not None
+    assert (worker._dpsgd.clip_norm, worker._dpsgd.records) == (0.25, 16)
+    assert work.samples == samples
+    assert work.steps == [[worker._examples[index] for index in step] for step in samples.draw(16)]
     heard = Work.decode(work.encode())
-    assert heard.noise == Noise(1.5, 0.25, 4.0)
-    assert (heard.names, heard.steps) == (work.names, work.steps)
+    assert heard == Work(["a"], work.steps, Samples(samples.release))
     assert samples.secret.hex().encode() not in work.encode()
 
 
-def test_samples_are_never_trained_on_without_noise(site: SiteConfig) -> None:
-    worker = Worker(spec(site), Group())
-    flat = initial_adapter(worker.describe()["schema"], 0)
-    with pytest.raises(RuntimeError, match="without record_dpsgd"):
-        worker._train(flat, Work([], [], Noise(1.0, 1.0, 4.0)), lambda _: None)
+def test_job_of_dpsgd_never_trains_without_noise(site: SiteConfig) -> None:
+    worker = Worker(spec(site, record_dpsgd=RecordDpSgd(epsilon=8)), Group())
+    with pytest.raises(KeyError, match="samples"):
+        worker._work({"names": [], "rows": [1, 2]})
+    with pytest.raises(AssertionError):
+        worker._train(initial_adapter(worker.describe()["schema"], 0), Work([], [[]]), lambda _: None)
 
 
 def test_model_that_does_not_fit_is_told_apart_from_rows_that_do_not(

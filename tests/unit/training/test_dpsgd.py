@@ -18,12 +18,12 @@ from mpctf_secure.errors import UsageError
 from mpctf_secure.privacy.accountant import Release
 from mpctf_secure.privacy.audit import lower_bound
 from mpctf_secure.privacy.gaussian import epsilon
+from mpctf_secure.privacy.records import Samples
 from mpctf_secure.training.data import Example
+from mpctf_secure.training.dpsgd import UNITS, DpSgd, _clipped_sum
 from mpctf_secure.training.group import ALONE
-from mpctf_secure.training.launch.job import Samples
 from mpctf_secure.training.loop import Recipe, trained_parameters
 from mpctf_secure.training.model import load_adapter_model, read_adapter, write_adapter
-from mpctf_secure.training.private import UNITS, Noise, _clipped_sum, draw, private_gradient, train_privately
 from mpctf_secure.training.record_gradients import RecordGradients
 
 RECIPE = Recipe(batch_size=4, epochs=1, learning_rate=1e-2, pad_id=0)
@@ -43,8 +43,17 @@ def gradients_of(model: PeftModel) -> RecordGradients:
     return RecordGradients(model, [len(record.input_ids) for record in RECORDS], 64, 8, 0, ALONE)
 
 
-def train(model: PeftModel, steps: Sequence[Sequence[Example]], noise: Noise, recipe: Recipe = RECIPE) -> np.ndarray:
-    train_privately(model, steps, noise, gradients_of(model), recipe, ALONE, lambda *_: None, lambda: None)
+def dpsgd(model: PeftModel, clip_norm: float = 1.0, records: int = 4) -> DpSgd:
+    """Each step expects all of so many records."""
+    return DpSgd(model, ALONE, gradients_of(model), clip_norm, records)
+
+
+def samples(noise_multiplier: float = 1.0, secret: bytes = bytes(32)) -> Samples:
+    return Samples(Release(noise_multiplier), secret)
+
+
+def train(model: PeftModel, steps: Sequence[Sequence[Example]], recipe: Recipe = RECIPE) -> np.ndarray:
+    dpsgd(model).train(steps, samples(), recipe, lambda *_: None, lambda: None)
     return read_adapter(model)
 
 
@@ -91,8 +100,7 @@ def test_hardly_any_noise_is_the_step_of_a_loop_over_single_records(model: PeftM
         flat = torch.cat([part[0].flatten() for part in parts])
         clipped.append(flat.double() * min(1.0, 0.05 / flat.double().norm()))
     expected = (torch.stack(clipped).sum(0) / 10).float()
-    noise = Noise(SILENT, 0.05, 10, bytes(32))
-    private_gradient(model, noise, found, ALONE, lambda: None)(RECORDS)
+    dpsgd(model, 0.05, 10).gradient(samples(SILENT), lambda: None)(RECORDS)
     got = torch.cat([parameter.grad.flatten() for parameter in trained_parameters(model)])
     assert (got - expected).abs().max() < 1e-7
     assert any(row.norm() < 0.0501 for row in clipped)
@@ -103,7 +111,7 @@ def test_same_step_has_the_same_noise_and_any_other_has_other(model: PeftModel) 
 
     def adapters(secret: bytes) -> list[np.ndarray]:
         start, found = read_adapter(model), []
-        gradient = private_gradient(model, Noise(1.0, 1.0, 4, secret), gradients_of(model), ALONE, lambda: None)
+        gradient = dpsgd(model).gradient(samples(secret=secret), lambda: None)
         for records in ([], [], RECORDS):
             gradient(records)
             found.append(torch.cat([p.grad.flatten() for p in trained_parameters(model)]).numpy())
@@ -119,55 +127,26 @@ def test_same_step_has_the_same_noise_and_any_other_has_other(model: PeftModel) 
 
 
 def test_noise_of_a_step_has_the_standard_deviation_that_is_charged(model: PeftModel) -> None:
-    noise = Noise(0.7, 2.0, 64, bytes(32))
-    private_gradient(model, noise, gradients_of(model), ALONE, lambda: None)([])
+    dpsgd(model, 2.0, 64).gradient(samples(0.7), lambda: None)([])
     found = torch.cat([p.grad.flatten() for p in trained_parameters(model)]).double()
     assert found.std() * 64 == pytest.approx(0.7 * 2.0, rel=max(0.01, 4 / math.sqrt(2 * found.numel())))
 
 
 def test_step_without_records_is_taken(model: PeftModel) -> None:
     before = read_adapter(model)
-    assert not np.array_equal(train(model, [[]], Noise(1.0, 1.0, 4, bytes(32))), before)
+    assert not np.array_equal(train(model, [[]]), before)
 
 
 def test_optimizer_that_changes_nothing_is_noticed(model: PeftModel) -> None:
     still = Recipe(batch_size=4, epochs=1, learning_rate=0.0, pad_id=0)
     with pytest.raises(UsageError, match="changed nothing"):
-        train(model, [RECORDS], Noise(1.0, 1.0, 4, bytes(32)), still)
+        train(model, [RECORDS], still)
 
 
 def test_trainables_of_less_than_32_bits_are_refused(model: PeftModel) -> None:
     next(iter(trained_parameters(model))).data = torch.zeros(4, 4, dtype=torch.bfloat16)
     with pytest.raises(UsageError, match="not float32"):
-        train_privately(
-            model,
-            [],
-            Noise(1.0, 1.0, 4),
-            None,
-            RECIPE,
-            ALONE,
-            lambda *_: None,
-            lambda: None,  # type: ignore[arg-type]
-        )
-
-
-def test_secret_is_not_shown() -> None:
-    noise = Noise(1.0, 1.0, 4, b"\xab" * 32)
-    samples = Samples(Release(1.0), b"\xab" * 32)
-    for text in (repr(noise), repr(samples)):
-        assert "secret" not in text
-        assert "ab" * 4 not in text
-
-
-def test_samples_follow_from_the_secret_and_have_their_rate() -> None:
-    release = Release(1.0, 0.05, 40)
-    first, again, other = (draw(2000, Samples(release, secret)) for secret in (bytes(32), bytes(32), b"\1" * 32))
-    assert first == again != other
-    sizes = [len(step) for step in first]
-    assert len(set(sizes)) > 5
-    assert sum(sizes) == pytest.approx(40 * 100, abs=5 * math.sqrt(40 * 2000 * 0.05 * 0.95))
-    assert len({record for step in first for record in step}) > 1600  # 0.87 of them are expected
-    assert len({tuple(step) for step in first}) == 40
+        DpSgd(model, ALONE, None, 1.0, 4).train([], samples(), RECIPE, lambda *_: None, lambda: None)  # type: ignore[arg-type]
 
 
 class OneCanary:
@@ -190,8 +169,9 @@ def audited(noise_scale: float) -> float:
     for there in (True, False):
         seen = []
         for run in range(1000):
-            noise = Noise(claimed * noise_scale, 1.0, 1, run.to_bytes(31, "big") + bytes([there]))
-            private_gradient(layer, noise, OneCanary(direction, there), ALONE, lambda: None)([])  # type: ignore[arg-type]
+            of_step = samples(claimed * noise_scale, run.to_bytes(31, "big") + bytes([there]))
+            canary = OneCanary(direction, there)
+            DpSgd(layer, ALONE, canary, 1.0, 1).gradient(of_step, lambda: None)([])  # type: ignore[arg-type]
             seen.append(float((layer.weight.grad * direction).sum()))
         worlds.append(np.array(seen))
     return lower_bound(*worlds, 1e-5) / epsilon(1 / claimed, 1e-5)

@@ -3,41 +3,59 @@
 import importlib.metadata
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from mpctf_secure.config.site import Against, Budget, Unit
-from mpctf_secure.privacy.accountant import Cost
+from mpctf_secure.config.privacy import USUAL_DELTA, Against
+from mpctf_secure.config.site import Budget, Unit
+from mpctf_secure.privacy.accountant import Cost, check_delta
 from mpctf_secure.privacy.ledger import Charge, Ledger, spent
 
 _WHOM = {
-    "coordinator": "the coordinator, with as many participants as a run bears",
+    "coordinator": "the coordinator, with as many participants as each run says",
     "participants": "participants and outsiders",
 }
 _UNITS = {"record": "a row", "participant": "all rows together"}
-_VERSIONS = [f"{name} {importlib.metadata.version(name)}" for name in ("mpctf-secure", "opacus", "scipy")]
-_MEANING = (
-    "a row: or one that teaches nothing in its place; whose text is in several rows is protected in each alone",
-    "all rows together: this site's whole contribution to a round, or nothing in its place (zero-out)",
-    "noise: discrete Gaussian by AES-CTR from the operating system's randomness, as much as with the fewest survivors",
-    "not covered: how many rows there are, whether and when this site answers, settings chosen by looking at the rows",
+_ADJACENCY = {
+    "record": "the row, or one that teaches nothing in its place; a text that is in several rows is protected in each",
+    "participant": "this site's whole contribution to a round, or nothing in its place (zero-out)",
+}
+_NOISE = "discrete Gaussian by AES-CTR from the operating system's randomness, as much as with the fewest survivors"
+_NOT_COVERED = (
+    "how many rows there are",
+    "whether and when this site answers",
+    "settings chosen by looking at the rows",
+    "losses and accuracies that this site measures and keeps",
 )
+_VERSIONS = {name: importlib.metadata.version(name) for name in ("mpctf-secure", "opacus", "scipy")}
 
 
-def spending(keys: Path, delta: float, budget: Budget | None, data_set: str) -> list[dict[str, Any]]:
-    """Of each data set in the ledger; SecurityError for a ledger that was changed. `budget` is that of `data_set`."""
+def spending(keys: Path, delta: float | None, budget: Budget | None, data_set: str) -> list[dict[str, Any]]:
+    """Of each data set in the ledger; `budget` is that of `data_set`.
+
+    SecurityError for a ledger that was changed, UsageError for a δ with which a row may be published.
+    """
     charges = Ledger(keys).charges()
     names = sorted({charge.data_set for charge in charges})
     return [_of_data_set(name, charges, delta, budget if name == data_set else None) for name in names]
 
 
-def _of_data_set(name: str, charges: Sequence[Charge], delta: float, budget: Budget | None) -> dict[str, Any]:
+def usual_delta(rows: int) -> float:
+    """For a data set of so many rows where nobody says another."""
+    return min(USUAL_DELTA, 0.1 / rows)
+
+
+def _of_data_set(name: str, charges: Sequence[Charge], asked: float | None, budget: Budget | None) -> dict[str, Any]:
+    own = [charge for charge in charges if charge.data_set == name]
+    rows = max(charge.rows for charge in own)
+    delta = asked or (budget.delta if budget else usual_delta(rows))
+    check_delta("delta", delta, rows)
     costs = {
-        (unit, against): spent(charges, name, unit, against, delta)
+        (unit, against): spent(own, name, unit, against, delta)
         for unit in get_args(Unit)
         for against in get_args(Against)
     }
-    own = [charge for charge in charges if charge.data_set == name]
     runs = dict[str, list[Charge]]()
     for charge in own:
         runs.setdefault(charge.run, []).append(charge)
@@ -48,10 +66,12 @@ def _of_data_set(name: str, charges: Sequence[Charge], delta: float, budget: Bud
         statements.append(f"budget: epsilon {budget.epsilon:g} {about}, {left:.4g} is left")
     return {
         "data_set": name,
+        "rows": rows,
         "delta": delta,
         "spent": [
             {
                 "unit": unit,
+                "adjacency": _ADJACENCY[unit],
                 "against": against,
                 "epsilon": cost.epsilon if math.isfinite(cost.epsilon) else None,
                 "accountant": cost.accountant,
@@ -60,7 +80,10 @@ def _of_data_set(name: str, charges: Sequence[Charge], delta: float, budget: Bud
         ],
         "charges": len(own),
         "runs": [_of_run(run, charges) for run, charges in runs.items()],
-        "statements": [*statements, *_MEANING, f"computed with {', '.join(_VERSIONS)}"],
+        "noise": _NOISE,
+        "not_covered": list(_NOT_COVERED),
+        "versions": _VERSIONS,
+        "statements": statements,
     }
 
 
@@ -71,7 +94,8 @@ def _of_run(run: str, charges: Sequence[Charge]) -> dict[str, Any]:
         "releases": len(charges),
         "noise_multiplier": first.noise_multiplier,
         "against": first.against,
-        "records": first.model_dump(include={"records"})["records"],
+        "colluders": first.colluders,
+        "dpsgd": first.dpsgd and asdict(first.dpsgd),
     }
 
 
@@ -80,4 +104,4 @@ def _statement(unit: Unit, against: Against, cost: Cost, delta: float) -> str:
     if math.isinf(cost.epsilon):
         return f"{about} NO GUARANTEE ({cost.accountant})"
     text = f"{about} epsilon {cost.epsilon:.4g} at delta {delta:g} ({cost.accountant})"
-    return f"NO MEANINGFUL GUARANTEE {text}" if cost.is_meaningless else text
+    return cost.qualified(text)
