@@ -88,9 +88,12 @@ class Consortium:
         command = ["runs", "resume", self.run_folder.name] if resume else ["start", "run.yaml"]
         return self._spawn(COORDINATOR, death, [*command, "--passphrase-fd", "0"])
 
-    def site(self, name: str, death: Death = NEVER, *, once: bool = False) -> subprocess.Popen[bytes]:
+    def site(
+        self, name: str, death: Death = NEVER, *, once: bool = False, flags: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         """`join`."""
-        return self._spawn(name, death, ["join", "site.yaml", *(["--once"] if once else []), "--passphrase-fd", "0"])
+        said = [*flags, *(["--once"] if once else []), "--passphrase-fd", "0"]
+        return self._spawn(name, death, ["join", "site.yaml", *said])
 
     def begin(self) -> None:
         """The coordinator, and every site until the run is over."""
