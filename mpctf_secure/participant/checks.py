@@ -14,10 +14,11 @@ from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import FedAvg
 from mpctf_secure.config.training import Training
-from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError
+from mpctf_secure.errors import EnvironmentUnfitError, MpctfError, SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.monitoring.resources import free_memory
 from mpctf_secure.participant.store import Store
+from mpctf_secure.privacy.ledger import Ledger, check_rows
 from mpctf_secure.training.launch.job import Job
 from mpctf_secure.training.model_hash import has_chat_template, hash_model
 from mpctf_secure.training.rows import load_rows
@@ -151,6 +152,18 @@ def check_compute(site: SiteConfig) -> str:
     return f"GPUs {', '.join(map(str, gpus))}" if gpus else "all GPUs here, or the processor"
 
 
+def check_ledger(site: SiteConfig) -> str | Warned:
+    """The privacy ledger is whole, and the rows are those that it knows."""
+    charges = Ledger(site.keys).charges()
+    own = [charge for charge in charges if charge.data_set == site.data_set]
+    try:
+        if site.data.is_file():
+            check_rows(own, site.data_set, files.digest(site.data).hex(), accept_change=False)
+    except UsageError as error:
+        return Warned(error.message, error.hint)
+    return f"{len(own)} rounds were charged to data set {site.data_set}"
+
+
 def check_work(site: SiteConfig) -> str | Warned:
     """The work folder can be written to, and has room."""
     try:
@@ -189,6 +202,7 @@ CHECKS: Mapping[str, Check] = {
     "model": check_model,
     "data": check_data,
     "compute": check_compute,
+    "ledger": check_ledger,
     "work folder": check_work,
 }
 """Seconds, and harmless."""

@@ -1,1 +1,1 @@
-"""Bounding what one participant contributes."""
+"""Differential privacy: updates as bounded integers, noise on them, what that costs, what was spent, and audits."""

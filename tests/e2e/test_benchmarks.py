@@ -20,6 +20,11 @@ def test_the_round_benchmark_finishes_its_rounds(mode: str) -> None:
     assert found["memory"] > 1 << 20
 
 
+def test_the_audit_of_one_run_finds_no_more_than_is_claimed() -> None:
+    done = subprocess.run([sys.executable, str(FOLDER / "audit.py")], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.count("claims epsilon 3, one run shows ") == 2
+
+
 @pytest.mark.slow
 def test_the_training_benchmark_finds_both_sides_to_compute_the_same_and_compares_them(tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="TRL is not installed: make bench-training does it")

@@ -11,7 +11,7 @@ from e2e.harness import Outcome, RealRun
 
 from mpctf_secure.config.site import Budget, Policy
 from mpctf_secure.coordinator import runtime
-from mpctf_secure.errors import ParticipationError, UsageError
+from mpctf_secure.errors import ParticipationError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.participant import contribution
 from mpctf_secure.privacy.integers import INDICATOR, Scheme, to_integers, to_signed
@@ -280,20 +280,6 @@ def test_without_masks_the_coordinator_clips_each_update_itself(
 def test_masked_updates_are_nowhere_in_the_clear(private: PrivateRun) -> None:
     received = b"".join(private.outcome.recorder.received)
     assert not any(given.update[:8].tobytes() in received for given in private.outcome.inputs.values())
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_run_without_masks_is_refused_by_every_site_that_has_not_allowed_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ParticipationError, match=r"secagg\.secure is false"):
-        run(tmp_path, "server_fixed", monkeypatch, *CLEAR)
-
-
-def test_shares_of_noise_without_masks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each by itself is a third or less of the noise that is charged."""
-    with pytest.raises(UsageError, match=r"secagg\.secure: without masks"):
-        run(tmp_path, "client_fixed", monkeypatch, *CLEAR, policy=Policy(allow_clear=True))
 
 
 @pytest.mark.parametrize("strategy", ["client_fixed", "none"])

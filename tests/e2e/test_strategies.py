@@ -70,19 +70,24 @@ def test_privacy_strategies_run_from_config_alone(path: Path, tmp_path: Path) ->
     (folder,) = (tmp_path / "runs").iterdir()
     report = json.loads((folder / "report.json").read_text())
     found = report["privacy"]
-    of_records = path.stem == "record_dpsgd"
-    assert found["strategy"] == ("none" if of_records else path.stem)
+    of_records, of_paper = path.stem == "record_dpsgd", path.stem == "mpctf_paper"
+    sites, rounds = (2, 10) if of_paper else (4, 2)
+    assert found["strategy"] == {"record_dpsgd": "none", "mpctf_paper": "server_fixed"}.get(path.stem, path.stem)
     if of_records:
         assert f"privacy of records: {found['records']['statement']}" in result.stdout
+    elif of_paper:
+        assert found["epsilon"] == pytest.approx(5.0e8, rel=1e-3)
+        assert found["statement"].startswith("NO MEANINGFUL GUARANTEE, only clipping and regularising noise: epsilon")
     else:
         assert 1 < found["epsilon"] < 10
     assert f"privacy: {found['statement']}" in result.stdout
-    assert all(entry["rows"] is None and len(entry["survivors"]) == 4 for entry in report["rounds"])
-    assert "round 1: sum of site-1, site-2, site-3, site-4" in result.stdout
+    assert all(entry["rows"] is None and len(entry["survivors"]) == sites for entry in report["rounds"])
+    assert f"round 1: sum of {', '.join(f'site-{number}' for number in range(1, sites + 1))}" in result.stdout
     assert "mean loss" not in result.stdout
     shown = run_cli("privacy", "report", folder / "sites" / "site-1" / "site.yaml", "--format", "json")
     (spent,) = json.loads(shown.stdout)
-    assert spent["charges"] == 2
+    assert spent["charges"] == rounds
     costs = {(entry["unit"], entry["against"]): entry["epsilon"] for entry in spent["spent"]}
-    assert (costs["participant", "coordinator"] is None) == (of_records or path.stem.startswith("server"))
-    assert (costs["record", "coordinator"] is None) == path.stem.startswith("server")
+    central = found["strategy"].startswith("server")
+    assert (costs["participant", "coordinator"] is None) == (of_records or central)
+    assert (costs["record", "coordinator"] is None) == central

@@ -72,6 +72,14 @@ BAD = {
         RUN + "privacy: {strategy: client_fixed, noise_multiplier: .nan}\n", "privacy.noise_multiplier: ", "nan"),
     "a clip norm of nothing": (
         RUN + "privacy: {strategy: none, clip_norm: 0}\n", "privacy.clip_norm: ", "got 0"),
+    "a gradient clipped to nothing": (
+        RUN + "privacy: {record_dpsgd: {epsilon: 8, clip_norm: 0}}\n", "privacy.record_dpsgd.clip_norm: ", "got 0"),
+    "a guarantee that is no number": (
+        RUN + "privacy: {record_dpsgd: {epsilon: .nan}}\n", "privacy.record_dpsgd.epsilon: input should be a finite",
+        "nan"),
+    "a field in the place of a strategy": (
+        RUN + "privacy: {strategy: record_dpsgd}\n", "record_dpsgd: {epsilon: 8} stands beside one of them",
+        "record_dpsgd"),
     "a clip norm above the largest": (
         RUN + "privacy: {strategy: server_adaptive, noise_multiplier: 1, clip_norm: 9, largest_clip_norm: 2}\n",
         "clip_norm is above largest_clip_norm", "server_adaptive"),
@@ -111,6 +119,11 @@ BAD_SITES = {
     "an interpreter beside the site file": ("compute: {python: venv/bin/python}", "python is an absolute path"),
     "an address with a zone": ("compute: {nodes: [{address: 'fe80::1%$(id)'}]}", "an address with a zone"),
     "a learning rate of zero": ("training: {learning_rate: 0}", "training.learning_rate"),
+    "a budget without end": (
+        "policy: {budget: {epsilon: .inf, delta: 1.0e-5, unit: record}}",
+        "policy.budget.epsilon: input should be a finite number"),
+    "a budget that does not say of what": (
+        "policy: {budget: {epsilon: 8, delta: 1.0e-5}}", "policy.budget.unit is missing"),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from mpctf_secure.identity import ceremony
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.participant import checks
 from mpctf_secure.participant.checks import CHECKS, TRIAL, Finding, examine
+from mpctf_secure.privacy.ledger import Charge, Ledger
 
 NAMES = ("bank-b", "coordinator", "hospital-a")
 
@@ -78,7 +79,29 @@ def from_the_future(site: SiteConfig) -> None:
     (site.keys.parent.parent / "new" / "bank-b" / "keys").rename(site.keys)
 
 
+def charge(site: SiteConfig) -> Path:
+    """A round on other rows than the site has now."""
+    Ledger(site.keys).charge(
+        Charge(
+            data_set="data", fingerprint="aa" * 32, rows=9, run="joint-1", contract="bb" * 32, round=1,
+            content="cc" * 32, against="nobody", colluders=1,
+        ), None,
+    )  # fmt: skip
+    return site.keys / "ledger.jsonl"
+
+
+def test_rows_that_the_ledger_does_not_know_are_warned_of(site: SiteConfig) -> None:
+    assert found(site)["ledger"].text == "0 rounds were charged to data set data"
+    charge(site)
+    finding = found(site)["ledger"]
+    assert (finding.state, finding.text) == (
+        "warn", "data: the file has changed since data set data was charged for run joint-1")  # fmt: skip
+    assert "--accept-data-change" in finding.mend
+
+
 TROUBLES = {
+    "an edited ledger": (
+        lambda s: charge(s).write_text("{}\n"), "ledger", 4, "line 1: ", "restore it"),
     "a loose mode": (lambda s: (s.keys / "organisation.json").chmod(0o644), "file modes", 4, "mode 0644", "chmod go="),
     "a damaged key file": (spoil_sealed, "keys", 4, "damaged", ""),
     "no keys": (lambda s: [p.unlink() for p in s.keys.glob("*.sealed")], "keys", 3, "no sealed keys", "enroll init"),

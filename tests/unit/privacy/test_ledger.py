@@ -53,14 +53,6 @@ def test_a_charge_that_does_not_fit_is_refused_and_leaves_no_trace(tmp_path: Pat
     book.charge(charge(11, data_set="other"), BUDGET)
 
 
-def test_noise_that_the_coordinator_knows_is_none_against_it(tmp_path: Path) -> None:
-    book = Ledger(tmp_path)
-    book.charge(charge(against="participants"), BUDGET.model_copy(update={"against": "participants"}))
-    assert math.isinf(spent(book.charges(), "notes", "participant", "coordinator", 1e-5).epsilon)
-    with pytest.raises(BudgetSpentError):
-        book.charge(charge(2), BUDGET)
-
-
 def test_run_without_noise_is_in_the_ledger_and_no_budget_holds_after_it(tmp_path: Path) -> None:
     book = Ledger(tmp_path)
     book.charge(charge(against="nobody", noise_multiplier=None), None)
