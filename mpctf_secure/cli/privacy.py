@@ -64,7 +64,9 @@ def plan(
                 "accountant": spent.accountant,
                 "sampling_rate": release.sampling_rate,
                 "releases": release.steps,
-                "warnings": _warnings(unit, noise, spent.is_meaningless, participants, coordinates, batch_size),
+                "warnings": _warnings(
+                    unit, noise, spent.is_meaningless, participants, coordinates, min(batch_size, rows)
+                ),
             }
         )
     if output is Format.JSON:

@@ -15,6 +15,7 @@ from mpctf_secure.ids import NAME
 BUILTIN = "builtin:"
 """Prefix of data and models that the program makes itself: builtin:intents, builtin:tiny-llama."""
 
+MOST_ROUNDS = 10_000
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -102,7 +103,7 @@ class RunConfig(Frozen):
     participants: Participants
     model: Model
     quorum: Annotated[int, Field(ge=2)] | None = None
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = 4
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     listen: Address = "127.0.0.1:0"
     """IP literal and port; enrolled participants need a fixed port that they can reach."""

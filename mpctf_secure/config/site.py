@@ -195,7 +195,7 @@ class SiteConfig(Frozen):
     """This site's private keys, the roster, and the privacy ledger."""
     work: Path = Path("work")
     """Logs of the training job, and what this site must still know of its runs after a crash."""
-    patience: Annotated[float, Field(gt=0)] = 600
+    patience: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 600
     """Seconds after which a coordinator that has never answered is given up."""
     training: Choice = Choice()
     """Other settings than the run's defaults, within the bounds that it names."""

@@ -20,7 +20,14 @@ from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Recor
 from mpctf_secure.participant.charging import Charging, Rows, record_noise
 from mpctf_secure.participant.link import Link
 from mpctf_secure.participant.members import Members
-from mpctf_secure.participant.policy import check_contract, check_packing, check_proposal, check_volume, told_size
+from mpctf_secure.participant.policy import (
+    UnsuitableError,
+    check_contract,
+    check_packing,
+    check_proposal,
+    check_volume,
+    told_size,
+)
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.sharing import ResourceSharing
 from mpctf_secure.participant.store import Store, Terms
@@ -62,7 +69,7 @@ def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes
                 agent.run_once()
             except InterruptedRunError as error:
                 record("run_left", reason=error.message)
-            except (VetoError, BudgetSpentError):
+            except (VetoError, UnsuitableError, BudgetSpentError):
                 pass  # it is recorded, and the coordinator's operator was told; another run may fit
             except SecurityError:
                 if not agent.roster_is_old:
@@ -181,7 +188,7 @@ class _Agent:
                 check_volume(contract, training, self._site.policy, job.rows)
             with self._stopping(link, proposal):
                 accept_change = data_hash == self._accepted_data
-                rows = Rows(data_hash.hex(), job.rows)
+                rows = Rows(data_hash.hex(), job.rows + job.held_out)
                 charging = Charging(self._site, contract, rows, terms.dpsgd, accept_change=accept_change)
                 charging.check_run()
             self._store.accept(contract, terms)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.config.site import Policy, SiteConfig
 from mpctf_secure.config.training import Training
+from mpctf_secure.errors import UsageError
+from mpctf_secure.participant.policy import UnsuitableError
 from mpctf_secure.privacy.accountant import Cost, Release, check_delta, cost_of_integers, noise_for
 from mpctf_secure.privacy.ledger import Charge, Ledger, check_budget, check_rows
 from mpctf_secure.privacy.records import sampling_rate
@@ -19,24 +21,30 @@ from mpctf_secure.rounds.terms import own_volume
 def record_noise(contract: Proposal, policy: Policy, training: Training, rows: int) -> Release | None:
     """What this site's records need in each round, if the run has `record_dpsgd`; `training` is what it trains with.
 
-    UsageError where δ is too large for so many rows, or no noise is enough.
+    UnsuitableError where δ is too large for so many rows, or no noise is enough.
     """
     dpsgd = contract.privacy.record_dpsgd
     if dpsgd is None:
         return None
-    check_delta("privacy.record_dpsgd.delta", dpsgd.delta, rows)
     steps = math.ceil(own_volume(contract.data, rows) * training.local_epochs / training.batch_size)
-    rate, epsilon = sampling_rate(training.batch_size, rows), min(dpsgd.epsilon, policy.record_epsilon or dpsgd.epsilon)
+    rate, delta = sampling_rate(training.batch_size, rows), dpsgd.delta
+    name, epsilon = "privacy.record_dpsgd.epsilon", dpsgd.epsilon
+    if policy.record_epsilon and policy.record_epsilon < epsilon:
+        name, epsilon = "policy.record_epsilon", policy.record_epsilon
 
     def price(noise: float) -> Cost:
         """Of the whole run."""
-        return cost_of_integers([Release(noise, rate, contract.rounds * steps)], dpsgd.delta)
+        return cost_of_integers([Release(noise, rate, contract.rounds * steps)], delta)
 
-    return Release(noise_for("privacy.record_dpsgd.epsilon", epsilon, price), rate, steps)
+    try:
+        check_delta("privacy.record_dpsgd.delta", delta, rows)
+        return Release(noise_for(name, epsilon, price), rate, steps)
+    except UsageError as error:
+        raise UnsuitableError(error.message, hint=error.hint) from error
 
 
 class Rows(NamedTuple):
-    """What a site trains on: the hash of its data file, and how many rows it has."""
+    """A site's data file: its hash, and how many rows it has, held out or not."""
 
     fingerprint: str
     number: int
@@ -94,5 +102,5 @@ class Charging:
             against=privacy.against,
             noise_multiplier=None if isinstance(privacy, NoNoise) else privacy.noise_multiplier,
             dpsgd=self._dpsgd,
-            colluders=self._contract.colluders,
+            colluders=self._contract.colluders if privacy.holds_against_coordinator else 0,
         )

@@ -161,6 +161,8 @@ def check_ledger(site: SiteConfig) -> str | Warned:
             check_rows(own, site.data_set, files.digest(site.data).hex(), accept_change=False)
     except UsageError as error:
         return Warned(error.message, error.hint)
+    except OSError as error:
+        return Warned(f"{site.data}: {error.strerror}", "see the finding on the data")
     return f"{len(own)} rounds were charged to data set {site.data_set}"
 
 

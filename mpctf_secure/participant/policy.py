@@ -13,6 +13,10 @@ from mpctf_secure.rounds.terms import check_noise
 from mpctf_secure.secagg.parameters import check_terms, floor
 
 
+class UnsuitableError(UsageError):
+    """Terms that do not suit this site's rows or settings, as another run's may."""
+
+
 def check_proposal(proposal: Proposal, policy: Policy, roster: Roster, name: str) -> None:
     """1. It is about my roster; 2. I am in it and all of it is enrolled; 3. no floor of mine or the protocol breaks."""
     if bytes.fromhex(proposal.roster_hash) != roster.hash:
@@ -101,9 +105,9 @@ def _check_budget(proposal: Proposal, policy: Policy) -> None:
 
 
 def check_packing(proposal: Proposal, compute: Compute) -> None:
-    """UsageError where records could not be told apart."""
+    """UnsuitableError where records could not be told apart."""
     if proposal.privacy.record_dpsgd and compute.packing:
-        raise UsageError(
+        raise UnsuitableError(
             "compute.packing: packed rows have no gradients of their own, which privacy.record_dpsgd needs",
             hint="packing: false in the site file",
         )

@@ -160,7 +160,7 @@ class Participant:
             "round_trained",
             round=state.round + 1,
             turn=turn(contract, state),
-            rows=count,
+            rows=trained.rows,
             tokens=trained.tokens,
             loss=trained.loss,
             seconds=trained.seconds,

@@ -19,10 +19,11 @@ NO_GUARANTEE = "NO MEANINGFUL GUARANTEE, only clipping and regularising noise"
 _MOST_LOG_NOISE = math.log(1e6)
 _LEAST_EPSILON = 1e-12
 _ERROR = 0.01
+_MOST_STEPS = 10**5  # PRV takes seconds for these, and gigabytes for a hundred times as many
 _DIGITS = 1e-4  # relative, of a noise multiplier that is looked for
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Release:
     """`steps` times Gaussian noise of `noise_multiplier` sensitivities, on a Poisson sample of records at this rate."""
 
@@ -87,7 +88,7 @@ def _of_samples(releases: Sequence[Release], delta: float) -> Cost:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that another order would be tighter still
         bound = Cost(max(float(renyi.get_epsilon(delta=delta)), 0.0), "RDP")
-        if bound.is_meaningless or bound.epsilon == 0:
+        if bound.is_meaningless or bound.epsilon == 0 or sum(alike.values()) > _MOST_STEPS:
             return bound
         try:
             error = min(_ERROR, bound.epsilon / 10)  # it is added to ε

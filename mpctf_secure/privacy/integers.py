@@ -79,10 +79,15 @@ class Scheme:
 
     def check(self) -> None:
         """UsageError where the noise is too little or too much for what is proved of it."""
-        for name, variance in (("noise_multiplier", self.variance), ("indicator_noise", self.indicator_variance)):
-            if not _LEAST_VARIANCE <= variance <= _MOST_VARIANCE and (variance or name == "noise_multiplier"):
+        shares = {"updates": self.variance}
+        if self.indicator_noise is not None:
+            shares["indicators"] = self.indicator_variance
+        for what, variance in shares.items():
+            if not _LEAST_VARIANCE <= variance <= _MOST_VARIANCE:
                 raise UsageError(
-                    f"privacy.{name}: a share has variance {variance}, which is outside [16, 2^60]", hint=_PLAN
+                    f"privacy.noise_multiplier: a share of the {what}' noise has variance {variance}, which is outside "
+                    "[16, 2^60]",
+                    hint=_PLAN,
                 )
 
 

@@ -49,8 +49,10 @@ def usual_delta(rows: int) -> float:
 def _of_data_set(name: str, charges: Sequence[Charge], asked: float | None, budget: Budget | None) -> dict[str, Any]:
     own = [charge for charge in charges if charge.data_set == name]
     rows = max(charge.rows for charge in own)
-    delta = asked or (budget.delta if budget else usual_delta(rows))
-    check_delta("delta", delta, rows)
+    source, delta = ("policy.budget.delta", budget.delta) if budget else ("delta", usual_delta(rows))
+    if asked is not None:
+        source, delta = "--delta", asked
+    check_delta(f"data set {name}: {source}", delta, rows)
     costs = {
         (unit, against): spent(own, name, unit, against, delta)
         for unit in get_args(Unit)
@@ -61,9 +63,9 @@ def _of_data_set(name: str, charges: Sequence[Charge], asked: float | None, budg
         runs.setdefault(charge.run, []).append(charge)
     statements = [_statement(unit, against, cost, delta) for (unit, against), cost in costs.items()]
     if budget:
-        left = max(budget.epsilon - costs[budget.unit, budget.against].epsilon, 0)
+        left = max(budget.epsilon - spent(own, name, budget.unit, budget.against, budget.delta).epsilon, 0)
         about = f"of {_UNITS[budget.unit]} against the {budget.against}"
-        statements.append(f"budget: epsilon {budget.epsilon:g} {about}, {left:.4g} is left")
+        statements.append(f"budget: epsilon {budget.epsilon:g} at delta {budget.delta:g} {about}, {left:.4g} is left")
     return {
         "data_set": name,
         "rows": rows,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mpctf_secure.config.base import Hex32, Wire
 from mpctf_secure.config.privacy import Privacy
-from mpctf_secure.config.run import Lora
+from mpctf_secure.config.run import MOST_ROUNDS, Lora
 from mpctf_secure.config.strategies import Aggregation, Count, Data, MemoryAware
 from mpctf_secure.config.training import Training
 from mpctf_secure.hazmat.encoding import enc
@@ -26,7 +26,7 @@ class Proposal(Wire):
     allow_pair: bool
     secure: bool = True
     """Whether updates are masked."""
-    rounds: Count
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
     """All of them; under `memory_aware` the first one adds up sizes, and only the others train."""
     void_rounds: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]

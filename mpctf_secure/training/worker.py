@@ -87,6 +87,7 @@ class Worker:
         return {
             "schema": adapter_schema(self.model),
             "rows": len(self._examples),
+            "held_out": len(self._held_out),
             "truncated": self._truncated,
             "hardware": {**hardware(), "base": self._base, "processes": self._group.size},
             "memory": self._memory,
@@ -146,8 +147,10 @@ class Worker:
                 how = (self._recipe, self._group, after_step, lambda: say({}))
                 return train_steps(self.model, work.records, *how), search
             assert work.samples  # noqa: S101
-            with as_fault(FaultCode.BAD_MODEL):
+            try:
                 return self._dpsgd.train(work.steps, work.samples, self._recipe, after_step, lambda: say({})), None
+            except UsageError as error:  # and not that the agent is gone
+                raise FailedError(FaultCode.BAD_MODEL, error) from error
 
     @property
     def _most_rows(self) -> int:

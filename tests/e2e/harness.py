@@ -96,7 +96,7 @@ class Outcome:
 class ReadyJob:
     """In the place of training, where a test is about what comes after it: an update of its own for each site."""
 
-    rows, truncated, memory, hardware_text = 32, 0, 1, "nothing"
+    rows, held_out, truncated, memory, hardware_text = 32, 0, 0, 1, "nothing"
     schema = (("lora_A.weight", (4, 500)), ("lora_B.weight", (500, 4)))
 
     def __init__(self, spec: JobSpec, *_: object) -> None:

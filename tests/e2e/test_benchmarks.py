@@ -20,6 +20,7 @@ def test_the_round_benchmark_finishes_its_rounds(mode: str) -> None:
     assert found["memory"] > 1 << 20
 
 
+@pytest.mark.slow
 def test_the_audit_of_one_run_finds_no_more_than_is_claimed() -> None:
     done = subprocess.run([sys.executable, str(FOLDER / "audit.py")], check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.count("claims epsilon 3, one run shows ") == 2

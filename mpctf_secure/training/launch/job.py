@@ -66,7 +66,7 @@ class Trained:
 
 
 class Job:
-    """`schema`, `rows`, `truncated`, `hardware` and `memory` [MiB] are what rank 0 reported."""
+    """`schema`, `rows`, `held_out`, `truncated`, `hardware` and `memory` [MiB] are what rank 0 reported."""
 
     def __init__(
         self,
@@ -82,7 +82,8 @@ class Job:
         self._running: Running | None = None
         described = self._insisting(self._start, restarts=0)
         self.schema = tuple((name, tuple(shape)) for name, shape in described["schema"])
-        self.rows, self.truncated = int(described["rows"]), int(described["truncated"])
+        self.rows, self.held_out = int(described["rows"]), int(described["held_out"])
+        self.truncated = int(described["truncated"])
         self.hardware: dict[str, Any] = described["hardware"]
         self.memory_kind, self.memory = described["memory"]
         if site.compute.memory_gib is not None:

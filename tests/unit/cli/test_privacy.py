@@ -89,7 +89,7 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
     whom = "against the coordinator, with as many participants as each run says"
     assert lines[1].startswith(f"a row, {whom}: epsilon 2.94")
     assert lines[3].startswith(f"all rows together, {whom}: epsilon 1.3")
-    assert "budget: epsilon 8 of all rows together against the coordinator, 6.6" in " ".join(lines)
+    assert "budget: epsilon 8 at delta 1e-05 of all rows together against the coordinator, 6.6" in " ".join(lines)
     assert "run joint-2: 1 rounds, noise multiplier 4 on updates, against the coordinator and 1 participants" in lines
     assert any(line.startswith("not covered: ") for line in lines)
     assert any(line.startswith("computed with mpctf-secure ") and "opacus 1." in line for line in lines)
@@ -101,9 +101,10 @@ def test_report_says_what_was_spent_on_which_runs_and_what_is_left(tmp_path: Pat
 def test_delta_with_which_a_row_may_be_published_is_no_report(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     Ledger(tmp_path / "keys").charge(charge(1), None)
-    result = report(tmp_path, "--delta", "0.005")
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: delta: 0.005 is outside (0, 1/200)\nhint: ")
+    for delta in ("0.005", "0", "nan"):
+        result = report(tmp_path, "--delta", delta)
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"error: data set notes: --delta: {delta} is outside (0, 1/200)\nhint: ")
 
 
 def test_noise_on_records_is_reported_with_its_samples(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.participant import agent
 from mpctf_secure.participant.agent import VetoError, serve
+from mpctf_secure.participant.policy import UnsuitableError
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training.faults import Fault
 
@@ -35,6 +36,7 @@ class Runs:
 
 GOES_ON = {
     "a run that does not fit into the budget": (BudgetSpentError("too much", hint="less"), True),
+    "a run that does not suit the site's rows": (UnsuitableError("no", hint="yes"), True),
     "a run that is refused": (VetoError("no", hint="yes"), True),
     "a coordinator that went away": (InterruptedRunError("gone", hint="wait"), True),
     "an attack": (SecurityError("forged", hint="ask"), False),

@@ -12,6 +12,8 @@ from mpctf_secure.config.strategies import FixedSize, MaxVolume, Percentage
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import BudgetSpentError, UsageError
 from mpctf_secure.participant.charging import Charging, Rows, record_noise
+from mpctf_secure.participant.policy import UnsuitableError
+from mpctf_secure.privacy import accountant
 from mpctf_secure.privacy.accountant import Release, cost_of_integers
 from mpctf_secure.privacy.ledger import Ledger, spent
 
@@ -58,8 +60,18 @@ def test_run_without_it_has_no_noise_on_records() -> None:
 def test_delta_with_which_a_row_may_be_published_is_refused() -> None:
     large = NoNoise(record_dpsgd=RecordDpSgd(epsilon=8, delta=0.005))
     record_noise(contract(large), Policy(), TERMS, 199)
-    with pytest.raises(UsageError, match=r"privacy\.record_dpsgd\.delta: 0.005 is outside \(0, 1/200\)"):
+    with pytest.raises(UnsuitableError, match=r"privacy\.record_dpsgd\.delta: 0.005 is outside \(0, 1/200\)"):
         record_noise(contract(large), Policy(), TERMS, 200)
+
+
+@pytest.mark.parametrize(("own", "name"), [(None, "privacy.record_dpsgd.epsilon"), (0.02, "policy.record_epsilon")])
+def test_run_of_which_no_noise_is_enough_is_refused_by_whose_target_it_is(
+    monkeypatch: pytest.MonkeyPatch, own: float | None, name: str
+) -> None:
+    monkeypatch.setattr(accountant, "_MOST_LOG_NOISE", 0.0)
+    far = NoNoise(record_dpsgd=RecordDpSgd(epsilon=0.03))
+    with pytest.raises(UnsuitableError, match=f"{name}: no noise reaches"):
+        record_noise(contract(far), Policy(record_epsilon=own), TERMS, ROWS)
 
 
 def site(folder: Path, **policy: object) -> SiteConfig:

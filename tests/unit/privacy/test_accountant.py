@@ -84,6 +84,12 @@ def test_where_one_accountant_fails_the_other_holds(
     assert found.accountant == "RDP"
 
 
+def test_more_steps_than_the_tight_one_has_memory_for_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator names the rounds, and sites pay for the arithmetic."""
+    monkeypatch.delattr(PRVAccountant, "get_epsilon")
+    assert cost([Release(100.0, 0.01, 10**8)], 1e-5).accountant == "RDP"
+
+
 def test_noise_that_hides_nearly_all_costs_nothing_and_never_less() -> None:
     """Renyi DP's bound is negative there."""
     assert cost([Release(50.0, 0.1, 2)], 1e-2).epsilon == 0

@@ -74,7 +74,8 @@ def test_updates_and_noise_fit_into_a_lane(summands: int, noise: float, data: st
     [
         (scheme(noise=1e-6), "outside"),
         (scheme(noise=1e9), "too much for lanes"),
-        (scheme(indicator_noise=1e-7), "indicator_noise"),
+        (scheme(indicator_noise=1e-7), "noise_multiplier: a share of the indicators' noise"),
+        (scheme(indicator_noise=1e4), "noise_multiplier: a share of the indicators' noise"),
     ],
 )
 def test_noise_of_which_nothing_is_proved_is_refused(plan: Scheme, text: str) -> None:

@@ -104,6 +104,9 @@ SPOILT = {
     "all gone": lambda _: b"",
     "two changed places": lambda content: b"".join(reversed(content.splitlines(keepends=True))),
     "no JSON": lambda content: content + b"x\n",
+    "noise without end": lambda content: content.replace(
+        b'"fingerprint"', b'"dpsgd":{"noise_multiplier":Infinity,"sampling_rate":0.1,"steps":1},"fingerprint"', 1
+    ),
     "white space": lambda content: content.replace(b":", b": ", 1),
 }
 

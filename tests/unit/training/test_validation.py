@@ -204,7 +204,9 @@ def trained(folder: Path, data: Path, start: np.ndarray | None = None, **terms: 
 
 def test_held_out_rows_are_neither_counted_nor_trained_on(folder: Path, examples: list[Example]) -> None:
     worker = make_worker(folder, folder / "data" / "a.jsonl", validation=0.25)
-    assert worker.describe()["rows"] == len(TRAINED) == 30
+    told = worker.describe()
+    assert (told["rows"], told["held_out"]) == (len(TRAINED), len(HELD_OUT))
+    assert len(TRAINED) == 30
     assert worker._examples == [examples[index] for index in TRAINED]
     assert worker._held_out == [examples[index] for index in HELD_OUT]
 

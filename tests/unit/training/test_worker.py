@@ -10,6 +10,7 @@ from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute, SiteConfig
 from mpctf_secure.config.strategies import FedProx
 from mpctf_secure.config.training import Training
+from mpctf_secure.errors import EnvironmentUnfitError, UsageError
 from mpctf_secure.experiments.intents import write_intents
 from mpctf_secure.experiments.tiny_llama import write_tiny_llama
 from mpctf_secure.privacy.accountant import Release
@@ -17,6 +18,7 @@ from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.messages import FaultCode
 from mpctf_secure.training import worker as worker_module
 from mpctf_secure.training.data import Example
+from mpctf_secure.training.dpsgd import DpSgd
 from mpctf_secure.training.faults import FailedError
 from mpctf_secure.training.group import Group
 from mpctf_secure.training.model_hash import hash_model
@@ -104,6 +106,27 @@ def test_job_of_dpsgd_never_trains_without_noise(site: SiteConfig) -> None:
         worker._work({"names": [], "rows": [1, 2]})
     with pytest.raises(AssertionError):
         worker._train(initial_adapter(worker.describe()["schema"], 0), Work([], [[]]), lambda _: None)
+
+
+GONE = EnvironmentUnfitError("the agent is gone", hint="none")
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"), [(UsageError("nothing", hint="x"), FailedError), (GONE, EnvironmentUnfitError)]
+)
+def test_agent_that_went_away_is_no_mistake_of_dpsgd(
+    site: SiteConfig, monkeypatch: pytest.MonkeyPatch, error: Exception, seen: type[Exception]
+) -> None:
+    """Else a job whose link broke would be hopeless, and not be started again."""
+    worker = Worker(spec(site, record_dpsgd=RecordDpSgd(epsilon=8)), Group())
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DpSgd, "train", fail)
+    work = Work([], [[]], Samples(Release(1.0)))
+    with pytest.raises(seen):
+        worker._train(initial_adapter(worker.describe()["schema"], 0), work, lambda _: None)
 
 
 def test_model_that_does_not_fit_is_told_apart_from_rows_that_do_not(
