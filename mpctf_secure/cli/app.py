@@ -185,7 +185,8 @@ def _as_ours(error: BaseException) -> MpctfError:
         case MpctfError():
             return error
         case TyperException():
-            return UsageError(error.format_message().partition("\n")[0], hint="mpctf-secure --help")
+            said = error.format_message().partition("\n")[0] or "no command"
+            return UsageError(said, hint="mpctf-secure --help")
         case OSError():
             return EnvironmentUnfitError(
                 f"{error.filename or 'system'}: {error.strerror}", hint="check disk and rights"

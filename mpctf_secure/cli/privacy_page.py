@@ -10,16 +10,22 @@ _ROWS = {
     "adjacency": "compared with",
     "against": "against",
     "noise": "noise",
-    "noise_multiplier": "noise multiplier",
+    "noise_multiplier": "noise multiplier, at least",
+    "noise_multiplier_of_sums": "noise multiplier of each sum",
     "clip_norm": "clip norm",
     "releases": "releases",
     "accountant": "accountant",
 }
 _CHECK = (
     "Every site has its own ledger of what left it: `mpctf-secure privacy report site.yaml` there says what was spent "
-    "of its data, in this run and all others, and with how much noise. The terms, which all sites have accepted by "
-    "their hash, are in `config.yaml`; rounds and survivors in `report.json`."
+    "of its data, in this run and all others, and with how much noise. It counts the least noise that a sum may have, "
+    "this page the noise of those who survived."
 )
+_TERMS = (
+    "The terms, which all sites have accepted by their hash, are in `config.yaml`; rounds and survivors in "
+    "`report.json`."
+)
+_NO_TERMS = "Not all sites have accepted the terms."
 
 
 def render(report: dict[str, Any]) -> str:
@@ -29,11 +35,11 @@ def render(report: dict[str, Any]) -> str:
     parts = [
         f"# Privacy of run {report['run_id']}",
         f"{len(report['participants'])} participants, {len(report['rounds'])} rounds, of which {len(done)} have a sum. "
-        f"Ended: {report['exit']['reason']}. Contract {report['contract_hash']}.",
+        f"Ended: {report['exit']['reason']}. Contract: {report['contract_hash'] or 'none'}.",
         *_section("A participant's whole contribution", found),
         *(_section("Each record", found["records"]) if found["records"] else []),
         "## How to check",
-        _CHECK,
+        f"{_CHECK} {_TERMS if report['contract_hash'] else _NO_TERMS}",
         f"Computed with {versions}.",
     ]
     return "\n\n".join(parts)
@@ -50,4 +56,6 @@ def _section(title: str, found: dict[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

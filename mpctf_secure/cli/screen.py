@@ -117,8 +117,14 @@ class Screen:
 
 
 def _plain(value: Any) -> str:
-    fields = value.model_dump(mode="json", exclude_none=True).items() if isinstance(value, BaseModel) else ()
-    return ", ".join(f"{name} {part}" for name, part in fields) or str(value)
+    if not isinstance(value, BaseModel):
+        return str(value)
+    fields = ((name, getattr(value, name)) for name in type(value).model_fields)
+    return ", ".join(
+        f"{name} ({_plain(part)})" if isinstance(part, BaseModel) else f"{name} {part}"
+        for name, part in fields
+        if part is not None
+    )
 
 
 def _listed(value: Any) -> Any:

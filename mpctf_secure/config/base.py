@@ -26,7 +26,9 @@ class Wire(Frozen):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise DecodeError(f"{cls.__name__.lower()} cannot be parsed: {error.errors()[0]['msg']}") from error
+            raise DecodeError(
+                f"{cls.__name__.lower().strip('_')} cannot be parsed: {error.errors()[0]['msg']}"
+            ) from error
 
     def encode(self) -> bytes:
         """Only what is set: a field that is None is left out."""

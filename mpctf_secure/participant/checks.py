@@ -158,7 +158,7 @@ def check_ledger(site: SiteConfig) -> str | Warned:
     own = [charge for charge in charges if charge.data_set == site.data_set]
     try:
         if site.data.is_file():
-            check_rows(own, site.data_set, files.digest(site.data).hex(), accept_change=False)
+            check_rows(charges, site.data_set, files.digest(site.data).hex(), accept_change=False)
     except UsageError as error:
         return Warned(error.message, error.hint)
     except OSError as error:

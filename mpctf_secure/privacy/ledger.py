@@ -19,7 +19,7 @@ from mpctf_secure import files
 from mpctf_secure.config.base import Frozen, Hex32, Wire
 from mpctf_secure.config.privacy import Against
 from mpctf_secure.config.site import Budget, Unit
-from mpctf_secure.errors import BudgetSpentError, DecodeError, SecurityError, UsageError
+from mpctf_secure.errors import BudgetSpentError, DecodeError, EnvironmentUnfitError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.privacy.accountant import Cost, Release, cost_of_integers
 
@@ -77,7 +77,7 @@ class Ledger:
     def charges(self) -> list[Charge]:
         """All of them; SecurityError for a ledger that was shortened or changed."""
         with self._locked():
-            return [line.charge for line in self._read()]
+            return [line.charge for line in self._read(mends=False)]
 
     def charge(self, charge: Charge, budget: Budget | None, *, accept_change: bool = False) -> None:
         """Put it on disk, unless it is there already.
@@ -86,7 +86,7 @@ class Ledger:
         nobody has accepted that.
         """
         with self._locked():
-            lines = self._read()
+            lines = self._read(mends=True)
             known = [line.charge for line in lines]
             if charge in known:
                 return
@@ -106,12 +106,12 @@ class Ledger:
                 os.fsync(stream.fileno())
             self._write_head([*lines, line])
 
-    def _read(self) -> list[_Line]:
+    def _read(self, *, mends: bool) -> list[_Line]:
         """The whole chain. What a crash tore off the end, or left without its head, was not published yet."""
         path, head = self._folder / _LEDGER, self._read_head()
         content = path.read_bytes() if path.exists() else b""
         *whole, torn = content.split(b"\n")
-        if torn and len(whole) >= head.count:  # else somebody has edited it, and maybe can put it back
+        if torn and mends and len(whole) >= head.count:  # else somebody has edited it, and maybe can put it back
             os.truncate(path, len(content) - len(torn))
         lines, previous = list[_Line](), _FIRST
         for number, raw in enumerate(whole, 1):
@@ -123,9 +123,11 @@ class Ledger:
                 raise self._spoilt(f"line {number} does not follow the one before")
             lines.append(line)
             previous = _hash(line)
-        if len(lines) - head.count not in {0, 1} or (head.count and _hash(lines[head.count - 1]) != head.last):
+        if len(lines) - head.count not in {0, 1}:
             raise self._spoilt(f"{len(lines)} lines, {_HEAD} says {head.count}")
-        if len(lines) > head.count:
+        if head.count and _hash(lines[head.count - 1]) != head.last:
+            raise self._spoilt(f"line {head.count} is not the one that {_HEAD} knows")
+        if mends and len(lines) > head.count:
             self._write_head(lines)
         return lines
 
@@ -147,6 +149,10 @@ class Ledger:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         path = self._folder / _LOCK
+        if not self._folder.is_dir():
+            raise EnvironmentUnfitError(
+                f"{self._folder}: no keys folder", hint="mpctf-secure enroll init NAME makes it"
+            )
         with files.writing(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
@@ -185,11 +191,19 @@ def check_budget(charges: Sequence[Charge], data_set: str, budget: Budget) -> No
 
 
 def check_rows(charges: Sequence[Charge], data_set: str, fingerprint: str, *, accept_change: bool) -> None:
-    """UsageError where a data set has other rows than those that were charged last: a typing error in a name, or more
-    rows; what was spent stays spent."""
+    """UsageError where a data set has other rows than those that were charged last, or the same as another: a typing
+    error in a name, or more rows; what was spent stays spent, of each name by itself."""
     last = next((charge for charge in reversed(charges) if charge.data_set == data_set), None)
-    if last and last.fingerprint != fingerprint and not accept_change:
+    if accept_change or (last and last.fingerprint == fingerprint):
+        return
+    if last:
         raise UsageError(
             f"data: the file has changed since data set {data_set} was charged for run {last.run}",
-            hint="join --accept-data-change goes on, and keeps what was spent; other rows are another data_set",
+            hint="join --accept-data-change goes on, and keeps what was spent; wholly other rows are another data_set",
+        )
+    same = next((charge for charge in charges if charge.fingerprint == fingerprint), None)
+    if same:
+        raise UsageError(
+            f"data_set {data_set}: the same file was charged as data set {same.data_set} for run {same.run}",
+            hint=f"data_set: {same.data_set}; join --accept-data-change counts it anew, as if nothing was spent",
         )

@@ -18,13 +18,14 @@ _WHOM = {
 }
 _UNITS = {"record": "a row", "participant": "all rows together"}
 _ADJACENCY = {
-    "record": "the row, or one that teaches nothing in its place; a text that is in several rows is protected in each",
+    "record": "the row, or one that teaches nothing in its place",
     "participant": "this site's whole contribution to a round, or nothing in its place (zero-out)",
 }
-_NOISE = "discrete Gaussian by AES-CTR from the operating system's randomness, as much as with the fewest survivors"
+_NOISE = "discrete Gaussian by AES-CTR from a secret of the round; on updates as much as with the fewest survivors"
 _NOT_COVERED = (
     "how many rows there are",
-    "whether and when this site answers",
+    "what several rows of one person tell together, or one row that is there twice",
+    "whether and when this site answers, and how long its training takes",
     "settings chosen by looking at the rows",
     "losses and accuracies that this site measures and keeps",
 )

@@ -10,6 +10,7 @@ from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.terms import fewest_survivors, hidden_shares
 
 _NOISE = "discrete Gaussian on integers (Canonne, Kamath and Steinke 2020) from AES-256-CTR"
+_NOTHING = "nothing was published"
 _NOT_COVERED = (
     "whether and when a participant answers, and sizes of messages",
     "settings that a participant chose by looking at its data",
@@ -43,12 +44,11 @@ def noise_of_round(contract: Proposal, privacy: Noised, sizes: RoundSizes) -> fl
 
 def describe(contract: Proposal, rounds: Iterable[RoundSizes]) -> dict[str, Any]:
     """The guarantees of a participant's whole contribution over these rounds, and of each record, for report.json."""
-    found = _of_contributions(contract, rounds)
-    dpsgd = contract.privacy.record_dpsgd
-    return {**found, "records": dpsgd and _of_records(dpsgd)}
+    published, dpsgd = list(rounds), contract.privacy.record_dpsgd
+    return {**_of_contributions(contract, published), "records": dpsgd and _of_records(dpsgd, published)}
 
 
-def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
+def _of_records(dpsgd: RecordDpSgd, rounds: Sequence[RoundSizes]) -> dict[str, Any]:
     text = (
         f"epsilon {dpsgd.epsilon:g} or less at delta {dpsgd.delta:g} for each record, against everybody else, in this "
         "run alone (DP-SGD; each site has added the noise and recorded it, the coordinator cannot check it)"
@@ -63,12 +63,14 @@ def _of_records(dpsgd: RecordDpSgd) -> dict[str, Any]:
         "clip_norm": dpsgd.clip_norm,
         "accountant": "each site's: closed form without sampling, else the smaller of Renyi DP and PRV (Opacus)",
         "not_covered": [*_NOT_COVERED, *_NOT_COVERED_OF_RECORDS],
-        "statement": Cost(dpsgd.epsilon, "").qualified(text),
+        "statement": Cost(dpsgd.epsilon, "").qualified(text) if rounds else _NOTHING,
     }
 
 
-def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes]) -> dict[str, Any]:
+def _of_contributions(contract: Proposal, rounds: Sequence[RoundSizes]) -> dict[str, Any]:
     privacy = contract.privacy
+    if not rounds:
+        return {"strategy": privacy.strategy, "epsilon": 0.0, "accountant": None, "statement": _NOTHING}
     if isinstance(privacy, NoNoise):
         masked = "under masks" if contract.secure else "in the clear"
         text = f"updates are clipped and summed {masked}, but no noise is added to them"
@@ -85,6 +87,7 @@ def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes]) -> dict[
         "releases": len(releases),
         "noise": f"{_NOISE}, {by}",
         "noise_multiplier": privacy.noise_multiplier,
+        "noise_multiplier_of_sums": [release.noise_multiplier for release in releases],
         "clip_norm": privacy.highest_clip_norm,
         "delta": USUAL_DELTA,
         "not_covered": list(_NOT_COVERED),
@@ -93,8 +96,6 @@ def _of_contributions(contract: Proposal, rounds: Iterable[RoundSizes]) -> dict[
 
 
 def _spent(releases: Sequence[Release], against: str) -> dict[str, Any]:
-    if not releases:
-        return {"epsilon": 0.0, "accountant": None, "statement": "nothing was published"}
     spent = cost_of_integers(releases, USUAL_DELTA)
     text = (
         f"epsilon {spent.epsilon:.4g} at delta {USUAL_DELTA:g} for a participant's whole contribution, against "

@@ -25,7 +25,7 @@ STRATEGIES = {
     "none": (NoNoise(), ["No differential privacy: updates"], ["## Each record"]),
     "noise of the participants": (
         ClientFixed(noise_multiplier=1.5),
-        ["| noise multiplier | 1.5 |", "a share by every participant", "| releases | 2 |", "Not covered:"],
+        ["| noise multiplier, at least | 1.5 |", "a share by every participant", "| releases | 2 |", "Not covered:"],
         ["## Each record"],
     ),
     "noise on records beside the coordinator's": (

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpctf_secure.config.site import Budget
-from mpctf_secure.errors import BudgetSpentError, SecurityError, UsageError
+from mpctf_secure.errors import BudgetSpentError, EnvironmentUnfitError, SecurityError, UsageError
 from mpctf_secure.privacy import ledger as ledger_module
 from mpctf_secure.privacy.ledger import Charge, Ledger, spent
 
@@ -50,7 +50,7 @@ def test_a_charge_that_does_not_fit_is_refused_and_leaves_no_trace(tmp_path: Pat
     assert caught.value.exit_code == 6
     assert "privacy report" in caught.value.hint
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
-    book.charge(charge(11, data_set="other"), BUDGET)
+    book.charge(charge(11, data_set="other", fingerprint=B), BUDGET)
 
 
 def test_run_without_noise_is_in_the_ledger_and_no_budget_holds_after_it(tmp_path: Path) -> None:
@@ -80,6 +80,31 @@ def test_changed_rows_are_refused_until_somebody_accepts_them_and_keep_what_was_
     book.charge(charge(2, fingerprint=B), BUDGET, accept_change=True)
     book.charge(charge(3, fingerprint=B), BUDGET)
     assert len(book.charges()) == 3
+
+
+def test_same_rows_under_another_name_are_refused_until_somebody_accepts_it(tmp_path: Path) -> None:
+    """Else a name is all that it takes for a new budget."""
+    book = Ledger(tmp_path)
+    book.charge(charge(1), BUDGET)
+    with pytest.raises(UsageError, match="data_set other: the same file was charged as data set notes") as caught:
+        book.charge(charge(2, data_set="other"), BUDGET)
+    assert "data_set: notes" in caught.value.hint
+    book.charge(charge(2, data_set="other"), BUDGET, accept_change=True)
+    book.charge(charge(3, data_set="other"), BUDGET)
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    content = three(tmp_path) + b'{"charge":{"aga'
+    (tmp_path / "ledger.jsonl").write_bytes(content)
+    assert len(Ledger(tmp_path).charges()) == 3
+    assert (tmp_path / "ledger.jsonl").read_bytes() == content
+    Ledger(tmp_path).charge(charge(4), None)  # what a crash tore off was never published
+    assert [one.round for one in Ledger(tmp_path).charges()] == [1, 2, 3, 4]
+
+
+def test_folder_without_keys_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=r"none: no keys folder"):
+        Ledger(tmp_path / "none").charges()
 
 
 def three(folder: Path) -> bytes:

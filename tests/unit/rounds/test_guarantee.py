@@ -6,6 +6,7 @@ from mpctf_secure.rounds.guarantee import RoundSizes, describe, noise_of_round
 from mpctf_secure.rounds.terms import noise_scheme
 
 TEN = tuple("abcdefghij")
+ONE = [RoundSizes(10, 10)]
 CLAIM_3 = 4.397  # noise multiplier of ε = 3 in ten rounds at δ = 1e-5
 
 
@@ -34,7 +35,7 @@ def test_noise_without_over_provision_would_not_do() -> None:
 def test_coordinators_noise_is_the_same_whoever_is_lost() -> None:
     privacy = ServerFixed(noise_multiplier=CLAIM_3)
     assert spent(privacy, 7) == spent(privacy, 10) == pytest.approx(3.0, abs=2e-3)
-    assert "trust the coordinator" in describe(contract(privacy), [])["against"]
+    assert "trust the coordinator" in describe(contract(privacy), ONE)["against"]
 
 
 def test_a_pair_counts_on_one_share_only() -> None:
@@ -61,14 +62,27 @@ def test_words_say_what_the_numbers_are_about() -> None:
     weak = describe(contract(ClientFixed(noise_multiplier=1e-3)), [RoundSizes(10, 10)])
     assert weak["statement"].startswith("NO MEANINGFUL GUARANTEE, only clipping and regularising noise: epsilon")
     assert describe(contract(NoNoise()), [RoundSizes(10, 10)])["statement"].startswith("no differential privacy")
-    assert describe(contract(ServerFixed(noise_multiplier=1.0)), [])["statement"] == "nothing was published"
+
+
+@pytest.mark.parametrize("privacy", [NoNoise(), ServerFixed(noise_multiplier=1.0)])
+def test_run_without_a_round_claims_nothing(privacy: NoNoise | ServerFixed) -> None:
+    noised = privacy.model_copy(update={"record_dpsgd": RecordDpSgd(epsilon=8)})
+    found = describe(contract(noised), [])
+    assert found["statement"] == found["records"]["statement"] == "nothing was published"
+
+
+def test_noise_of_each_sum_is_told() -> None:
+    found = describe(
+        contract(ClientFixed(noise_multiplier=CLAIM_3, dropouts=2)), [RoundSizes(10, 8), RoundSizes(10, 10)]
+    )
+    assert found["noise_multiplier_of_sums"] == pytest.approx([CLAIM_3, CLAIM_3 * (7 / 5) ** 0.5])
 
 
 @pytest.mark.parametrize("privacy", [NoNoise(), ServerFixed(noise_multiplier=CLAIM_3)])
 def test_guarantee_of_records_is_told_beside_that_of_contributions(privacy: NoNoise | ServerFixed) -> None:
-    assert describe(contract(privacy), [])["records"] is None
+    assert describe(contract(privacy), ONE)["records"] is None
     noised = privacy.model_copy(update={"record_dpsgd": RecordDpSgd(epsilon=8, delta=1e-6)})
-    found = describe(contract(noised), [])
+    found = describe(contract(noised), ONE)
     assert "no differential privacy" not in found["statement"]
     assert (found["records"]["epsilon_at_most"], found["records"]["delta"]) == (8, 1e-6)
     assert found["records"]["statement"].startswith("epsilon 8 or less at delta 1e-06 for each record")
@@ -77,4 +91,4 @@ def test_guarantee_of_records_is_told_beside_that_of_contributions(privacy: NoNo
 
 def test_noise_on_records_that_means_nothing_is_called_so() -> None:
     noised = NoNoise(record_dpsgd=RecordDpSgd(epsilon=51))
-    assert describe(contract(noised), [])["records"]["statement"].startswith("NO MEANINGFUL GUARANTEE")
+    assert describe(contract(noised), ONE)["records"]["statement"].startswith("NO MEANINGFUL GUARANTEE")
