@@ -54,7 +54,7 @@ SHAPE = (16, 4096)
 class ReadyJob:
     """A training job that has its update ready."""
 
-    rows, truncated, memory, hardware_text = 64, 0, 1, "nothing"
+    rows, held_out, truncated, memory, hardware_text = 64, 0, 0, 1, "nothing"
 
     def __init__(self, spec: object, site: SiteConfig, *_: object) -> None:
         count = int((site.work / "tensors").read_text())

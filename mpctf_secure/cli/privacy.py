@@ -119,7 +119,7 @@ def _show_spending(entry: dict[str, Any]) -> None:
 def _noise_of(run: dict[str, Any]) -> str:
     parts = []
     if run["noise_multiplier"]:
-        others = f" and {run['colluders']} participants" * (run["against"] == "coordinator" and run["colluders"] > 0)
+        others = f" and {run['colluders']} of the participants" if run["colluders"] else ""
         parts.append(f"noise multiplier {run['noise_multiplier']:g} on updates, against the {run['against']}{others}")
     if dpsgd := run["dpsgd"]:
         parts.append(

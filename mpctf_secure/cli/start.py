@@ -43,7 +43,6 @@ from mpctf_secure.transport.tls import OwnTls, utc_now
 _ENDING_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS, _DOWNLOAD_SECONDS = 1.0, 60.0
-RESUME = "mpctf-secure runs resume goes on"
 
 
 class _Parties(NamedTuple):
@@ -150,15 +149,15 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         if ended:
             screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
             with contextlib.closing(events), screen:
-                _until_interrupted(run)
+                _until_interrupted(run, folder)
             return
         accuracies, failure = None, None
         try:
             with screen:
-                _until_interrupted(run)
+                _until_interrupted(run, folder)
                 accuracies = evaluate(plan, folder, screen)
         except (MpctfError, KeyboardInterrupt) as error:
-            failure = error if isinstance(error, MpctfError) else InterruptedRunError("interrupted", hint=RESUME)
+            failure = error if isinstance(error, MpctfError) else _interrupted(folder)
             failure.culprits = tuple(parties.roster.named(failure.culprits))
         content = report.build(run.coordinator, plan.proposal, folder, accuracies, failure)
         report.write(folder, content)
@@ -185,11 +184,15 @@ def _show_terms(event: Event, proposal: Proposal, screen: Screen) -> None:
         screen.terms(proposal, event.fields["choices"])
 
 
-def _until_interrupted(run: "_Run") -> None:
+def _until_interrupted(run: "_Run", folder: Path) -> None:
     try:
         asyncio.run(run.main())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        raise InterruptedRunError("interrupted", hint=RESUME) from error
+        raise _interrupted(folder) from error
+
+
+def _interrupted(folder: Path) -> InterruptedRunError:
+    return InterruptedRunError("interrupted", hint=f"mpctf-secure runs resume {folder.name} goes on")
 
 
 def _cohort_rules(config: RunConfig) -> tuple[int, int]:

@@ -53,7 +53,6 @@ from mpctf_secure.secagg.transitions import ServerState
 
 GO, ACK = Answer("go", b""), Answer("ack", b"")
 _MOST_REASON = 250  # characters, at most four bytes each
-_RESUME = "mpctf-secure runs resume goes on, once they are back; report.json says who was lost when and why"
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
 _DISMISSING_SECONDS = 20.0  # a site that trains says every 15 that it is there
@@ -339,7 +338,7 @@ class Coordinator:
         if len(transition.arrived) < contract.agreement:
             reason = self.ledger.round.void
             void = f"; it is void: {reason}" if reason else ""
-            raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=_RESUME)
+            raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=self._resume)
         await asyncio.to_thread(self._results.save, state)
         certificate = enc_sequence(transition.messages)
         self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
@@ -351,6 +350,13 @@ class Coordinator:
             self._ready = self._open_round(contract, state)
         transition.answer({}, otherwise=Answer("next", certificate))
         return state
+
+    @property
+    def _resume(self) -> str:
+        return (
+            f"mpctf-secure runs resume {self._proposal.run_id} goes on, once they are back; report.json says who was "
+            "lost when and why"
+        )
 
     def _check_cohort(self, cohort: tuple[IdentityKey, ...]) -> None:
         proposal, members = self._proposal, len(self._proposal.participants)
@@ -366,7 +372,7 @@ class Coordinator:
             raise AbsentError(
                 f"round {self.ledger.round.round}: {members - len(lost)} of {members} participants "
                 f"are left, the contract asks for {proposal.quorum}; lost: {', '.join(lost)}",
-                hint=_RESUME,
+                hint=self._resume,
                 culprits=lost,
             ) from error
 
@@ -391,7 +397,7 @@ class Coordinator:
             final = bool(self.reception.banned) or any(reason.startswith(VETO) for reason in missing.values())
             raise (ParticipationError if final else AbsentError)(
                 f"not everyone {deed}: {', '.join(reasons)}",
-                hint="mend it there, and start another run" if final else _RESUME,
+                hint="mend it there, and start another run" if final else self._resume,
                 culprits=self.ledger.names(missing),
             )
 
