@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("mode", ["secure", "clear"])
+@pytest.mark.parametrize("mode", ["secure", pytest.param("clear", marks=pytest.mark.slow)])
 def test_the_round_benchmark_finishes_its_rounds(mode: str) -> None:
     argv = [sys.executable, str(FOLDER / "secagg_round.py"), mode, str(1 << 16), "3", "2"]
     done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, timeout=120)

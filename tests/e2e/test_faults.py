@@ -204,6 +204,7 @@ def test_run_over_machines_one_of_which_is_rebooted_ends_with_the_same_adapter(
         assert_complete(joint)
 
 
+@pytest.mark.slow
 def test_site_that_was_away_at_the_end_gets_the_last_state_later(tmp_path: Path, undisturbed: str) -> None:
     """`runs resume` of a run that is done; a site that knows the end already needs nothing."""
     stages = {"join": 120, "training": 120, "stage": 5, "absence": 60}
@@ -231,6 +232,7 @@ def test_site_that_was_away_at_the_end_gets_the_last_state_later(tmp_path: Path,
         assert joint.report() == before
 
 
+@pytest.mark.slow
 def test_stop_reaches_sites_that_train(tmp_path: Path) -> None:
     """Else `join --once` would wait for ever for a coordinator that will not come back."""
     with consortium(
