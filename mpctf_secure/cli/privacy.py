@@ -145,11 +145,11 @@ def _checked(name: str, value: float, least: float, most: float) -> float:
 
 def _warnings(unit: str, noise: float, meaningless: bool, participants: int, coordinates: int, batch: int) -> list[str]:
     """What the noise does to the guarantee and to learning."""
-    summed, what = (participants, "updates") if unit == "participant" else (batch, "records")
-    ratio = noise * math.sqrt(coordinates) / summed
     from mpctf_secure.config.privacy import MOST_NOISE  # noqa: PLC0415 - as above
     from mpctf_secure.privacy.accountant import NO_GUARANTEE  # noqa: PLC0415
 
+    summed, what = (participants, "updates") if unit == "participant" else (batch, "records")
+    ratio = noise * math.sqrt(coordinates) / summed
     warnings = [NO_GUARANTEE] if meaningless else []
     if unit == "participant" and noise > MOST_NOISE:
         warnings.append(f"a run takes a noise multiplier of {MOST_NOISE:g} at the most; fewer rounds help")

@@ -64,7 +64,10 @@ def _of_data_set(name: str, charges: Sequence[Charge], asked: float | None, budg
         runs.setdefault(charge.run, []).append(charge)
     statements = [_statement(unit, against, cost, delta) for (unit, against), cost in costs.items()]
     if budget:
-        left = max(budget.epsilon - spent(own, name, budget.unit, budget.against, budget.delta).epsilon, 0)
+        of_budget = costs[budget.unit, budget.against]
+        if delta != budget.delta:
+            of_budget = spent(own, name, budget.unit, budget.against, budget.delta)
+        left = max(budget.epsilon - of_budget.epsilon, 0)
         about = f"of {_UNITS[budget.unit]} against the {budget.against}"
         statements.append(f"budget: epsilon {budget.epsilon:g} at delta {budget.delta:g} {about}, {left:.4g} is left")
     return {

@@ -141,11 +141,11 @@ class Worker:
             if search:
                 search.after_step(step, steps)
 
-        rows = self._dpsgd.gradients.rows if self._dpsgd else self._most_rows
-        with explaining_memory(self._spec, work.records, rows, trains=True):
+        records, rows = work.records, self._dpsgd.gradients.rows if self._dpsgd else self._most_rows
+        with explaining_memory(self._spec, records, rows, trains=True):
             if self._dpsgd is None:
                 how = (self._recipe, self._group, after_step, lambda: say({}))
-                return train_steps(self.model, work.records, *how), search
+                return train_steps(self.model, records, *how), search
             assert work.samples  # noqa: S101
             try:
                 return self._dpsgd.train(work.steps, work.samples, self._recipe, after_step, lambda: say({})), None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from peft import PeftModel
-from torch.nn.functional import cross_entropy
+from unit.training.test_record_gradients import by_itself
 
 from mpctf_secure.config.run import Lora
 from mpctf_secure.config.site import Compute
@@ -94,12 +94,7 @@ def test_record_that_is_no_number_counts_as_nothing_and_spoils_no_other() -> Non
 
 def test_hardly_any_noise_is_the_mean_of_a_loop_over_single_records(model: PeftModel) -> None:
     """Against autograd alone, in float32; half of the gradients are clipped."""
-    alone = []
-    for record in RECORDS:
-        model.zero_grad()
-        logits = model(torch.tensor([record.input_ids])).logits[0, record.answer_start - 1 : -1]
-        cross_entropy(logits, torch.tensor(record.input_ids[record.answer_start :])).backward()
-        alone.append(torch.cat([parameter.grad.flatten() for parameter in trained_parameters(model)]).double())
+    alone = [by_itself(model, record).double() for record in RECORDS]
     norms = torch.stack([gradient.norm() for gradient in alone])
     clip_norm = float(norms.median())
     expected = sum(gradient * min(1.0, clip_norm / gradient.norm()) for gradient in alone) / 10
