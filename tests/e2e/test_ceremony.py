@@ -342,7 +342,7 @@ def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running)
     running.extend([second.process, *joined.values()])
     second.wait_for("round_started")
     revoke("telecom-c", homes)
-    output, _ = joined["telecom-c"].communicate(timeout=30)
+    output, _ = joined["telecom-c"].communicate(timeout=120)
     assert joined["telecom-c"].returncode == 4, output
     # A call that waited, a new call, or a new connection, whichever notices first.
     assert re.search(r"error: coordinator: .*(not in roster version 3|issued by nobody in the roster)", output), output
