@@ -27,6 +27,7 @@ from mpctf_secure.config.strategies import FedAvg, FixedSize
 from mpctf_secure.config.training import Training
 from mpctf_secure.coordinator import runtime
 from mpctf_secure.coordinator.attempt import Stages
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.gate import Gate
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
@@ -42,11 +43,11 @@ from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import ModelHashes
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.masks import MaskedInput
-from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.messages import Signed, Survivors
 from mpctf_secure.secagg.server import Server
 from mpctf_secure.training.launch.job import Trained
 from mpctf_secure.transport.server import listen
-from mpctf_secure.transport.tls import OwnTls
+from mpctf_secure.transport.tls import OwnTls, utc_now
 
 SHAPE = (16, 4096)
 
@@ -102,6 +103,11 @@ class ClearServer(Server):
         """The cohort."""
         return self.context.cohort
 
+    @property
+    def claim(self) -> Survivors:
+        """That it is."""
+        return Survivors(bytes(32), self.survivors, self.survivors, (bytes(32),) * len(self.survivors))
+
 
 async def aggregate_in_the_clear(stages: Stages, ready: Gate) -> tuple[Gate, tuple[()]]:
     """One stage: the uploads."""
@@ -141,9 +147,10 @@ async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear:
     )  # fmt: skip
     (folder / "spool").mkdir()
     journal = Journal(folder)
-    coordinator = Coordinator(
-        proposal, Timeouts(join=60), roster, keys.identity, folder / "spool", lambda *_, **__: None, journal, b""
-    )
+    log = RunLog(folder, roster, "bench", utc_now)
+    record = log.recording(lambda *_, **__: None)
+    times = Timeouts(join=60)
+    coordinator = Coordinator(proposal, times, roster, keys, folder / "spool", record, journal, log, b"")
     if clear:
         runtime.Server = ClearServer  # type: ignore[misc]
         Stages.aggregate = aggregate_in_the_clear  # type: ignore[method-assign, assignment]

@@ -39,6 +39,11 @@ class Key:
         return sha256(f"{self.name}\n".encode() + bytes([kind]) + self.public)[:_KEY_ID_BYTES]
 
     @property
+    def cosigner_id(self) -> bytes:
+        """Its id as a witness's."""
+        return self.id_of(_COSIGNER)
+
+    @property
     def vkey(self) -> str:
         """As other programs take it: NAME+ID+BASE64(1 ‖ key)."""
         return self._as_text(_LOG)

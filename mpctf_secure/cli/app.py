@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
 from mpctf_secure.attestation.hardening import harden, read_back
-from mpctf_secure.cli import enroll, privacy
+from mpctf_secure.cli import audit, enroll, privacy
 from mpctf_secure.cli import runs as runs_commands
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
@@ -36,6 +36,7 @@ class Compare(StrEnum):
 app.add_typer(enroll.app, name="enroll")
 app.add_typer(runs_commands.app, name="runs")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(audit.app, name="audit")
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ from mpctf_secure.errors import SecurityError
 from mpctf_secure.files import writing
 from mpctf_secure.identity.documents import Document, Organisation, Request, decode_any
 from mpctf_secure.identity.keys import Keys
-from mpctf_secure.identity.roster import Member
+from mpctf_secure.identity.roster import Member, as_member
 from mpctf_secure.ids import IdentityKey, ParticipantName
 from mpctf_secure.transport.mailbox import Mailbox, serve
 from mpctf_secure.transport.tls import OwnTls
@@ -21,7 +21,7 @@ from mpctf_secure.transport.tls import OwnTls
 
 def serve_mailbox(listen: str, owner: Organisation, keys: Keys, folder: Path) -> None:
     """Serve until SIGINT or SIGTERM."""
-    own = Member(ParticipantName(owner.name), owner.role, IdentityKey(keys.identity.public))
+    own = Member(ParticipantName(owner.name), owner.role, IdentityKey(keys.identity.public), keys.log.public)
     asyncio.run(_serve(listen, OwnTls(keys.identity, own), Folder(folder)))
 
 
@@ -64,5 +64,4 @@ def fetch_files(address: str, coordinator: Request) -> None:
 
 
 def _open(address: str, coordinator: Request) -> Mailbox:
-    identity = IdentityKey(bytes.fromhex(coordinator.identity))
-    return Mailbox(address, Member(ParticipantName(coordinator.name), coordinator.role, identity))
+    return Mailbox(address, as_member(coordinator))

@@ -10,10 +10,12 @@ import typer
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.plan import PLAN, STOP, STOPPED, Plan
 from mpctf_secure.cli.text import one_line
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
 from mpctf_secure.database import is_in_use
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError
+from mpctf_secure.identity import keystore
 from mpctf_secure.monitoring.events import COORDINATOR_KINDS, EventLog
 from mpctf_secure.transport.tls import utc_now
 
@@ -93,8 +95,11 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
     plan = Plan.load(folder)
     if len(journal.finished()) == plan.proposal.rounds:
         raise UsageError(f"all rounds of {run} are done", hint=f"mpctf-secure runs resume {run} writes its adapter")
+    roster = keystore.load_roster_of(plan.home, bytes.fromhex(plan.proposal.roster_hash))
     with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
-        end_run(journal, events.record, Ended(InterruptedRunError.exit_code, STOPPED))
+        log = RunLog(folder, roster, plan.proposal.run_id, utc_now)
+        record = events.record if log.is_empty else log.recording(events.record)
+        end_run(journal, record, Ended(InterruptedRunError.exit_code, STOPPED))
     if not plan.config.participants.enrolled:
         destroy_keys(plan.config, folder)
     typer.echo(f"{run} is stopped")

@@ -18,7 +18,17 @@ from mpctf_secure.monitoring.events import Event
 from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import PROGRESS_PARTS
 
-_QUIET = {"run_interrupted", "round_started", "run_ended", "stage_closed"}
+_QUIET = {"run_interrupted", "round_started", "run_ended", "stage_closed"} | {
+    # These are for the audit log.
+    "run_opened",
+    "process_started",
+    "contract_closed",
+    "attempt_opened",
+    "sum_published",
+    "round_closed",
+    "step_witnessed",
+    "model_exported",
+}
 
 
 class Screen:
@@ -134,7 +144,7 @@ def _listed(value: Any) -> Any:
 _TEXTS = {
     "run_started": "run {run} at {listens_at}: waiting for {participants}",
     "participant_joined": "{participant} joined",
-    "contract_closed": "all accepted contract {contract_hash:.16}…",
+    "contract_accepted": "all accepted contract {contract_hash:.16}…",
     "training_failed": "{participant}: its training failed: {code}, node {node}, rank {rank}; {then}",
     "waiting": "round {round}: waits {seconds:.0f} s for {participants}, who are away: a quorum is {quorum}",
     "veto": "{participant} refuses: {reason}",

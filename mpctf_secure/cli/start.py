@@ -23,6 +23,7 @@ from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import Compute
 from mpctf_secure.config.strategies import MemoryAware
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.journal import Ended, Journal
 from mpctf_secure.coordinator.ledger import end_run
 from mpctf_secure.coordinator.runtime import Coordinator
@@ -30,7 +31,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, Mpct
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
-from mpctf_secure.monitoring.events import COORDINATOR_KINDS, Event, EventLog
+from mpctf_secure.monitoring.events import COORDINATOR_KINDS, Event, EventLog, Record
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.state import State
@@ -145,7 +146,12 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         events = EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)
         events.listeners.append(screen.show)
         events.listeners.append(lambda event: _show_terms(event, plan.proposal, screen))
-        run = _Run(plan, parties, folder, events, journal)
+        log = RunLog(folder, parties.roster, plan.proposal.run_id, utc_now)
+        if log.is_empty and not journal.is_empty:
+            raise EnvironmentUnfitError(f"{folder}: the run's audit log is gone", hint="restore the folder as it was")
+        log.keep(b"", keystore.roster_files(parties.home, parties.roster.version))
+        record = log.recording(events.record)
+        run = _Run(plan, parties, folder, record, journal, log)
         if ended:
             screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
             with contextlib.closing(events), screen:
@@ -164,13 +170,14 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         if run.coordinator and run.coordinator.contract:
             report.write_contract(folder, run.coordinator.contract)
         if failure is None:
-            end_run(journal, events.record, Ended(0, "done"))
+            end_run(journal, record, Ended(0, "done"))
         elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:  # there is nothing to go on with
-            end_run(journal, events.record, Ended(failure.exit_code, failure.message))
+            end_run(journal, record, Ended(failure.exit_code, failure.message))
         if journal.ended:
+            log.close(parties.keys.log)
             keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
         if failure and journal.ended is None:
-            events.record("run_interrupted", exit_code=failure.exit_code, reason=failure.message)
+            record("run_interrupted", exit_code=failure.exit_code, reason=failure.message)
         elif parties.fleet:
             destroy_keys(plan.config, folder)
         events.close()
@@ -180,7 +187,7 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
 
 
 def _show_terms(event: Event, proposal: Proposal, screen: Screen) -> None:
-    if event.kind == "contract_closed":
+    if event.kind == "contract_accepted":
         screen.terms(proposal, event.fields["choices"])
 
 
@@ -229,9 +236,11 @@ def _propose(config: RunConfig, run_id: str, roster_hash: bytes, rules: tuple[in
 class _Run:
     """The part inside the event loop."""
 
-    def __init__(self, plan: Plan, parties: _Parties, folder: Path, events: EventLog, journal: Journal) -> None:
+    def __init__(
+        self, plan: Plan, parties: _Parties, folder: Path, record: Record, journal: Journal, log: RunLog
+    ) -> None:
         self._plan, self._parties = plan, parties
-        self._folder, self._events, self._journal = folder, events, journal
+        self._folder, self._record, self._journal, self._log = folder, record, journal, log
         self._version = parties.roster.version
         self.coordinator: Coordinator | None = None
 
@@ -247,7 +256,7 @@ class _Run:
             timeouts = timeouts.model_copy(update={"absence": 0.0})
         secret = self._noise_secret()
         coordinator = self.coordinator = Coordinator(
-            proposal, timeouts, parties.roster, parties.keys.identity, work, self._events.record, self._journal, secret
+            proposal, timeouts, parties.roster, parties.keys, work, self._record, self._journal, self._log, secret
         )
         tls = OwnTls(parties.keys.identity, parties.roster.coordinator)
         grace = _GRACE_SECONDS
@@ -256,7 +265,7 @@ class _Run:
             address = f"{config.listen.rpartition(':')[0]}:{listener.port}"
             names = proposal.participants
             if not self._journal.ended:
-                self._events.record("run_started", run=proposal.run_id, participants=names, listens_at=address)
+                self._record("run_started", run=proposal.run_id, participants=names, listens_at=address)
             with self._local_participants(address, coordinator):
                 coordinator.reception.look = lambda: self._look(listener, coordinator)
                 try:
@@ -326,7 +335,7 @@ class _Run:
         roster = keystore.load_roster(self._parties.home)
         gone = [m for m in self._parties.roster.participants if m not in roster.members]
         names = [member.name for member in gone]
-        self._events.record("roster_changed", version=roster.version, hash=roster.hash.hex(), gone=names)
+        self._record("roster_changed", version=roster.version, hash=roster.hash.hex(), gone=names)
         for member in gone:
             if member.name in self._plan.proposal.participants:
                 coordinator.reception.ban(member.identity, f"not in roster version {roster.version}")
@@ -334,8 +343,9 @@ class _Run:
         self._version = roster.version
 
     def _save(self, contract: Contract, state: State) -> None:
-        target = self._folder / "adapter"
-        save_adapter_folder(target, state.adapter, contract.tensors, contract.lora, contract.base_model)
+        how = (contract.tensors, contract.lora, contract.base_model)
+        weights = save_adapter_folder(self._folder / "adapter", state.adapter, *how)
+        self._record("model_exported", adapter=weights.hex())
 
 
 async def _first(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, Never]) -> None:

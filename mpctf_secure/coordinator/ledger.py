@@ -108,6 +108,8 @@ class Ledger:
         record.cohort, record.ring_bits = self.names(context.first_cohort), context.ring_bits
         record.attempts = context.attempt
         self.refusing.clear()
+        which = {"round": context.round, "attempt": context.attempt, "context": context.digest().hex()}
+        self.tell("attempt_opened", **which, cohort=self.names(context.cohort))
 
     def note_stage(self, gate: Gate, stage: str) -> None:
         """A gate is closed: who is missing is a dropout of this stage."""

@@ -23,10 +23,17 @@ class Notices:
 
     def refused(self, participant: str, reason: str) -> None:
         """A message of theirs broke the rules."""
-        left = self._left("refused", participant)
+        self._refused(participant, reason, participant, "message")
+
+    def turned_away(self, caller: str, reason: str, member: str | None) -> None:
+        """A call did not get through, maybe of nobody in the roster: then its address is told, and in no log."""
+        self._refused(caller, reason, member, "call")
+
+    def _refused(self, caller: str, reason: str, member: str | None, at: str) -> None:
+        left = self._left("refused", caller)
         if left >= 0:
             last = "" if left else "; its next ones are not told"
-            self._record("refused", participant=participant, reason=f"{reason}{last}")
+            self._record("refused", participant=caller, reason=f"{reason}{last}", member=member, at=at)
 
     def veto(self, participant: str, reason: str) -> None:
         """They want no part in the run, or in an attempt."""

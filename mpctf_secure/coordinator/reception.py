@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.monitoring.usage import Usage
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Fetch, Position, Progress, TrainingFault
+from mpctf_secure.rounds.messages import Fetch, LogRequest, Position, Progress, TrainingFault, Witnessed
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.messages import Signed
 
@@ -32,14 +33,22 @@ _TICK_SECONDS = 0.01
 _MOST_REASON = 1000
 _OF_AN_ATTEMPT = {"advert", "shares", "complaint", "consistency", "release"}
 _OF_THE_RUN = {"accept", "ready", "transition", "alive", "progress", "resources", "fault", "done"}
-_POSITIONED = {"ready", "transition"}  # stages of the run, not of an attempt: the round is in the body
-_UNTIL_CLOSED = {"facts", "accept", *_POSITIONED}  # what came counts once the stage is closed
+_UNTIL_CLOSED = {"facts", "accept", "ready", "transition"}  # what came counts once the stage is closed
 
 
 class Reception:
     """The handler behind `transport.server`. What the stages mean is decided in `runtime`."""
 
-    def __init__(self, proposal: Proposal, roster: Roster, key: SigningKey, record: Record, journal: Journal) -> None:
+    def __init__(
+        self,
+        proposal: Proposal,
+        roster: Roster,
+        key: SigningKey,
+        record: Record,
+        journal: Journal,
+        log: Callable[[LogRequest], tuple[bytes, Iterator[bytes]]],
+    ) -> None:
+        """`log` gives a step's checkpoint, and leaves of the run's log in pieces."""
         self.look: Callable[[], None] = lambda: None
         """Bans whoever a newer roster has removed; asked before anything is decided by who is in."""
         self.active = {m.identity for m in roster.participants if m.name in proposal.participants}
@@ -62,7 +71,7 @@ class Reception:
         self._roster = roster
         self._key = key
         self._record, self._notices = record, Notices(record)
-        self._journal = journal
+        self._journal, self._log_of = journal, log
         self._attempts: dict[tuple[int, int], tuple[IdentityKey, ...]] = {}
         self._calls: Counter[IdentityKey] = Counter()
         self._heard: dict[IdentityKey, float] = {}
@@ -292,7 +301,8 @@ class Reception:
 
     def turned_away(self, caller: str, reason: str) -> None:
         """See `transport.server.Handler`. Only members get through the handshake, so that addresses are few."""
-        self._notices.refused(caller, reason)
+        members = {str(member.name) for member in self._roster.members}
+        self._notices.turned_away(caller, reason, caller if caller in members else None)
 
     @contextlib.contextmanager
     def _newest_stream(self, peer: Member) -> Iterator[None]:
@@ -309,7 +319,7 @@ class Reception:
                 del self._uploading[peer.identity]
 
     async def download(self, peer: Member, request: bytes) -> AsyncIterator[bytes]:
-        """What became of a round, as soon as there is something; or the state, for one who was away."""
+        """What became of a round, as soon as there is something; the state, for one who was away; or the log."""
         await self.live.wait()
         with self._call_of(peer):
             message = Signed.decode(request)
@@ -319,6 +329,10 @@ class Reception:
             elif message.label == "behind":
                 self._check_sender(peer, message, "behind", message.ctx)
                 pieces = self.archive.state_after(message.ctx, Fetch.decode(message.body))
+            elif message.label == "log":
+                self._check_sender(peer, message, "log", message.ctx)
+                note, leaves = self._log_of(LogRequest.decode(message.body))
+                pieces = itertools.chain([self.sign("log", message.ctx, note)], leaves)
             else:
                 self._check_sender(peer, message, "fetch", message.ctx)
                 news = await self.archive.news_of(peer, message.ctx, Fetch.decode(message.body))
@@ -341,7 +355,7 @@ class Reception:
         signed = Signed.decode(Reader(message).bytes() if label == "shares" else message)
         if answer := self._answer_at_once(peer, label, ctx, signed):
             return answer
-        number = Position.decode(signed.body).round if label in _POSITIONED else None
+        number = _round_of(label, signed.body)
         gate = self._find(label, ctx, number)
         if gate:
             return await self._enter(gate, peer, label, ctx, message, signed)
@@ -439,3 +453,10 @@ class Reception:
         if peer.identity in self.banned:
             raise SecurityError(f"{peer.name} is out of this run: {self.banned[peer.identity]}", culprits=[peer.name])
         message.verify(label, ctx)
+
+
+def _round_of(label: str, body: bytes) -> int | None:
+    """Stages of the run, not of an attempt, have the round in the body."""
+    if label == "transition":
+        body = Witnessed.decode(body).said
+    return Position.decode(body).round if label in {"ready", "transition"} else None

@@ -12,10 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from mpctf_secure import __version__
+from mpctf_secure.attestation.hardening import read_back
+from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.config.training import Choice
 from mpctf_secure.coordinator.agreement import close_contract
 from mpctf_secure.coordinator.attempt import Stages, announcement
+from mpctf_secure.coordinator.audit import RunLog, certificate_hash
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import VETO, Ledger, end_run
@@ -33,25 +37,24 @@ from mpctf_secure.errors import (
     SecurityError,
     UsageError,
 )
-from mpctf_secure.hazmat.encoding import enc_sequence
-from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.parallel import ordered_map
 from mpctf_secure.privacy.integers import Scheme
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import Facts, Position, Publication, Void
+from mpctf_secure.rounds.messages import Facts, Position, Publication, Void, Witnessed
 from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, next_state, read_sum, void_state
 from mpctf_secure.rounds.state import State, Survey, initial_state
 from mpctf_secure.rounds.terms import noise_scheme, round_context
-from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.messages import Signed, Survivors
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
 from mpctf_secure.secagg.proof import BadDealerError
 from mpctf_secure.secagg.server import Server
 from mpctf_secure.secagg.transitions import ServerState
 
-GO, ACK = Answer("go", b""), Answer("ack", b"")
+ACK = Answer("ack", b"")
 _MOST_REASON = 250  # characters, at most four bytes each
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
@@ -79,14 +82,18 @@ class Coordinator:
         proposal: Proposal,
         timeouts: Timeouts,
         roster: Roster,
-        key: SigningKey,
+        keys: Keys,
         folder: Path,
         record: Record,
         journal: Journal,
+        log: RunLog,
         secret: bytes,
     ) -> None:
-        """`secret` is that of the run: the coordinator's noise, where it adds any, follows from it."""
-        self.reception = Reception(proposal, roster, key, self._tell, journal)
+        """`record` gets all that is told, and puts into `log` what belongs there.
+
+        `secret` is that of the run: the coordinator's noise, where it adds any, follows from it.
+        """
+        self.reception = Reception(proposal, roster, keys.identity, self._tell, journal, log.pieces)
         self.ledger = Ledger(roster, self._tell)
         self.contract: Contract | None = None
         self.choices: dict[str, dict[str, float]] = {}
@@ -97,6 +104,7 @@ class Coordinator:
         self._results = Results(folder)
         self._listener = record
         self._journal = journal
+        self._log, self._log_key = log, keys.log
         self._secret = secret
         self._facts: dict[IdentityKey, Facts] = {}
 
@@ -105,6 +113,8 @@ class Coordinator:
 
         What another start may mend, and an interruption, do not end the run; nobody is told.
         """
+        if self._journal.ended is None:
+            self._tell_begin()
         try:
             return await self._replayed(self._run())
         except (AbsentError, EnvironmentUnfitError):
@@ -112,6 +122,21 @@ class Coordinator:
         except MpctfError as error:
             self._end(error.exit_code, error.message)
             raise
+
+    def _tell_begin(self) -> None:
+        """Which program runs this, under which protection, whenever a process begins; and first, what is begun."""
+        proposal, package = self._proposal, measure_package().hex()
+        if self._log.is_empty:
+            self._listener(
+                "run_opened",
+                run=proposal.run_id,
+                roster_version=self._roster.version,
+                roster_hash=proposal.roster_hash,
+                package=package,
+                participants=proposal.participants,
+            )
+        protections = [one.name for one in read_back() if one.in_force]
+        self._listener("process_started", version=__version__, package=package, protections=protections)
 
     def stop(self, reason: str) -> None:
         """End the run before its time, for good."""
@@ -188,22 +213,28 @@ class Coordinator:
         facts_by_name = {self.ledger.name(member): found for member, found in self._facts.items()}
         contract = self.contract = close_contract(self._proposal, facts_by_name)
         self.reception.run_context = contract.run_context
+        hashes = {"contract_hash": contract.hash.hex(), "base_model_hash": contract.base_model_hash}
+        self._tell("contract_closed", **hashes)
+        self._log.keep(contract.encode(), {})
+        self._log.checkpoint(0, self._log_key)
         accept = self.reception.open("accept", contract.run_context, 0, everyone, self._accept_choice)
         facts.answer({}, otherwise=Answer("contract", contract.encode()))
         await self._collect_everyone(accept, "accepted the contract", self._timeouts.stage)
-        self._tell(
-            "contract_closed",
-            contract_hash=contract.hash.hex(),
-            base_model_hash=contract.base_model_hash,
-            choices=self.choices,
-        )
+        certificate = self._certify(0, accept)
+        self._tell("contract_accepted", **hashes, choices=self.choices)
         done = len(self.reception.archive.finished)
         state = self._results.load(done) if done else initial_state(contract)
         self.reception.archive.state = state if done else None
         if state.round < contract.rounds:
             self._ready = self._open_round(contract, state)
-        accept.answer({}, otherwise=GO)
+        accept.answer({}, otherwise=Answer("go", certificate))
         return contract, state
+
+    def _certify(self, step: int, gate: Gate) -> bytes:
+        """The certificate of a step, from the messages in a gate that is closed; the next step's log has its hash."""
+        certificate, witnesses = self._log.certify(step, gate.messages)
+        self._tell("step_witnessed", round=step, certificate=certificate_hash(certificate), witnesses=witnesses)
+        return certificate
 
     def _open_round(self, contract: Contract, state: State) -> Gate:
         number = state.round + 1
@@ -215,7 +246,12 @@ class Coordinator:
         expected = Position(number, state.hash(contract))
 
         def accept(sender: IdentityKey, message: bytes) -> None:
-            if Position.decode(Signed.decode(message).body) != expected:
+            body = Signed.decode(message).body
+            if label == "transition":
+                witnessed = Witnessed.decode(body)
+                self._log.check(number, sender, witnessed)
+                body = witnessed.said
+            if Position.decode(body) != expected:
                 raise SecurityError(f"another state than the coordinator's in round {number}", culprits=[sender.hex()])
 
         return self.reception.open(label, contract.run_context, number, self.reception.active, accept)
@@ -238,7 +274,9 @@ class Coordinator:
                     self.reception.look()
                     self._check_not_refused(context)
                 following = self._next_context(server)
-                self._tell("attempt_failed", round=number, attempt=context.attempt, reason=error.message)
+                claimed = server.claim and server.claim.hash.hex()
+                failed = {"round": number, "attempt": context.attempt, "tuple": claimed}
+                self._tell("attempt_failed", **failed, reason=error.message)
                 self.reception.end_attempt(context.digest())
                 if following is None:
                     finished = self._void(contract, state, context, error)
@@ -283,7 +321,8 @@ class Coordinator:
             raise ParticipationError(f"{last.message}: {error.message}", culprits=error.culprits) from error
         self.ledger.round.void = error.message
         void = Void(announcement(context), error.message[:_MOST_REASON], proof).encode()
-        self._tell("round_void", round=following.round, reason=error.message, convicted=bool(proof))
+        out = self.ledger.name(convicted) if convicted else None
+        self._tell("round_void", round=following.round, attempt=context.attempt, reason=error.message, convicted=out)
         header = self.reception.sign("void", contract.run_context, void)
         return Ending(following.after(void), void, Outcome(header))
 
@@ -305,10 +344,24 @@ class Coordinator:
         if isinstance(said, Aggregate):
             self.ledger.round.bias = await asyncio.to_thread(bias_of_means, contract, state, said)
         self.ledger.note_sum(server.survivors, said, digest)
+        if server.claim:
+            self._tell_published(context, server.claim, digest)
         publication = Publication(announcement(context), server.survivors, digest).encode()
         header = self.reception.sign("publication", contract.run_context, publication)
         return Ending(
             following.after(publication), publication, Outcome(header, partial(spool.read_sum, path)), release
+        )
+
+    def _tell_published(self, context: Context, claim: Survivors, digest: bytes) -> None:
+        """For the log: whose inputs are in it, by what they signed, and who dropped out after sharing keys."""
+        self._tell(
+            "sum_published",
+            round=context.round,
+            attempt=context.attempt,
+            tuple=claim.hash.hex(),
+            survivors=self.ledger.names(claim.survivors),
+            recovered=self.ledger.names(claim.dropouts),
+            digest=digest.hex(),
         )
 
     @staticmethod
@@ -329,7 +382,10 @@ class Coordinator:
     async def _close_round(self, contract: Contract, context: Context, finished: Ending) -> State:
         """Tell the outcome, wait until the participants hold the same state, and open the next round."""
         state = finished.state
-        await asyncio.to_thread(state.hash, contract)  # of gigabytes once, and not while everybody waits for an answer
+        # Of gigabytes once, and not while everybody waits for an answer.
+        state_hash = await asyncio.to_thread(state.hash, contract)
+        self._tell("round_closed", round=state.round, state_hash=state_hash.hex())
+        self._log.checkpoint(state.round, self._log_key)
         transition = self._open_positioned("transition", contract, state.round, state)
         self.reception.archive.tell(state.round, finished.outcome)
         if finished.release:
@@ -340,8 +396,8 @@ class Coordinator:
             void = f"; it is void: {reason}" if reason else ""
             raise AbsentError(f"round {state.round}: too few participants hold the next state{void}", hint=self._resume)
         await asyncio.to_thread(self._results.save, state)
-        certificate = enc_sequence(transition.messages)
-        self._tell("round_finished", round=state.round, state_hash=state.hash(contract).hex())
+        certificate = self._certify(state.round, transition)
+        self._tell("round_finished", round=state.round, state_hash=state_hash.hex())
         self.reception.finish(Finished(state.round, finished.body, certificate, self.ledger.round.to_dict()), state)
         self.reception.end_attempt(context.digest())
         self.reception.clear_attempt(context.digest())
@@ -403,7 +459,9 @@ class Coordinator:
 
     def _accept_choice(self, sender: IdentityKey, message: bytes) -> None:
         """What a site trains with, within the bounds: signed, so that it can be held to it."""
-        choice = Choice.decode(Signed.decode(message).body)
+        witnessed = Witnessed.decode(Signed.decode(message).body)
+        self._log.check(0, sender, witnessed)
+        choice = Choice.decode(witnessed.said)
         try:
             self._proposal.training.with_choice(choice)
         except UsageError as error:

@@ -1,4 +1,4 @@
-"""The only file that touches a keys/ folder, but for the privacy ledger there (privacy/ledger.py).
+"""The only file that touches a keys/ folder, but for the privacy ledger and the own audit log there.
 
     organisation.json      name and role
     IDENTITY.sealed        the private keys of an identity, under the passphrase; two while a rotation is under way
@@ -193,6 +193,12 @@ def _history(folder: Path) -> list[SignedRoster]:
     return [load_document(folder / _ROSTERS / f"{version}.json", SignedRoster) for version in _versions(folder)]
 
 
+def roster_files(folder: Path, version: int) -> dict[str, bytes]:
+    """The installed rosters up to a version, by the names of their files: for whoever is to verify them elsewhere."""
+    paths = (folder / _ROSTERS / f"{number}.json" for number in _versions(folder) if number <= version)
+    return {path.name: _read(path) for path in paths}
+
+
 def load_roster(folder: Path) -> Roster:
     """The roster in force, in which this organisation stands under its own keys; the caller still owes its expiry."""
     signed = installed(folder)
@@ -211,6 +217,11 @@ def load_roster_of(folder: Path, roster_hash: bytes) -> Roster:
         if signed.roster.hash == roster_hash:
             return view(signed.roster)
     raise EnvironmentUnfitError(f"{folder}: the roster {roster_hash.hex()[:16]}… of this run is not here", hint=_HINT)
+
+
+def all_rosters(folder: Path) -> list[Roster]:
+    """Every installed roster, in force or not."""
+    return [view(signed.roster) for signed in _verified_history(folder)]
 
 
 def install(folder: Path, rosters: Iterable[SignedRoster]) -> Roster:

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.identity.certificate import Role
-from mpctf_secure.identity.documents import RosterBody, from_time
+from mpctf_secure.identity.documents import Request, RosterBody, from_time
 from mpctf_secure.ids import IdentityKey, ParticipantName
 
 
 @dataclass(frozen=True)
 class Member:
-    """One organisation: its name, role and identity key, which issues its TLS certificates."""
+    """One organisation: its name, role, and identity key, which issues its TLS certificates."""
 
     name: ParticipantName
     role: Role
     identity: IdentityKey
+    log: bytes
+    """32 bytes: the Ed25519 key that signs its audit log, and what it witnesses."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,13 @@ class Roster:
             )
 
 
+def as_member(request: Request) -> Member:
+    """Who makes a request, as a roster has it."""
+    identity, log = bytes.fromhex(request.identity), bytes.fromhex(request.log)
+    return Member(ParticipantName(request.name), request.role, IdentityKey(identity), log)
+
+
 def view(body: RosterBody) -> Roster:
     """What a verified roster says."""
-    members = (
-        Member(ParticipantName(member.name), member.role, IdentityKey(bytes.fromhex(member.identity)))
-        for member in body.members
-    )
+    members = map(as_member, body.members)
     return Roster(body.version, body.hash, from_time(body.expires), tuple(members))

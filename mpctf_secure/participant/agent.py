@@ -10,12 +10,15 @@ from typing import Never
 
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
+from mpctf_secure.auditlog.events import Charged, KeysOpened, RunAccepted, RunDone, RunRefused
+from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
+from mpctf_secure.identity.roster import Roster
 from mpctf_secure.monitoring.events import SITE_KINDS, EventLog, Listener, Record
 from mpctf_secure.participant.charging import Charging, Rows, record_noise
 from mpctf_secure.participant.link import Link
@@ -31,6 +34,7 @@ from mpctf_secure.participant.policy import (
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.sharing import ResourceSharing
 from mpctf_secure.participant.store import Store, Terms
+from mpctf_secure.participant.witness import Witness
 from mpctf_secure.rounds.contract import Contract, Proposal
 from mpctf_secure.rounds.messages import Facts, ModelHashes, TrainingFault
 from mpctf_secure.rounds.state import State
@@ -55,7 +59,7 @@ def join(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes 
     `accepted_data`: hash of a data file that may have other rows than the privacy ledger was charged for last.
     """
     with _opened(site, listener) as (store, record):
-        _Agent(site, keys, store, record, site.patience, {}, accepted_data).run_once()
+        _Agent(site, keys, store, record, own_log(site, keys), site.patience, {}, accepted_data).run_once()
 
 
 def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes = b"") -> Never:
@@ -63,8 +67,9 @@ def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes
     refused = dict[str, bytes]()
     patience = site.patience
     with _opened(site, listener) as (store, record):
+        own = own_log(site, keys)
         while True:
-            agent = _Agent(site, keys, store, record, patience, refused, accepted_data)
+            agent = _Agent(site, keys, store, record, own, patience, refused, accepted_data)
             try:
                 agent.run_once()
             except InterruptedRunError as error:
@@ -76,6 +81,14 @@ def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes
                     raise
             patience = math.inf  # whoever has answered once is waited for without end
             time.sleep(_BETWEEN_RUNS_SECONDS)
+
+
+def own_log(site: SiteConfig, keys: Keys) -> OwnLog:
+    """This site's own log; it tells that its keys are in use."""
+    name = keystore.organisation(site.keys).name
+    own = OwnLog(site.keys, name, keys.identity.public, keys.log.public, utc_now)
+    own.append(KeysOpened(command="join"))
+    return own
 
 
 @contextlib.contextmanager
@@ -101,12 +114,13 @@ class _Agent:
         keys: Keys,
         store: Store,
         record: Record,
+        own: OwnLog,
         patience: float,
         refused: dict[str, bytes],
         accepted_data: bytes,
     ) -> None:
         self._site, self._keys, self._store, self._record = site, keys, store, record
-        self._patience, self._refused = patience, refused
+        self._own, self._patience, self._refused = own, patience, refused
         self._accepted_data = accepted_data
         self._run_context: bytes | None = None
         self._roster = keystore.load_roster(site.keys)
@@ -194,8 +208,8 @@ class _Agent:
             self._store.accept(contract, terms)
             self._record("contract_accepted", run=run_id, contract_hash=contract.hash.hex())
             self._run_context = contract.run_context
-            link.ask("accept", contract.run_context, self._site.training.encode(), "go")
             members = Members(self._site.keys, roster, contract.participants)
+            witness = self._accept(link, roster, contract, members)
             with _heart(link, contract):
                 participant = Participant(
                     name,
@@ -208,10 +222,27 @@ class _Agent:
                     self._store,
                     self._record,
                     terms,
-                    charging.charge,
+                    functools.partial(self._charge, charging, run_id),
+                    witness,
                 )
                 state = participant.run()
         self._finish(contract, state)
+
+    def _accept(self, link: Link, roster: Roster, contract: Contract, members: Members) -> Witness:
+        """Sign the contract, once the log that begins with it is here, and see that a quorum has."""
+        run, hashes = contract.run_id, {"roster_hash": contract.roster_hash, "contract_hash": contract.hash.hex()}
+        self._own.append(RunAccepted(run=run, **hashes))
+        folder, rosters = self._store.folder(run), keystore.roster_files(self._site.keys, roster.version)
+        witness = Witness(self._me.name, link, roster, contract, self._keys.log, self._own, folder, rosters)
+        body = witness.witness(0, self._site.training.encode(), None)
+        certificate = link.ask("accept", contract.run_context, body, "go")
+        witness.check_certificate(0, certificate, "accept", None, members.identities)
+        return witness
+
+    def _charge(self, charging: Charging, run: str, number: int, content: bytes) -> None:
+        """In the privacy ledger, and what the ledger is then in the own log, before anything leaves."""
+        charges, last = charging.charge(number, content)
+        self._own.append(Charged(run=run, round=number, charges=charges, ledger=last))
 
     def _job(self, link: Link, proposal: Proposal, training: Training, hashes: tuple[bytes, bytes]) -> Job:
         spec = JobSpec.of(
@@ -280,8 +311,11 @@ class _Agent:
     def _finish(self, contract: Contract, state: State) -> None:
         """Write the adapter, which this site computed itself; only then the run has ended here."""
         folder = self._store.folder(contract.run_id) / "adapter"
-        save_adapter_folder(folder, state.adapter, contract.tensors, contract.lora, contract.base_model)
+        how = (contract.tensors, contract.lora, contract.base_model)
+        weights = save_adapter_folder(folder, state.adapter, *how)
         keystore.destroy_run_secret(self._site.keys, contract.run_id)
+        self._own.append(RunDone(run=contract.run_id, adapter=weights.hex()))
+        self._own.sign(self._keys.log)
         self._record("run_done", run=contract.run_id, adapter=str(folder))
         self._store.end(contract.run_id, DONE)
 
@@ -306,6 +340,7 @@ class _Agent:
             raise
 
     def _refuse(self, link: Link, proposal: Proposal, error: MpctfError, said: str) -> None:
+        self._own.append(RunRefused(run=proposal.run_id))
         self._record("run_refused", run=proposal.run_id, reason=error.message, hint=error.hint)
         self._refused[proposal.run_id] = said.encode()
         with contextlib.suppress(InterruptedRunError):

@@ -170,8 +170,12 @@ class Attempts:
             self._done[entry.kind] = content, self._perform(entry.kind, content)
 
 
-def uploader(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Callable[[int], Iterator[bytes]]:
+def uploader(
+    attempts: Attempts, ctx: bytes, masked: MaskedInput, note: Callable[[bytes], None]
+) -> Callable[[int], Iterator[bytes]]:
     """Gives ctx, length and number of the first chunk, the chunks from there on, then the signed digest of all.
+
+    `note` gets the digest before that.
 
     However often it is called, these are parts of the same bytes. A chunk travels while the next ones are masked.
     """
@@ -189,6 +193,8 @@ def uploader(attempts: Attempts, ctx: bytes, masked: MaskedInput) -> Callable[[i
             hashes[number] = chunk_hash
             if number >= first:
                 yield chunk
-        yield attempts.declare(digest(hashes[number] for number in range(count)))
+        total = digest(hashes[number] for number in range(count))
+        note(total)
+        yield attempts.declare(total)
 
     return pieces

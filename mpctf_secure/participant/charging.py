@@ -82,9 +82,9 @@ class Charging:
         rest = [self._charge(done + 1, bytes(32))] * (self._contract.rounds - done)
         check_budget([*known, *rest], self._site.data_set, budget)
 
-    def charge(self, number: int, content: bytes) -> None:
-        """On disk when this returns; `content` is the hash of what leaves."""
-        self._ledger.charge(
+    def charge(self, number: int, content: bytes) -> tuple[int, str]:
+        """On disk when this returns; `content` is the hash of what leaves. As `Ledger.charge`."""
+        return self._ledger.charge(
             self._charge(number, content),
             self._site.policy.budget,
             accept_change=self._accept_change or not self._noised,

@@ -9,7 +9,7 @@ from mpctf_secure.hazmat.encoding import Reader, enc
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member
-from mpctf_secure.rounds.messages import Announce, Caught, Fetch, Position, Publication, Void
+from mpctf_secure.rounds.messages import Announce, Caught, Fetch, LogRequest, Position, Publication, Void
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
@@ -109,6 +109,11 @@ class Link:
             raise SecurityError("published sum is not what its header says", culprits=[COORDINATOR])
         return Published(outcome, chunks)
 
+    def log(self, ctx: bytes, request: LogRequest, most_pieces: int) -> tuple[bytes, bytes]:
+        """A step's checkpoint, and the leaves of the run's log behind the first `request.size`, each with its end."""
+        header, *pieces = self._download("log", ctx, request, 1 + most_pieces)
+        return self._check(header, ctx, "log"), b"".join(pieces)
+
     def catch_up(self, ctx: bytes, position: Position, most: int) -> CaughtUp | None:
         """The last finished state and the outcomes that led to it, in `most` pieces at the most, unverified.
 
@@ -125,7 +130,7 @@ class Link:
             state = State.decode(caught.header, b"".join(pieces[caught.outcomes :]))
         return CaughtUp(state, pieces[: caught.outcomes], caught.certificate)
 
-    def _download(self, label: str, ctx: bytes, request: Fetch, most: int) -> list[bytes]:
+    def _download(self, label: str, ctx: bytes, request: Fetch | LogRequest, most: int) -> list[bytes]:
         def asking(held: int) -> bytes:
             return Signed.make(label, ctx, self._key, replace(request, held=held).encode()).encode()
 

@@ -1,16 +1,15 @@
 """One participant's rounds: train, take part in the attempt, apply the published sum, agree on the next state."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial, reduce
 from itertools import compress
 from pathlib import Path
 
 from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, blaming
-from mpctf_secure.hazmat.encoding import decode_sequence
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
 from mpctf_secure.monitoring.events import Record
@@ -22,6 +21,7 @@ from mpctf_secure.participant.link import BehindError, Link, Outcome, Published,
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store, Terms
+from mpctf_secure.participant.witness import Witness
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.contract import Contract
@@ -38,8 +38,7 @@ from mpctf_secure.rounds.terms import (
     volume,
 )
 from mpctf_secure.secagg.client import BadBoxError
-from mpctf_secure.secagg.messages import Signed
-from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, MAX_COHORT, Context, check_ascending, check_cohort
+from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_ascending, check_cohort
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch.job import Job
 
@@ -66,6 +65,7 @@ class Participant:
         record: Record,
         terms: Terms,
         charge: Callable[[int, bytes], None],
+        witness: Witness,
     ) -> None:
         self._name = name
         self._link = link
@@ -78,6 +78,7 @@ class Participant:
         self._record = record
         self._terms = terms
         self._charge = charge
+        self._witness = witness
         self._run_secret = keystore.run_secret(keys, contract.run_id)
 
     def run(self) -> State:
@@ -208,6 +209,7 @@ class Participant:
         try:
             secret = attempts.secret("noise")
             advert = attempts.join(announce, lambda context: self._encode(state, given, context, secret))
+            self._witness.join(announce.round, announce.attempt, ctx)
             adverts = self._link.send("advert", advert, ctx, "adverts")
             delivery = self._link.send("shares", attempts.share(adverts), ctx, "delivery")
             try:
@@ -217,9 +219,13 @@ class Participant:
                 self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
                 return
             self._charge(announce.round, attempts.content)  # others may open it as soon as it is there
-            claim = self._link.upload(uploader(attempts, ctx, masked), ctx, "survivors")
-            signatures = self._link.send("consistency", attempts.confirm(claim), ctx, "signatures")
+            note = partial(self._witness.upload, announce.round, announce.attempt)
+            claim = self._link.upload(uploader(attempts, ctx, masked, note), ctx, "survivors")
+            confirmation = attempts.confirm(claim)
+            self._witness.confirm(announce.round, announce.attempt, claim)
+            signatures = self._link.send("consistency", confirmation, ctx, "signatures")
             release = attempts.release(signatures)
+            self._witness.release(announce.round, announce.attempt, claim)
             self._record("shares_released", **which, context=ctx.hex())
             self._link.send("release", release, ctx, "ack")
         except Skipped:
@@ -263,11 +269,14 @@ class Participant:
     def _apply(self, state: State, attempts: Attempts | None, outcome: Published | Void) -> State:
         if isinstance(outcome, Void):
             self._check_unopened(state, attempts)
-            return self._accept_void(state, outcome)
+            following = self._accept_void(state, outcome)
+            self._witness.hear(state.round + 1, outcome)
+            return following
         total = self._verified_sum(state, attempts, outcome)
         said = read_sum(self._contract, state, total, ordered_map)
         if isinstance(said, Survey) and self._key.public in total.survivors:
             self._check_own_part(said, len(total.survivors) - 1)
+        self._witness.hear(state.round + 1, outcome.header)
         return next_state(self._contract, state, said).after(outcome.header.encode())
 
     def _check_unopened(self, state: State, attempts: Attempts | None) -> None:
@@ -311,27 +320,21 @@ class Participant:
         return sum_of(context, header.survivors, chunks)
 
     def _agree(self, state: State) -> None:
-        """Sign the state I arrived at, and see that a quorum did: two different states never both get one.
+        """Sign the state I arrived at and its log, and see that a quorum did: two different ones never both get one.
 
         Without this a coordinator could publish two sums in the last round, where no later context shows it.
         """
-        run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
-        certificate = self._link.ask("transition", run_context, position, "next")
+        state_hash = state.hash(self._contract)
+        body = self._witness.witness(state.round, Position(state.round, state_hash).encode(), state_hash)
+        certificate = self._link.ask("transition", self._contract.run_context, body, "next")
         self._check_certificate(state, certificate)
         self._record("round_finished", round=state.round, state_hash=state.hash(self._contract).hex())
         self._store.certify(self._contract.run_id, state, certificate)
 
     def _check_certificate(self, state: State, certificate: bytes) -> None:
-        run_context, position = self._contract.run_context, Position(state.round, state.hash(self._contract)).encode()
-        signers = set()
-        for message in map(Signed.decode, decode_sequence(certificate, MAX_COHORT)):
-            message.verify("transition", run_context)
-            if message.sender in self._members.identities - set(state.convicted) and message.body == position:
-                signers.add(message.sender)
-        if len(signers) < self._contract.agreement:
-            raise SecurityError(
-                f"only {len(signers)} participants hold the state after round {state.round}", culprits=[COORDINATOR]
-            )
+        position = Position(state.round, state.hash(self._contract)).encode()
+        voters = self._members.identities - set(state.convicted)
+        self._witness.check_certificate(state.round, certificate, "transition", position, voters)
 
     def _catch_up(self, state: State) -> State:
         """The last finished state, if mine is older: signed by a quorum, and with a past that holds what I saw.
@@ -345,7 +348,7 @@ class Participant:
             return state
         following, outcomes, certificate = caught
         with blaming(COORDINATOR, "state"):
-            history = functools.reduce(extend_history, outcomes, state.history)
+            history = reduce(extend_history, outcomes, state.history)
             if (following.round, following.history) != (state.round + len(outcomes), history) or not outcomes:
                 raise SecurityError("its past is not the one that goes with it")
             sizes = [[vector.size for vector in one.vectors] for one in (state, following)]
@@ -353,6 +356,9 @@ class Participant:
                 raise SecurityError("it is not of this contract's model")
             self._check_certificate(following, certificate)
             own = self._own_part(state, outcomes[0])
+            for number, outcome in enumerate(outcomes, state.round + 1):
+                self._witness.hear(number, _decode_outcome(outcome))
+        self._witness.follow(following.round, following.hash(self._contract))
         self._record("caught_up", held=state.round, round=following.round)
         self._store.keep(self._contract.run_id, following)
         self._store.certify(self._contract.run_id, following, certificate)
@@ -371,15 +377,19 @@ class Participant:
             attempts = self._attempts(state)
         except LostRoundError:
             attempts = None
-        try:
-            published = Publication.decode(outcome)
-        except SecurityError:
-            Void.decode(outcome)
+        published = _decode_outcome(outcome)
+        if isinstance(published, Void):
             self._check_unopened(state, attempts)
-        else:
-            if attempts:
-                _check_seen(attempts, published)
+        elif attempts:
+            _check_seen(attempts, published)
         return attempts
+
+
+def _decode_outcome(body: bytes) -> Publication | Void:
+    try:
+        return Publication.decode(body)
+    except SecurityError:
+        return Void.decode(body)
 
 
 def _check_seen(attempts: Attempts, header: Publication) -> None:

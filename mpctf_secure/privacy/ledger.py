@@ -79,8 +79,13 @@ class Ledger:
         with self._locked():
             return [line.charge for line in self._read(mends=False)]
 
-    def charge(self, charge: Charge, budget: Budget | None, *, accept_change: bool = False) -> None:
-        """Put it on disk, unless it is there already.
+    def hashes(self) -> list[str]:
+        """Of every line: what the own audit log has of the last one at that time."""
+        with self._locked():
+            return [_hash(line) for line in self._read(mends=False)]
+
+    def charge(self, charge: Charge, budget: Budget | None, *, accept_change: bool = False) -> tuple[int, str]:
+        """Put it on disk, unless it is there already; how many charges there are up to it, and its line's hash.
 
         BudgetSpentError where it would cost more than `budget`; UsageError where the rows are others than before and
         nobody has accepted that.
@@ -89,13 +94,13 @@ class Ledger:
             lines = self._read(mends=True)
             known = [line.charge for line in lines]
             if charge in known:
-                return
+                return known.index(charge) + 1, _hash(lines[known.index(charge)])
             check_rows(known, charge.data_set, charge.fingerprint, accept_change=accept_change)
             if budget:
                 check_budget([*known, charge], charge.data_set, budget)
-            self._append(lines, charge)
+            return len(lines) + 1, self._append(lines, charge)
 
-    def _append(self, lines: Sequence[_Line], charge: Charge) -> None:
+    def _append(self, lines: Sequence[_Line], charge: Charge) -> str:
         line = _Line(previous=_hash(lines[-1]) if lines else _FIRST, charge=charge)
         path = self._folder / _LEDGER
         with files.writing(path):
@@ -105,6 +110,7 @@ class Ledger:
                 stream.flush()
                 os.fsync(stream.fileno())
             self._write_head([*lines, line])
+        return _hash(line)
 
     def _read(self, *, mends: bool) -> list[_Line]:
         """The whole chain. What a crash tore off the end, or left without its head, was not published yet."""

@@ -3,10 +3,11 @@
 That of `resources` is `monitoring.usage.Usage`.
 
 participant → coordinator    hello, facts, veto (in the context roster hash; veto also in an attempt's);
-                             accept, ready, progress, resources, fault, alive, fetch, behind, transition (run context);
+                             accept, ready, progress, resources, fault, alive, fetch, behind, log, transition (run
+                             context);
                              advert, shares, offset, upload, consistency, release (attempt context)
 coordinator → participant    proposal, contract (roster hash);
-                             go, announce, noted, publication, void, next, behind, current, state (run context);
+                             go, announce, noted, publication, void, next, behind, current, state, log (run context);
                              adverts, delivery, held, again, survivors, signatures, ack (attempt context);
                              skip and abort, in the context of what they answer
 """
@@ -18,10 +19,14 @@ from typing import NamedTuple, Self
 from mpctf_secure.errors import DecodeError
 from mpctf_secure.hazmat.encoding import Reader, enc, enc_sequence, u64
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
+from mpctf_secure.hazmat.signature import SIGNATURE_BYTES
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.secagg.messages import members
+from mpctf_secure.secagg.parameters import MAX_COHORT
 
 PROGRESS_PARTS = 20
+COSIGNATURE_BYTES = 8 + SIGNATURE_BYTES
+"""A time, and an Ed25519 signature."""
 STATED = "stated"
 """Memory that a site's operator has stated, so that it may be compared with any other."""
 
@@ -195,6 +200,71 @@ class Fetch:
     def encode(self) -> bytes:
         """The body."""
         return enc(self.position.encode(), self.attempt, self.held)
+
+
+@dataclass(frozen=True)
+class Witnessed:
+    """Body of `accept` and `transition`: what is said, and that its sender has seen the log of this step.
+
+    `cosignature` is that of the step's checkpoint, time and signature; `head` commits to the sender's own log.
+    """
+
+    said: bytes
+    """A `Choice`, or a `Position`."""
+    cosignature: bytes
+    head: bytes
+
+    @property
+    def time(self) -> int:
+        """When it was cosigned, by its sender's clock, in seconds since 1970."""
+        return int.from_bytes(self.cosignature[:-SIGNATURE_BYTES], "big")
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Parse."""
+        with Reader(body) as reader:
+            return cls(reader.bytes(), reader.bytes(COSIGNATURE_BYTES), reader.bytes(HASH_BYTES))
+
+    def encode(self) -> bytes:
+        """The body."""
+        return enc(self.said, self.cosignature, self.head)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A step's checkpoint as the coordinator signed it, and the signed messages of those who have witnessed it."""
+
+    note: bytes
+    messages: tuple[bytes, ...]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Parse; the signatures are checked one by one."""
+        with Reader(data) as reader:
+            return cls(reader.bytes(), tuple(reader.sequence(max_items=MAX_COHORT)))
+
+    def encode(self) -> bytes:
+        """The bytes that travel, and of which the next step's log has the hash."""
+        return enc(self.note) + enc_sequence(self.messages)
+
+
+@dataclass(frozen=True)
+class LogRequest:
+    """Asks for a step's checkpoint and the leaves below it from number `size` on; `held` as in `Fetch`."""
+
+    step: int
+    size: int
+    held: int = 0
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Parse."""
+        with Reader(body) as reader:
+            return cls(reader.integer(), reader.integer(), reader.integer())
+
+    def encode(self) -> bytes:
+        """The body of `log`."""
+        return enc(self.step, self.size, self.held)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,11 @@ class Survivors:
         return enc(self.adverts_hash) + b"".join(map(enc_sequence, lists))
 
     @property
+    def hash(self) -> bytes:
+        """By which the audit log names it."""
+        return sha256(self.encode())
+
+    @property
     def dropouts(self) -> tuple[IdentityKey, ...]:
         """U2 ∖ U3: dealt shares, but sent no masked input."""
         return tuple(member for member in self.dealers if member not in self.survivors)

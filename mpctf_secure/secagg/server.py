@@ -75,6 +75,11 @@ class Server:
         """U3, whose inputs make the sum; empty before masked input closes."""
         return self._tuple.survivors if self._tuple else ()
 
+    @property
+    def claim(self) -> Survivors | None:
+        """The tuple that survivors sign; None before masked input closes."""
+        return self._tuple
+
     def accept_advert(self, data: bytes) -> None:
         """One signed advert."""
         message = self._verified(ServerState.ADVERTS, "advert", data)

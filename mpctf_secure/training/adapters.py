@@ -12,6 +12,7 @@ from mpctf_secure.aggregation.lora import A_SUFFIX, Schema, Vector, split_flat
 from mpctf_secure.config.run import Lora
 from mpctf_secure.errors import EnvironmentUnfitError
 
+WEIGHTS = "adapter_model.safetensors"
 _STATE_PREFIX = "base_model.model."
 
 
@@ -21,17 +22,17 @@ def target_modules(schema: Schema) -> list[str]:
     return [name.removeprefix(_STATE_PREFIX)[:-suffix] for name, _ in schema if name.endswith(A_SUFFIX)]
 
 
-def save_adapter_folder(folder: Path, flat: Vector, schema: Schema, lora: Lora, base_name: str) -> None:
+def save_adapter_folder(folder: Path, flat: Vector, schema: Schema, lora: Lora, base_name: str) -> bytes:
     """Writes what `PeftModel.from_pretrained(base, folder)` loads; `base_name` is shown to whoever opens it.
 
-    On disk, as a whole, when this returns; a folder of an earlier try is replaced.
+    On disk, as a whole, when this returns; a folder of an earlier try is replaced. SHA-256 of the file of weights.
     """
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with files.writing(unfinished):
         try:
-            save_file(split_flat(flat, schema), unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+            save_file(split_flat(flat, schema), unfinished / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
             raise EnvironmentUnfitError(f"{unfinished}: {error}", hint="has the disk room?") from error
         config = _peft_config(schema, lora, base_name)
@@ -41,6 +42,7 @@ def save_adapter_folder(folder: Path, flat: Vector, schema: Schema, lora: Lora, 
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
         files.sync(folder.parent)
+    return files.digest(folder / WEIGHTS)
 
 
 def _peft_config(schema: Schema, lora: Lora, base_name: str) -> dict[str, object]:

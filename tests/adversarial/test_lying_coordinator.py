@@ -17,7 +17,7 @@ from mpctf_secure.secagg.messages import Signed
 
 COORDINATOR, SITE, STRANGER = (SigningKey(bytes([i]) * 32) for i in (1, 2, 3))
 CTX, OTHER = sha256(b"ctx"), sha256(b"other")
-MEMBER = Member(ParticipantName("coordinator"), "coordinator", IdentityKey(COORDINATOR.public))
+MEMBER = Member(ParticipantName("coordinator"), "coordinator", IdentityKey(COORDINATOR.public), COORDINATOR.public)
 CHUNKS = [np.arange(6, dtype="<u4").tobytes(), np.arange(3, dtype="<u8").tobytes()]
 
 

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
+from chronicle import Chronicle, make_roster
 from samples import make_contract
 
 from mpctf_secure.aggregation.bias import PROJECTIONS
 from mpctf_secure.aggregation.lora import initial_adapter
+from mpctf_secure.auditlog.events import Vetoed
+from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.config.training import Choice, Training
 from mpctf_secure.errors import DecodeError, ParticipationError, SecurityError, UsageError
-from mpctf_secure.hazmat.encoding import enc_sequence
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
@@ -26,18 +28,28 @@ from mpctf_secure.participant.contribution import projected
 from mpctf_secure.participant.link import CaughtUp, Outcome, Published
 from mpctf_secure.participant.rounds import Participant
 from mpctf_secure.participant.store import Store, Terms
+from mpctf_secure.participant.witness import Witness
 from mpctf_secure.quorum import default_colluders, default_quorum
 from mpctf_secure.rounds.contract import Contract, Proposal
-from mpctf_secure.rounds.messages import PROGRESS_PARTS, Announce, Fetch, Position, Progress, Publication, Void
+from mpctf_secure.rounds.messages import (
+    PROGRESS_PARTS,
+    Announce,
+    Fetch,
+    LogRequest,
+    Position,
+    Progress,
+    Publication,
+    Void,
+)
 from mpctf_secure.rounds.outcome import void_state
 from mpctf_secure.rounds.state import State, initial_state
 from mpctf_secure.rounds.terms import scalar_count
 from mpctf_secure.secagg.chunks import Layout
 from mpctf_secure.secagg.codec import encode_scalars
-from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import threshold
 from mpctf_secure.secagg.proof import DealerProof
 from mpctf_secure.training.launch.job import HeldOut, Trained
+from mpctf_secure.transport.tls import utc_now
 
 KEYS = sorted((SigningKey(bytes([i]) * 32) for i in range(1, 5)), key=lambda key: key.public)
 MEMBERS = tuple(IdentityKey(key.public) for key in KEYS)
@@ -48,6 +60,7 @@ SURVEY = make_contract(data=MemoryAware())
 STATE = initial_state(CONTRACT)
 SIZES = Layout(32, 600, 3 + PROJECTIONS + 2).sizes
 FIRST = Announce(1, 1, MEMBERS, MEMBERS)
+ROSTER = make_roster(CONTRACT.participants, KEYS)
 
 
 class Coordinator:
@@ -56,6 +69,7 @@ class Coordinator:
     def __init__(self, outcome: Outcome | None = None, answer: bytes = b"") -> None:
         self.outcome, self.answer = outcome, answer
         self.caught: CaughtUp | None = None
+        self.chronicle: Chronicle = HONEST
         self.asked: list[str] = []
         self.told: list[tuple[str, str]] = []
 
@@ -73,6 +87,12 @@ class Coordinator:
 
     def catch_up(self, ctx: bytes, position: Position, most: int) -> CaughtUp | None:
         return self.caught
+
+    def tell_away(self, said: "Away") -> None:
+        self.caught, self.chronicle = CaughtUp(*said[:3]), said.log
+
+    def log(self, ctx: bytes, request: LogRequest, most_pieces: int) -> tuple[bytes, bytes]:
+        return self.chronicle.log(request.step, request.size)
 
 
 @dataclass
@@ -136,7 +156,9 @@ def participant(
     members: Any = roster or Roster()
     site: Any = job or Job(initial_adapter(contract.tensors, 1))
     silent: Any = lambda *_, **__: None  # noqa: E731
-    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, silent, terms, silent)
+    own = OwnLog(keys, "a", MEMBERS[0], KEYS[0].public, utc_now)
+    witness = Witness("a", lonely, ROSTER, contract, KEYS[0], own, store.folder(contract.run_id), {})
+    return Participant("a", lonely, KEYS[0], contract, site, members, keys, store, silent, terms, silent, witness)
 
 
 def announce(attempt: int = 1, cohort: tuple[IdentityKey, ...] = MEMBERS, first: Any = None) -> Announce:
@@ -234,16 +256,35 @@ def test_site_joins_no_attempt_with_a_removed_member_says_why_and_stays_in_the_r
 def test_state_that_a_member_signed_before_it_was_removed_stays_agreed(tmp_path: Path) -> None:
     """A quorum is one of the contract's members: it is at worst one of those who may collude. Else who has the newer
     roster a moment earlier would leave the run, and accuse the coordinator."""
-    signed = enc_sequence(transition(key, MINE) for key in KEYS[1:])
+    signed = HONEST.certificate(1, (transition(key, MINE) for key in KEYS[1:]))
     after = participant(tmp_path, Coordinator(answer=signed), roster=Roster(frozenset(MEMBERS[3:])))
-    after._agree(STATE)
+    after._agree(AFTER)
 
 
-def transition(key: SigningKey, state_hash: bytes, label: str = "transition", number: int = STATE.round) -> bytes:
-    return Signed.make(label, CONTRACT.run_context, key, Position(number, state_hash).encode()).encode()
+def void(number: int, reason: str = "no luck") -> bytes:
+    return Void(Announce(number, 1, MEMBERS, MEMBERS), reason, b"").encode()
 
 
-MINE = STATE.hash(CONTRACT)
+def chronicle(outcomes: list[bytes], state: State, last: bytes) -> Chronicle:
+    """The log of rounds with these outcomes, the last with this state."""
+    made = Chronicle(CONTRACT, ROSTER)
+    for number, outcome in enumerate(outcomes, 1):
+        made.tell_round(number, outcome, last if number == state.round else bytes(32))
+        made.sign(number)
+    return made
+
+
+def transition(
+    key: SigningKey, state_hash: bytes, label: str = "transition", number: int = 1, log: Chronicle | None = None
+) -> bytes:
+    return (log or HONEST).says(key, number, Position(number, state_hash).encode(), label)
+
+
+AFTER = void_state(CONTRACT, STATE, None).after(void(1))
+MINE = AFTER.hash(CONTRACT)
+HONEST = chronicle([void(1)], AFTER, MINE)
+OTHER = chronicle([void(1)], AFTER, MINE)
+OTHER.tell(Vetoed(participant="b"))
 DISAGREEMENTS = {
     "too few hold my state": [transition(key, MINE) for key in KEYS[:2]],
     "half hold another one": [transition(key, MINE if i < 2 else sha256(b"other")) for i, key in enumerate(KEYS)],
@@ -251,34 +292,48 @@ DISAGREEMENTS = {
     "strangers hold it": [transition(SigningKey(bytes([i]) * 32), MINE) for i in range(5, 9)],
     "they signed something else": [transition(key, MINE, "ready") for key in KEYS],
     "nobody says anything": [],
+    "they have witnessed another log": [
+        HONEST.says(key, 1, Position(1, MINE).encode(), note=OTHER.note(1)) for key in KEYS
+    ],
 }
 
 
 @pytest.mark.parametrize("said", DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys())
 def test_state_that_fewer_than_t_hold_is_refused(tmp_path: Path, said: list[bytes]) -> None:
     """Two sums published to two groups in the last round would otherwise give two final models."""
-    honest = enc_sequence(transition(key, MINE) for key in KEYS[:3])
+    honest = HONEST.certificate(1, (transition(key, MINE) for key in KEYS[:3]))
     assert CONTRACT.agreement == 3
     link = Coordinator(answer=honest)
     site = participant(tmp_path, link)
-    site._agree(STATE)
-    link.answer = enc_sequence(said)
-    with pytest.raises(SecurityError):
-        site._agree(STATE)
+    site._agree(AFTER)
+    link.answer = HONEST.certificate(1, said)
+    with pytest.raises(SecurityError) as caught:
+        site._agree(AFTER)
+    assert caught.value.culprits == ("coordinator",)
 
 
-def away(outcomes: list[bytes], state: State | None = None, signers: int = 3) -> CaughtUp:
+class Away(NamedTuple):
+    """What a coordinator says to one who was away, and the log that it shows."""
+
+    state: State
+    outcomes: list[bytes]
+    certificate: bytes
+    log: Chronicle
+
+
+def away(
+    outcomes: list[bytes], state: State | None = None, signers: int = 3, logged: list[bytes] | None = None
+) -> Away:
     """What one who was away in the first round or two is given, signed by so many."""
     if state is None:
         state = STATE
         for outcome in outcomes:
             state = void_state(CONTRACT, state, None).after(outcome)
     position = state.hash(CONTRACT), "transition", state.round
-    return CaughtUp(state, outcomes, enc_sequence(transition(key, *position) for key in KEYS[:signers]))
-
-
-def void(number: int, reason: str = "no luck") -> bytes:
-    return Void(Announce(number, 1, MEMBERS, MEMBERS), reason, b"").encode()
+    log = chronicle(BOTH if logged is None else logged, state, position[0])
+    log.notes.setdefault(state.round, log.notes[0])
+    certificate = log.certificate(state.round, (transition(key, *position, log) for key in KEYS[:signers]))
+    return Away(state, outcomes, certificate, log)
 
 
 BOTH = [void(1), void(2)]
@@ -292,18 +347,22 @@ FALSE_STATES = {
     "with another adapter than was signed": away(BOTH)._replace(state=replace(LATER, adapter=LATER.adapter + 1)),
     "with an adapter of another model": away(BOTH, replace(LATER, adapter=LATER.adapter[1:])),
     "with fewer void rounds": away(BOTH)._replace(state=replace(LATER, voids=0)),
+    "with a log that tells of another attempt": away(
+        BOTH, logged=[void(1), Void(Announce(2, 2, MEMBERS, MEMBERS), "no luck", b"").encode()]
+    ),
 }
 
 
 @pytest.mark.parametrize("lie", FALSE_STATES.values(), ids=FALSE_STATES.keys())
-def test_state_for_one_who_was_away_is_refused(tmp_path: Path, lie: CaughtUp) -> None:
+def test_state_for_one_who_was_away_is_refused(tmp_path: Path, lie: Away) -> None:
     link = Coordinator()
-    site = participant(tmp_path, link)
-    link.caught = lie
+    site = participant(tmp_path / "lied-to", link)
+    link.tell_away(lie)
     with pytest.raises(SecurityError) as caught:
         site._catch_up(STATE)
     assert caught.value.culprits == ("coordinator",)
-    link.caught = away(BOTH)
+    site = participant(tmp_path / "told", link)
+    link.tell_away(away(BOTH))
     assert site._catch_up(STATE).hash(CONTRACT) == LATER.hash(CONTRACT)
 
 
@@ -319,7 +378,8 @@ def test_who_released_for_one_sum_does_not_catch_up_with_another(tmp_path: Path,
     seen.close = lambda: None  # type: ignore[attr-defined]
     monkeypatch.setattr(site, "_attempts", lambda _: seen)
     for theirs, refused in ((MEMBERS, True), (MEMBERS[:3], False)):
-        link.caught = away([publication(survivors=theirs).encode(), void(2)])
+        outcomes = [publication(survivors=theirs).encode(), void(2)]
+        link.tell_away(away(outcomes, logged=outcomes))
         if refused:
             with pytest.raises(SecurityError, match="of other survivors"):
                 site._catch_up(STATE)

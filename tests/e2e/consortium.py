@@ -209,7 +209,7 @@ def assert_complete(joint: Consortium) -> None:
     told = [(event["event"], event.get("round")) for event in joint.events()]
     for number in range(1, ROUNDS + 1):  # after a kill twice maybe, but never not at all
         assert {("round_started", number), ("sum_opened", number), ("round_finished", number)} <= set(told)
-    assert ("contract_closed", None) in told
+    assert ("contract_accepted", None) in told
     assert told[-1] == ("run_ended", None)
 
 

@@ -22,9 +22,12 @@ from mpctf_secure.cli.local_sites import hold_ceremony, prepare
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import Policy, SiteConfig
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
+from mpctf_secure.errors import MpctfError
 from mpctf_secure.identity import keystore
+from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.participant import agent
 from mpctf_secure.participant.rounds import Participant
@@ -33,7 +36,7 @@ from mpctf_secure.rounds.state import State
 from mpctf_secure.training.launch.job import Trained
 from mpctf_secure.training.spec import JobSpec
 from mpctf_secure.transport.server import listen
-from mpctf_secure.transport.tls import OwnTls
+from mpctf_secure.transport.tls import OwnTls, utc_now
 
 PHRASE = b"of everybody here"
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
@@ -136,6 +139,8 @@ class RealRun:
         self.events: list[dict[str, object]] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.policies: dict[str, Policy] = {}
+        self.failures: dict[str, MpctfError] = {}
+        """With what a site's part in the run has ended, if not well."""
         self._tap_inputs(monkeypatch)
 
     def _tap_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +179,10 @@ class RealRun:
         spool = self.folder / "spool"
         spool.mkdir()
         journal = Journal(self.folder)
+        log = RunLog(self.folder, self.roster, proposal.run_id, utc_now)
+        record = log.recording(self._record)
         coordinator = Coordinator(
-            proposal, self.config.timeouts, self.roster, self.keys.identity, spool, self._record, journal, bytes(32)
+            proposal, self.config.timeouts, self.roster, self.keys, spool, record, journal, log, bytes(32)
         )
         recorder = Recorder(coordinator)
         if interfere:
@@ -199,7 +206,7 @@ class RealRun:
                     process.stdin.close()
                 else:
                     keys = keystore.unseal(site.keys, PHRASE)
-                    threads.append(threading.Thread(target=agent.join, args=(site, keys, lambda _: None), name=name))
+                    threads.append(threading.Thread(target=self._take_part, args=(name, site, keys), name=name))
                     threads[-1].start()
             contract, state = await coordinator.run()
         finally:
@@ -211,6 +218,12 @@ class RealRun:
                 await asyncio.to_thread(thread.join)
             await listener.stop(1.0)
         return Outcome(contract, state, coordinator, recorder, self.inputs, self.encoded, self.events, self.folder)
+
+    def _take_part(self, name: str, site: SiteConfig, keys: Keys) -> None:
+        try:
+            agent.join(site, keys, lambda _: None)
+        except MpctfError as error:
+            self.failures[name] = error
 
     def _record(self, kind: str, **fields: object) -> None:
         self.events.append({"event": kind, **fields})

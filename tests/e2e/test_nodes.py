@@ -321,7 +321,7 @@ def test_job_that_fails_for_good_is_told_to_the_coordinator_and_the_round_goes_o
     with consortium(tmp_path / "joint", FOUR, rounds=2, training=training) as joint:
         joint.write_site("insurer-d", joint.address, training={"batch_size": 4})
         joint.begin()
-        joint.wait_for_event("contract_closed")
+        joint.wait_for_event("contract_accepted")
         data = joint.root / "data" / "insurer-d.jsonl"
         old = data.read_bytes()
         data.write_bytes(b"".join(reversed(old.splitlines(keepends=True))))

@@ -14,6 +14,7 @@ from loops import in_loop
 from samples import make_contract, make_proposal
 from simulator import make_context
 
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.gate import Answer
 from mpctf_secure.coordinator.journal import Banned, Finished, Journal
 from mpctf_secure.coordinator.reception import Reception
@@ -29,6 +30,7 @@ from mpctf_secure.rounds.messages import Fetch, Position, Progress
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.chunks import digest
 from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.transport.tls import utc_now
 
 NAMES = ("bank-b", "hospital-a", "telecom-c")
 YES = Answer("survivors", b"")
@@ -53,9 +55,9 @@ class World:
     def open(self) -> None:
         terms = make_proposal(self.roster, NAMES)
         self.folder.parent.mkdir(exist_ok=True)
-        self.reception = Reception(
-            terms, self.roster, self.keys["coordinator"], self.record, Journal(self.folder.parent)
-        )
+        journal = Journal(self.folder.parent)
+        log = RunLog(self.folder.parent, self.roster, terms.run_id, utc_now)
+        self.reception = Reception(terms, self.roster, self.keys["coordinator"], self.record, journal, log.pieces)
         self.reception.fed.set()
         self.reception.live.set()
         self.reception.run_context = self.ctx

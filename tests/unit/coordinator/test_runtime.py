@@ -10,7 +10,9 @@ import pytest
 from loops import in_loop
 from samples import make_proposal
 
+from mpctf_secure.auditlog.note import Note
 from mpctf_secure.config.run import Timeouts
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import ParticipationError
@@ -18,9 +20,10 @@ from mpctf_secure.hazmat.encoding import enc
 from mpctf_secure.identity import ceremony, keystore
 from mpctf_secure.ids import ParticipantName
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Facts, ModelHashes, Position
+from mpctf_secure.rounds.messages import Facts, ModelHashes, Position, Witnessed
 from mpctf_secure.rounds.state import initial_state
 from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.transport.tls import utc_now
 
 NAMES = ("bank-b", "hospital-a", "telecom-c")
 NO_MODEL = ModelHashes(*[bytes(32)] * 3)
@@ -34,7 +37,8 @@ class World:
         self.home = home
         folders = {ParticipantName(name): home / name for name in (*NAMES, "coordinator")}
         self.roster = ceremony.hold(folders, ParticipantName("coordinator"), datetime.datetime.now(datetime.UTC), b"x")
-        self.keys = {name: keystore.unseal(home / name, b"x").identity for name in (*NAMES, "coordinator")}
+        self.sealed = {name: keystore.unseal(home / name, b"x") for name in (*NAMES, "coordinator")}
+        self.keys = {name: keys.identity for name, keys in self.sealed.items()}
         self.peers = {str(member.name): member for member in self.roster.members}
         self.events: list[str] = []
         self.calls: set[asyncio.Task[bytes]] = set()
@@ -44,14 +48,16 @@ class World:
         self.journal = Journal(self.home)
         (self.home / "spool").mkdir(exist_ok=True)
         times = Timeouts(join=60, training=60, stage=1, absence=60)
+        log = RunLog(self.home, self.roster, terms.run_id, utc_now)
         self.coordinator = Coordinator(
             terms,
             times,
             self.roster,
-            self.keys["coordinator"],
+            self.sealed["coordinator"],
             self.home / "spool",
-            self.record,
+            log.recording(self.record),
             self.journal,
+            log,
             bytes(32),
         )
         return asyncio.create_task(self.coordinator.run())
@@ -69,6 +75,12 @@ class World:
         for name in NAMES:
             self.say(name, label, ctx, body)
 
+    def accept(self, name: str, contract: Contract, choice: bytes = b"{}") -> None:
+        """The contract, having seen the log's beginning."""
+        note = Note.decode((self.home / "audit" / "steps" / "0").read_bytes())
+        cosignature = note.cosigned(name, self.sealed[name].log, 1_893_456_000).signature
+        self.say(name, "accept", contract.run_context, Witnessed(choice, cosignature, bytes(32)).encode())
+
     async def until_contract(self) -> Contract:
         """All have joined."""
         await until(self.coordinator.reception.live.is_set)
@@ -80,8 +92,9 @@ class World:
     async def until_ready(self) -> Contract:
         """All have joined, accepted, and are ready for round 1."""
         contract = await self.until_contract()
-        self.all_say("accept", contract.run_context, b"{}")
-        await until(lambda: "contract_closed" in self.events)
+        for name in NAMES:
+            self.accept(name, contract)
+        await until(lambda: "contract_accepted" in self.events)
         self.all_say("ready", contract.run_context, Position(1, initial_state(contract).hash(contract)).encode())
         return contract
 
@@ -112,7 +125,7 @@ async def test_run_does_not_begin_without_one_who_is_out_by_then(world: World, s
     running = world.begin()
     if stage == "accept":
         contract = await world.until_contract()
-        world.say("bank-b", "accept", contract.run_context, b"{}")
+        world.accept("bank-b", contract)
     else:
         await until(world.coordinator.reception.live.is_set)
         world.all_say("facts", world.roster.hash, FACTS.encode())
@@ -121,7 +134,7 @@ async def test_run_does_not_begin_without_one_who_is_out_by_then(world: World, s
     with pytest.raises(ParticipationError, match=r"not everyone .*: bank-b \(not in roster version 2\)") as caught:
         await running
     assert caught.value.exit_code == 5
-    assert "contract_closed" not in world.events
+    assert "contract_accepted" not in world.events
 
 
 @in_loop
@@ -177,7 +190,7 @@ LIES = {
 async def test_site_that_accepts_the_contract_and_not_its_bounds_is_out(world: World, body: bytes) -> None:
     running = world.begin()
     contract = await world.until_contract()
-    world.say("bank-b", "accept", contract.run_context, body)
+    world.accept("bank-b", contract, body)
     with pytest.raises(ParticipationError, match="bank-b"):
         await running
     assert "banned" in world.events
@@ -190,7 +203,7 @@ async def test_what_sites_chose_within_the_bounds_is_known(world: World) -> None
     contract = await world.until_contract()
     for name in NAMES:
         body = b'{"batch_size":4}' if name == "bank-b" else b"{}"
-        world.say(name, "accept", contract.run_context, body)
-    await until(lambda: "contract_closed" in world.events)
+        world.accept(name, contract, body)
+    await until(lambda: "contract_accepted" in world.events)
     assert world.coordinator.choices["bank-b"] == {"batch_size": 4}
     await world.crash(running)

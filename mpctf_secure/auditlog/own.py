@@ -1,0 +1,123 @@
+"""An organisation's own log, in its keys folder: one after the other, each naming what the one before ended with.
+
+    audit/ID/        a log as storage.py has it, and the key that it is signed with
+    audit/current    the ID of the one that is written
+
+Another one is begun where the organisation has another log key; the old ones stay as they are.
+"""
+
+import datetime
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mpctf_secure import files
+from mpctf_secure.auditlog.entry import Entry
+from mpctf_secure.auditlog.events import Cosigned, Leaf, LogBegun
+from mpctf_secure.auditlog.history import History
+from mpctf_secure.auditlog.note import Key
+from mpctf_secure.auditlog.storage import Log, read_signed
+from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.hazmat.signature import SigningKey
+
+FOLDER = "audit"
+_CURRENT, _KEY = "current", "key"
+_ID_BYTES = 8
+
+
+class OwnLog:
+    """The one that is written now."""
+
+    def __init__(self, keys: Path, name: str, identity: bytes, public: bytes, now: Callable[[], datetime.datetime]):
+        """Open, or begin; SecurityError for one that was changed. `public` is the log key in force."""
+        self._keys, self._now = keys, now
+        with files.writing(keys):
+            (keys / FOLDER).mkdir(mode=0o700, exist_ok=True)
+        current = current_key(keys)
+        if current and current.public == public:
+            self._log = self._open(current)
+            return
+        previous = self._open(current).history if current else None
+        key = Key(f"{name}/own/{os.urandom(_ID_BYTES).hex()}", public)
+        self._log = self._open(key)
+        root = previous.tree.root().hex() if previous else None
+        size = len(previous.tree) if previous else 0
+        before = current.name if current else None
+        self._log.append(LogBegun(organisation=name, identity=identity.hex(), previous=before, size=size, root=root))
+        files.replace(folder_of(keys, key) / _KEY, key.vkey.encode())
+        files.replace(keys / FOLDER / _CURRENT, _id(key).encode())
+
+    @property
+    def history(self) -> History:
+        """What it says."""
+        return self._log.history
+
+    def append(self, event: Leaf) -> Entry:
+        """On disk when this returns."""
+        return self._log.append(event)
+
+    def sign(self, key: SigningKey) -> None:
+        """A checkpoint of all that is there."""
+        self._log.sign(key)
+
+    def cosigned(self, run: str, step: int) -> Cosigned | None:
+        """The last checkpoint of a run's log that this organisation has cosigned, up to a step."""
+        for number in range(step, -1, -1):
+            if entry := self.history.find("cosigned", run, number):
+                return entry.event if isinstance(entry.event, Cosigned) else None
+        return None
+
+    def _open(self, key: Key) -> Log[History]:
+        return Log(folder_of(self._keys, key), key, History(), self._now)
+
+
+def current_key(keys: Path) -> Key | None:
+    """Origin and key of the log that is written in a keys folder; None where there is none yet."""
+    path = keys / FOLDER / _CURRENT
+    return _key_of(keys, path.read_text()) if path.exists() else None
+
+
+class OwnRecord(NamedTuple):
+    """One of an organisation's own logs: what it says, and how many of its leaves are signed."""
+
+    key: Key
+    history: History
+    signed: int
+
+
+def verified(keys: Path) -> list[OwnRecord]:
+    """The own logs in a keys folder, the one that is written last; nothing is changed.
+
+    SecurityError for one that is not what was signed, and where one does not go on from another.
+    """
+    records, key, following = list[OwnRecord](), current_key(keys), None
+    while key:
+        history, signed = read_signed(folder_of(keys, key), key, History())
+        if following and (
+            len(history.tree) < following.size or history.tree.root(following.size).hex() != following.root
+        ):
+            raise SecurityError(f"{key.name}: it is not the log from which the next one goes on")
+        records.append(OwnRecord(key, history, signed))
+        begun = history.find("log_begun")
+        following = begun.event if begun and isinstance(begun.event, LogBegun) else None
+        before = following and following.previous
+        key = _key_of(keys, before.rpartition("/")[2]) if before else None
+    return records[::-1]
+
+
+def folder_of(keys: Path, key: Key) -> Path:
+    """Where the own log with this origin lies."""
+    return keys / FOLDER / _id(key)
+
+
+def _id(key: Key) -> str:
+    return key.name.rpartition("/")[2]
+
+
+def _key_of(keys: Path, log: str) -> Key:
+    path = keys / FOLDER / log / _KEY
+    try:
+        return Key.from_vkey(path.read_text())
+    except (OSError, ValueError) as error:
+        raise EnvironmentUnfitError(f"{path}: {error}", hint="restore the keys folder") from error

@@ -1,0 +1,132 @@
+"""A log's leaves and proofs as other programs take them; what they say is checked by `audit verify`."""
+
+import base64
+import datetime
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mpctf_secure import __version__
+from mpctf_secure.auditlog.history import History, HistoryOfRun
+from mpctf_secure.auditlog.note import Checkpoint, Note
+from mpctf_secure.auditlog.storage import read_record, take_all
+from mpctf_secure.errors import SecurityError, UsageError
+
+_SEVERE = {"refused": 6, "banned": 7, "veto": 5, "dropout": 3, "attempt_failed": 4, "round_void": 5, "clock_set": 4}
+"""Of CEF's 0 to 10; everything else is 1."""
+_OCSF_SEVERITY = ((7, 4), (5, 3), (3, 2))
+"""From which of the above on which `severity_id`; below: 1, informational."""
+_VENDOR, _PRODUCT = "mpctf-secure", "audit log"
+
+
+def leaves(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and fields of each leaf; SecurityError names a line that is none."""
+    for number, line in enumerate(read_record(folder).lines):
+        try:
+            leaf = json.loads(line)
+            yield number, {"kind": leaf["kind"], "time": leaf["time"], **leaf}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SecurityError(f"{folder}: leaf {number} is none", hint="mpctf-secure audit verify") from error
+
+
+def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dict[str, Any]:
+    """That leaves are below a checkpoint, of those above them that with most signatures: RFC 6962 section 2.1.
+
+    Hashes are in base64; `since`: also that the log goes on from its first so many leaves.
+    """
+    record, wanted = read_record(folder), list(numbers)
+    tree = _history(record.lines).tree
+    notes = [(Checkpoint.decode(note.text).size, note) for note in map(Note.decode, record.notes)]
+    least = max([number + 1 for number in wanted] + [since or 0])
+    fit = [(len(note.lines), size, note) for size, note in notes if size >= least]
+    if not fit:
+        signed = max((size for size, _ in notes), default=0)
+        raise UsageError(
+            f"{folder}: {signed} of {len(tree)} leaves are signed, and not {least}",
+            hint="mpctf-secure audit show lists them; a log is signed at the end of each round",
+        )
+    _, size, note = max(fit, key=lambda one: one[:2])
+    proofs = []
+    for number in wanted:
+        inclusion = _encoded(tree.inclusion(number, size))
+        proofs.append({"index": number, "leaf": record.lines[number].decode(), "inclusion": inclusion})
+    proved: dict[str, Any] = {"checkpoint": note.encode().decode(), "leaves": proofs}
+    if since is not None:
+        proved |= {
+            "since": since,
+            "root": _encoded([tree.root(since)])[0],
+            "consistency": _encoded(tree.consistency(since, size)),
+        }
+    return proved
+
+
+def exported(folder: Path, form: str) -> Iterator[str]:
+    """Each leaf as a line of a format: jsonl, cef or ocsf."""
+    to_line = {"jsonl": _jsonl, "cef": _cef, "ocsf": _ocsf}[form]
+    for number, leaf in leaves(folder):
+        yield to_line(number, leaf)
+
+
+def _history(lines: list[bytes]) -> History:
+    kind = HistoryOfRun if lines and b'"kind":"run_opened"' in lines[0] else History
+    return take_all(lines, kind())
+
+
+def _encoded(hashes: list[bytes]) -> list[str]:
+    return [base64.b64encode(one).decode() for one in hashes]
+
+
+def _jsonl(number: int, leaf: dict[str, Any]) -> str:
+    return json.dumps({"leaf": number, **leaf}, ensure_ascii=False)
+
+
+def _cef(number: int, leaf: dict[str, Any]) -> str:
+    """ArcSight Common Event Format, version 0, with what it wants escaped."""
+    kind = leaf["kind"]
+    header = (_VENDOR, _PRODUCT, __version__, kind, kind.replace("_", " "))
+    escaped = "|".join(re.sub(r"([\\|])", r"\\\1", part) for part in header)
+    fields = {
+        "rt": _milliseconds(leaf["time"]),
+        "externalId": number,
+        "msg": json.dumps(_rest(leaf), ensure_ascii=False),
+    }
+    extension = " ".join(f"{name}={_escaped(str(value))}" for name, value in fields.items())
+    return f"CEF:0|{escaped}|{_SEVERE.get(kind, 1)}|{extension}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("=", "\\=").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _ocsf(number: int, leaf: dict[str, Any]) -> str:
+    """An OCSF base event, class 0: what a leaf says is in `unmapped`."""
+    severe = _SEVERE.get(leaf["kind"], 1)
+    event = {
+        "class_uid": 0,
+        "category_uid": 0,
+        "activity_id": 99,
+        "activity_name": leaf["kind"],
+        "type_uid": 99,
+        "severity_id": next((severity for least, severity in _OCSF_SEVERITY if severe >= least), 1),
+        "time": _milliseconds(leaf["time"]),
+        "metadata": {
+            "version": "1.3.0",
+            "sequence": number,
+            "product": {"vendor_name": _VENDOR, "name": _PRODUCT, "version": __version__},
+        },
+        "unmapped": _rest(leaf),
+    }
+    return json.dumps(event, ensure_ascii=False)
+
+
+def _rest(leaf: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in leaf.items() if name not in {"kind", "time"}}
+
+
+def _milliseconds(time: str) -> int:
+    try:
+        return round(datetime.datetime.fromisoformat(time).timestamp() * 1000)
+    except ValueError as error:
+        raise SecurityError(f"{time[:40]} is no time of a leaf", hint="mpctf-secure audit verify") from error

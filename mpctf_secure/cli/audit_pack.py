@@ -1,0 +1,87 @@
+"""All evidence that a site has of one run, in an archive that can be checked without this program."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from mpctf_secure import files
+from mpctf_secure.auditlog import own as own_logs
+from mpctf_secure.cli.audit_export import leaves, prove
+from mpctf_secure.cli.audit_verdict import of_site
+from mpctf_secure.cli.join import load_site
+from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.identity import keystore
+from mpctf_secure.participant.witness import AUDIT
+from mpctf_secure.privacy.spending import spending
+from mpctf_secure.rounds.contract import Contract
+
+_README = """\
+# Evidence of run {run}
+
+| file | what it is |
+|---|---|
+| run/log.jsonl | the coordinator's log of the run, a leaf a line |
+| run/witnessed | its newest checkpoint with cosignatures: a C2SP signed note |
+| run/certificates/, run/steps/ | per step the signed messages of its witnesses, and the checkpoint |
+| run/contract.json, run/rosters/ | the contract that all signed, and the rosters with everybody's keys |
+| own/proofs.json | what {name}'s own log has of this run, with proofs; the log itself may tell of other runs |
+| privacy.json | what {name} has spent of its privacy budgets |
+| verdict.json | what `mpctf-secure audit verify --site` found |
+
+## To check it without mpctf-secure
+
+1. SHA-256 of a roster's canonical JSON (RFC 8785; the file has a line end more) is `roster_hash` in the first leaf of
+   run/log.jsonl. Ask an organisation that you trust for its hash. `log` of each member is its Ed25519 log key.
+2. A leaf's hash is SHA-256(0x00, line without its end), a node's SHA-256(0x01, left, right), the tree that of RFC 6962,
+   section 2.1. The root of as many leaves as the second line of run/witnessed says is its third line, in base64.
+3. Of run/witnessed the text up to the empty line, with its last line end, is what the coordinator has signed. A
+   witness has signed `cosignature/v1`, line end, `time` and the time in seconds, line end, and that text; its line has
+   four bytes of key id, eight of the time, and the signature, in base64. golang.org/x/mod/sumdb/note reads such notes.
+4. {needed} of {members} participants make a quorum: with so many cosignatures there is no other history.
+5. In own/proofs.json each leaf leads by `inclusion` (RFC 9162, section 2.1.3.2) to the root in `checkpoint`.
+"""
+
+
+def write_pack(site_file: Path, run: str, target: Path) -> list[str]:
+    """The names in the archive; UsageError where there is no such run, or the file is there already."""
+    site = load_site(site_file)
+    folder = site.work / "runs" / run / AUDIT
+    if not folder.is_dir():
+        known = ", ".join(path.parent.name for path in sorted((site.work / "runs").glob(f"*/{AUDIT}"))) or "none"
+        raise UsageError(f"{site.work}: no log of a run {run}", hint=f"there are: {known}")
+    if target.exists():
+        raise UsageError(f"{target}: exists already", hint="name a new file")
+    own = next((one for one in own_logs.verified(site.keys) if one.history.find("run_accepted", run)), None)
+    if own is None:
+        raise SecurityError(
+            f"{site.keys}: the own log has not accepted run {run}", hint="is it this run's keys folder?"
+        )
+    content = {f"run/{path.relative_to(folder)}": path.read_bytes() for path in _shown(folder)}
+    own_folder = own_logs.folder_of(site.keys, own.key)
+    mine = [number for number, leaf in leaves(own_folder) if leaf.get("run") == run]
+    content["own/proofs.json"] = _json(prove(own_folder, mine))
+    content["privacy.json"] = _json(spending(site.keys, None, site.policy.budget, site.data_set))
+    content["verdict.json"] = _json(of_site(site_file, run))
+    contract = Contract.decode(content["run/contract.json"])
+    content["README.md"] = _README.format(
+        run=run,
+        name=keystore.organisation(site.keys).name,
+        needed=contract.agreement,
+        members=len(contract.participants),
+    ).encode()
+    unfinished = target.with_name(target.name + ".part")
+    with files.writing(target):
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, data in sorted(content.items()):
+                archive.writestr(path, data)
+        unfinished.rename(target)
+    return sorted(content)
+
+
+def _shown(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode()

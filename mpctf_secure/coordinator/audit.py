@@ -1,0 +1,110 @@
+"""The run's log at the coordinator: AUDIT.md. What is told of a run goes through here first."""
+
+import datetime
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mpctf_secure import files
+from mpctf_secure.auditlog.events import RunOpened, leaf_of
+from mpctf_secure.auditlog.history import HistoryOfRun
+from mpctf_secure.auditlog.note import Checkpoint, Note
+from mpctf_secure.auditlog.storage import CERTIFICATES, STEPS, Log, keep_beside, keep_witnessed
+from mpctf_secure.auditlog.witness import check_cosignature, step_line, witnessed
+from mpctf_secure.errors import SecurityError
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.monitoring.events import Record
+from mpctf_secure.rounds.audit import log_key, run_log_key
+from mpctf_secure.rounds.messages import Certificate, LogRequest, Witnessed
+from mpctf_secure.secagg.messages import Signed
+
+FOLDER = "audit"
+_PIECE_BYTES = 1 << 19
+
+
+class RunLog:
+    """The log of one run, in the run's folder."""
+
+    def __init__(self, folder: Path, roster: Roster, run_id: str, now: Callable[[], datetime.datetime]) -> None:
+        """Open, or begin; SecurityError for one that was changed."""
+        self._roster = roster
+        self._folder = folder / FOLDER
+        self._log = Log(self._folder, run_log_key(roster, run_id), HistoryOfRun(), now)
+        keep_beside(self._folder, b"", {})
+
+    def recording(self, record: Record) -> Record:
+        """Puts what is told, and is for the log, on disk there before `record` gets it; not after the run's end, nor
+        where the run never began."""
+
+        def told(kind: str, **fields: Any) -> None:
+            """One event."""
+            leaf = leaf_of(kind, fields)
+            if leaf and not self._log.history.is_over and (not self.is_empty or isinstance(leaf, RunOpened)):
+                self._log.append(leaf)
+            record(kind, **fields)
+
+        return told
+
+    def keep(self, contract: bytes, rosters: Mapping[str, bytes]) -> None:
+        """What a reader of the log needs beside it."""
+        keep_beside(self._folder, contract, rosters)
+
+    def checkpoint(self, step: int, key: SigningKey) -> Note:
+        """The one of a step, which covers everything so far when it is asked for first."""
+        path = self._folder / STEPS / str(step)
+        if not path.exists():
+            with files.writing(path):
+                files.replace(path, self._log.sign(key, step_line(step)).encode())
+        return Note.decode(path.read_bytes())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was told yet."""
+        return not len(self._log.history.tree)
+
+    def close(self, key: SigningKey) -> None:
+        """The run has ended: one more checkpoint, which nobody cosigns."""
+        if not self.is_empty:
+            self._log.sign(key)
+
+    def pieces(self, request: LogRequest) -> tuple[bytes, Iterator[bytes]]:
+        """A step's checkpoint, and the leaves below it from some number on, each with its end."""
+        path = self._folder / STEPS / str(request.step)
+        if not path.exists():
+            raise SecurityError(f"the log of step {request.step} is not due")
+        note = Note.decode(path.read_bytes())
+        size = Checkpoint.decode(note.text).size
+        if request.size > size:
+            raise SecurityError(
+                f"the log has {size} leaves at step {request.step}, and a witness has {request.size}",
+                hint="the coordinator's operator has to restore the run's folder as it was",
+            )
+        content = b"".join(line + b"\n" for line in self._log.leaves(request.size, size))
+        starts = range(request.held * _PIECE_BYTES, len(content), _PIECE_BYTES)
+        return note.encode(), (content[at : at + _PIECE_BYTES] for at in starts)
+
+    def check(self, step: int, sender: IdentityKey, said: Witnessed) -> None:
+        """SecurityError where a message is not of a witness of this step's checkpoint."""
+        note = Note.decode((self._folder / STEPS / str(step)).read_bytes())
+        check_cosignature(note, log_key(self._roster.by_identity(sender)), said.cosignature)
+
+    def certify(self, step: int, messages: list[bytes]) -> tuple[bytes, list[str]]:
+        """Keep the certificate of a step, of the messages that were checked: its bytes, and who is in it."""
+        note = Note.decode((self._folder / STEPS / str(step)).read_bytes())
+        certificate = Certificate(note.encode(), tuple(messages)).encode()
+        signed = [Signed.decode(message) for message in messages]
+        members = [self._roster.by_identity(one.sender) for one in signed]
+        cosignatures = (Witnessed.decode(one.body).cosignature for one in signed)
+        cosigned = witnessed(note, zip(map(log_key, members), cosignatures, strict=True))
+        with files.writing(self._folder):
+            files.replace(self._folder / CERTIFICATES / str(step), certificate)
+        keep_witnessed(self._folder, cosigned)
+        return certificate, sorted(str(member.name) for member in members)
+
+
+def certificate_hash(certificate: bytes) -> str:
+    """As the next step's log has it."""
+    return sha256(certificate).hex()

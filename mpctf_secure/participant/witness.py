@@ -1,0 +1,188 @@
+"""This site as a witness of the run's log: it keeps a copy, misses nothing that it knows of, and cosigns (AUDIT.md 3).
+
+What it knows is in its own log, where it gets before anything leaves.
+"""
+
+import os
+from collections.abc import Mapping, Set
+from pathlib import Path
+
+from mpctf_secure import files
+from mpctf_secure.auditlog.events import Confirmed, Cosigned, Heard, Joined, Released, Uploaded
+from mpctf_secure.auditlog.history import HistoryOfRun
+from mpctf_secure.auditlog.note import Note
+from mpctf_secure.auditlog.own import OwnLog
+from mpctf_secure.auditlog.storage import CERTIFICATES, STEPS, Copy, keep_beside, keep_witnessed
+from mpctf_secure.auditlog.witness import (
+    check_step,
+    demand,
+    head,
+    is_fork,
+    witnessed,
+)
+from mpctf_secure.errors import COORDINATOR, SecurityError, blaming
+from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
+from mpctf_secure.hazmat.signature import SigningKey
+from mpctf_secure.identity.roster import Roster
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.participant.link import Link
+from mpctf_secure.rounds.audit import Fork, check_beginning, check_known, log_key, read_certificate, run_log_key
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.messages import LogRequest, Publication, Void, Witnessed
+
+AUDIT, FORK = "audit", "fork.json"
+_MOST_PIECES = 128
+
+
+class Witness:
+    """Of one run; `folder` is the run's. What may not change is what this site's own log says it has cosigned."""
+
+    def __init__(
+        self,
+        name: str,
+        link: Link,
+        roster: Roster,
+        contract: Contract,
+        key: SigningKey,
+        own: OwnLog,
+        folder: Path,
+        rosters: Mapping[str, bytes],
+    ) -> None:
+        """`key` is this site's log key, `rosters` the files of rosters that whoever reads the copy needs."""
+        self._link, self._roster, self._contract, self._key, self._own = link, roster, contract, key, own
+        self._name, self._run = name, contract.run_id
+        self._log_key = run_log_key(roster, self._run)
+        self._folder = folder / AUDIT
+        self._copy = Copy(self._folder, HistoryOfRun)
+        keep_beside(self._folder, contract.encode(), rosters)
+
+    def join(self, number: int, attempt: int, context: bytes) -> None:
+        """An attempt, before anything of it leaves."""
+        self._own.append(Joined(run=self._run, round=number, attempt=attempt, context=context.hex()))
+
+    def upload(self, number: int, attempt: int, digest: bytes) -> None:
+        """A masked input, before its last piece leaves."""
+        told = digest.hex() if self._contract.secure else None
+        self._own.append(Uploaded(run=self._run, round=number, attempt=attempt, digest=told))
+
+    def confirm(self, number: int, attempt: int, claim: bytes) -> None:
+        """A tuple, before the signature of it leaves."""
+        self._own.append(Confirmed(run=self._run, round=number, attempt=attempt, tuple=sha256(claim).hex()))
+
+    def release(self, number: int, attempt: int, claim: bytes) -> None:
+        """Shares for a tuple, before they leave."""
+        self._own.append(Released(run=self._run, round=number, attempt=attempt, tuple=sha256(claim).hex()))
+
+    def hear(self, number: int, outcome: Publication | Void) -> None:
+        """A round's outcome, before it is applied."""
+        digest, survivors = None, tuple[IdentityKey, ...]()
+        if isinstance(outcome, Publication):
+            digest, survivors = outcome.digest.hex(), outcome.survivors
+        attempt, names = outcome.announce.attempt, self._names(survivors)
+        self._own.append(Heard(run=self._run, round=number, attempt=attempt, digest=digest, survivors=names))
+
+    def witness(self, step: int, said: bytes, state_hash: bytes | None) -> bytes:
+        """The body that says `said` and that this site has seen the log of a step; the log is kept before.
+
+        SecurityError for a log that hides something, or is not the one that this site has seen.
+        """
+        entry = self._own.history.find("cosigned", self._run, step)
+        path = self._folder / STEPS / str(step)
+        note = Note.decode(path.read_bytes()) if entry and path.exists() else self.follow(step, state_hash)
+        checkpoint = check_step(note, self._log_key, step)
+        if entry is None:
+            tree, salt = self._own.history.tree, os.urandom(HASH_BYTES)
+            commitment = head(salt, len(tree), tree.root())
+            entry = self._own.append(
+                Cosigned(
+                    run=self._run,
+                    round=step,
+                    size=checkpoint.size,
+                    root=checkpoint.root.hex(),
+                    head=commitment.hex(),
+                    salt=salt.hex(),
+                    own_size=len(tree),
+                )
+            )
+            self._own.sign(self._key)
+        assert isinstance(entry.event, Cosigned)  # noqa: S101
+        # The time is that of the leaf: after a crash the same bytes are sent again.
+        line = note.cosigned(self._name, self._key, int(entry.time.timestamp()))
+        return Witnessed(said, line.signature, bytes.fromhex(entry.event.head)).encode()
+
+    def follow(self, step: int, state_hash: bytes | None) -> Note:
+        """Get the log up to a step, check it, and keep it; the step's checkpoint."""
+        with blaming(COORDINATOR, "audit log"):
+            try:
+                note, lines, history = self._fetch(step)
+            except SecurityError:
+                if not len(self._copy.history.tree):
+                    raise
+                self._copy.forget()  # it is a cache: this machine, and not the coordinator, may have spoilt it
+                note, lines, history = self._fetch(step)
+            check_beginning(history, self._contract)
+            check_known(history, self._own.history, self._run, step)
+            for number in range(step):
+                before = self._folder / CERTIFICATES / str(number)
+                if before.exists():
+                    demand(history, "step_witnessed", number, certificate=sha256(before.read_bytes()).hex())
+            if state_hash:
+                demand(history, "round_closed", step, state_hash=state_hash.hex())
+        files.replace(self._folder / STEPS / str(step), note.encode())
+        self._copy.extend(history, lines)
+        return note
+
+    def check_certificate(
+        self, step: int, data: bytes, label: str, said: bytes | None, voters: Set[IdentityKey]
+    ) -> None:
+        """SecurityError where fewer than a quorum of `voters` say this, or have not witnessed the log that I have."""
+        with blaming(COORDINATOR, "certificate"):
+            note, bodies = read_certificate(data, step, self._contract, self._roster)
+            self._check_same(step, note)
+            agreeing = {
+                member: body for member, body in bodies.items() if member in voters and said in {None, body.said}
+            }
+            if len(agreeing) < self._contract.agreement:
+                raise SecurityError(f"only {len(agreeing)} participants hold the state after round {step}")
+        files.replace(self._folder / CERTIFICATES / str(step), data)
+        cosignatures = (
+            (log_key(self._roster.by_identity(member)), body.cosignature) for member, body in agreeing.items()
+        )
+        keep_witnessed(self._folder, witnessed(note, cosignatures))
+
+    def _fetch(self, step: int) -> tuple[Note, list[bytes], HistoryOfRun]:
+        """A step's checkpoint, the leaves that are new here, and the history with them, which goes with the floor."""
+        have = len(self._copy.history.tree)
+        raw, content = self._link.log(self._contract.run_context, LogRequest(step, have), _MOST_PIECES)
+        note = Note.decode(raw)
+        checkpoint = check_step(note, self._log_key, step)
+        self._check_same(step, note)
+        *lines, rest = content.split(b"\n")
+        if rest or have + len(lines) != checkpoint.size:
+            raise SecurityError(f"{len(lines)} leaves behind the first {have}, the checkpoint has {checkpoint.size}")
+        history = self._copy.continued(lines)
+        if history.tree.root() != checkpoint.root:
+            raise SecurityError("its leaves are not those that it has signed, or not those that it has shown before")
+        floor = self._own.cosigned(self._run, step)
+        if floor and (checkpoint.size < floor.size or history.tree.root(floor.size) != bytes.fromhex(floor.root)):
+            raise SecurityError(f"it is another one than this site has cosigned at step {floor.round}")
+        return note, lines, history
+
+    def _check_same(self, step: int, note: Note) -> None:
+        """The coordinator signs one checkpoint a step: two convict it, and are kept for whoever is to judge that."""
+        path = self._folder / STEPS / str(step)
+        if not path.exists():
+            return
+        seen = Note.decode(path.read_bytes())
+        if seen.text == note.text:
+            return
+        if not is_fork(seen, note, self._log_key):
+            raise SecurityError(f"another checkpoint of step {step}")
+        files.replace(self._folder / FORK, Fork(self._log_key, (seen, note)).encode())
+        raise SecurityError(
+            f"the coordinator has signed two histories at step {step}",
+            hint=f"{self._folder / FORK} convicts it before anybody: mpctf-secure audit verify",
+        )
+
+    def _names(self, members: tuple[IdentityKey, ...]) -> tuple[str, ...]:
+        return tuple(sorted(str(self._roster.by_identity(member).name) for member in members))

@@ -1,0 +1,260 @@
+"""What a run's log, rosters, contract and certificates say together, without trust in who keeps them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self, TypeVar
+
+from mpctf_secure.auditlog.events import (
+    Confirmed,
+    Cosigned,
+    Heard,
+    Joined,
+    Leaf,
+    Released,
+    RunAccepted,
+    RunEnded,
+    RunOpened,
+    SumPublished,
+    Uploaded,
+)
+from mpctf_secure.auditlog.history import History, HistoryOfRun
+from mpctf_secure.auditlog.note import Key, Note
+from mpctf_secure.auditlog.storage import Record, check_below, read_checkpoint, take_all
+from mpctf_secure.auditlog.witness import check_cosignature, check_step, demand, head, is_fork, origin_of_run
+from mpctf_secure.errors import DecodeError, SecurityError
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.identity import enrollment
+from mpctf_secure.identity.documents import SignedRoster
+from mpctf_secure.identity.roster import Member, Roster, view
+from mpctf_secure.ids import IdentityKey
+from mpctf_secure.rounds.contract import Contract
+from mpctf_secure.rounds.messages import Certificate, Witnessed
+from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.secagg.parameters import MAX_ATTEMPTS
+
+L = TypeVar("L", bound=Leaf)
+
+
+class Step(NamedTuple):
+    """A step that a quorum has witnessed: how many leaves, and when each witness has cosigned them."""
+
+    number: int
+    size: int
+    witnesses: Mapping[str, int]
+
+
+class Verdict(NamedTuple):
+    """What holds of a run's log."""
+
+    origin: str
+    roster: Roster
+    contract: Contract | None
+    leaves: int
+    signed: int
+    """So many of them, from the first, are below a checkpoint of the coordinator."""
+    steps: tuple[Step, ...]
+    rounds: int
+    """So many are closed."""
+    end: int | None
+    """The run's exit code."""
+
+    @property
+    def witnessed(self) -> int:
+        """So many leaves, from the first, are witnessed."""
+        return max((step.size for step in self.steps), default=0)
+
+
+def log_key(member: Member) -> Key:
+    """Under which a member cosigns."""
+    return Key(member.name, member.log)
+
+
+def run_log_key(roster: Roster, run: str) -> Key:
+    """Under which the coordinator signs the log of a run."""
+    return Key(origin_of_run(roster.coordinator.name, run), roster.coordinator.log)
+
+
+def read_certificate(
+    data: bytes, step: int, contract: Contract, roster: Roster
+) -> tuple[Note, dict[IdentityKey, Witnessed]]:
+    """A step's checkpoint, and what each of its witnesses has said; SecurityError where anything in it is not signed.
+
+    The caller still owes: are there enough of them, do they say the same, and is this the log's checkpoint?
+    """
+    certificate = Certificate.decode(data)
+    note = Note.decode(certificate.note)
+    check_step(note, run_log_key(roster, contract.run_id), step)
+    said = {}
+    for message in map(Signed.decode, certificate.messages):
+        message.verify("transition" if step else "accept", contract.run_context)
+        body = Witnessed.decode(message.body)
+        check_cosignature(note, log_key(roster.by_identity(message.sender)), body.cosignature)
+        said[message.sender] = body
+    return note, said
+
+
+def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
+    """What a run's folder proves, and what its log says; SecurityError names what does not hold, and where.
+
+    1. The rosters follow each other, each signed as it must be; one of them is the run's.
+    2. The leaves are canonical, known, and in an order that a run can have; the contract is the one in the log.
+    3. Every checkpoint there is signed by the coordinator, and these leaves lead to it.
+    4. Every certificate is of the checkpoint of its step and signed by a quorum, and the next step has its hash.
+
+    The caller still owes: is this the roster that the organisations know?
+    """
+    history = take_all(record.lines, HistoryOfRun())
+    opened = found(history, RunOpened)
+    if opened is None:
+        raise SecurityError("the log is empty")
+    roster = _roster_of(record.rosters, opened.roster_hash)
+    contract = Contract.decode(record.contract) if record.contract else None
+    if contract and history.find("contract_closed"):
+        demand(history, "contract_closed", contract_hash=contract.hash.hex())
+    key = run_log_key(roster, opened.run)
+    checkpoints = (read_checkpoint(Note.decode(note), key) for note in record.notes)
+    signed = max((check_below(history, checkpoint) for checkpoint in checkpoints), default=0)
+    steps = tuple(
+        _verified_step(history, number, data, contract, roster, key)
+        for number, data in sorted(record.certificates.items())
+        if contract
+    )
+    ended = found(history, RunEnded)
+    end = ended.exit_code if ended else None
+    return Verdict(key.name, roster, contract, len(history.tree), signed, steps, history.round, end), history
+
+
+def _roster_of(documents: Sequence[bytes], roster_hash: str) -> Roster:
+    history = sorted(map(SignedRoster.decode, documents), key=lambda one: one.roster.version)
+    if not history:
+        raise SecurityError("no roster beside the log")
+    enrollment.verify_history(history)
+    for signed in history:
+        if signed.roster.hash.hex() == roster_hash:
+            return view(signed.roster)
+    raise SecurityError("the roster in the log is not beside it")
+
+
+def _verified_step(
+    history: HistoryOfRun, number: int, data: bytes, contract: Contract, roster: Roster, key: Key
+) -> Step:
+    try:
+        note, said = read_certificate(data, number, contract, roster)
+        size = check_below(history, check_step(note, key, number))
+        members = {identity: roster.by_identity(identity) for identity in said}
+        if sum(member.name in contract.participants for member in members.values()) < contract.agreement:
+            raise SecurityError(f"{len(said)} witnesses, {contract.agreement} are needed")
+        if history.find("step_witnessed", number):
+            demand(history, "step_witnessed", number, certificate=sha256(data).hex())
+    except SecurityError as error:
+        raise SecurityError(f"certificate of step {number}: {error.message}", culprits=error.culprits) from error
+    times = {str(member.name): said[identity].time for identity, member in members.items()}
+    return Step(number, size, dict(sorted(times.items())))
+
+
+def found(history: History, kind: type[L], *which: str | int) -> L | None:
+    """The event of a kind that there is once, if it is there."""
+    entry = history.find(str(kind.model_fields["kind"].default), *which)
+    return entry.event if entry and isinstance(entry.event, kind) else None
+
+
+def check_beginning(history: HistoryOfRun, contract: Contract) -> None:
+    """SecurityError where a run's log does not begin with this contract, and the roster and participants in it."""
+    names = tuple(contract.participants)
+    demand(history, "run_opened", run=contract.run_id, roster_hash=contract.roster_hash, participants=names)
+    agreed = {"contract_hash": contract.hash.hex(), "base_model_hash": contract.base_model_hash}
+    demand(history, "contract_closed", **agreed)
+
+
+def check_known(history: HistoryOfRun, own: History, run: str, step: int) -> None:
+    """SecurityError where a run's log hides what a site's own log has of its rounds up to `step`, or has it otherwise.
+
+    That is: the attempts that it joined, the tuples that it confirmed, what was published.
+    """
+    for number in range(1, step + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            if joined := found(own, Joined, run, number, attempt):
+                demand(history, "attempt_opened", number, attempt, context=joined.context)
+            if confirmed := found(own, Confirmed, run, number, attempt):
+                if history.find("attempt_failed", number, attempt):
+                    demand(history, "attempt_failed", number, attempt, tuple=confirmed.tuple)
+                else:
+                    demand(history, "sum_published", number, attempt=attempt, tuple=confirmed.tuple)
+        heard = found(own, Heard, run, number)
+        if heard and heard.digest:
+            said = {"attempt": heard.attempt, "digest": heard.digest, "survivors": heard.survivors}
+            demand(history, "sum_published", number, **said)
+        elif heard:
+            demand(history, "round_void", number, attempt=heard.attempt)
+
+
+class Fork(NamedTuple):
+    """Two checkpoints that convict whoever has signed them, and its key."""
+
+    key: Key
+    notes: tuple[Note, Note]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """From a file of evidence; SecurityError for anything else, and where it convicts nobody."""
+        try:
+            content = json.loads(data)
+            key, (one, other) = Key.from_vkey(str(content["log"])), map(str, content["notes"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DecodeError("not a file of evidence", hint="a site writes it as fork.json") from error
+        fork = cls(key, (Note.decode(one.encode()), Note.decode(other.encode())))
+        if not is_fork(*fork.notes, key):
+            raise SecurityError("these two checkpoints convict nobody")
+        return fork
+
+    def encode(self) -> bytes:
+        """The file of evidence."""
+        notes = [note.encode().decode() for note in self.notes]
+        return json.dumps({"log": self.key.vkey, "notes": notes}, indent=1, ensure_ascii=False).encode()
+
+
+def find_fork(one: Record, other: Record, key: Key) -> Fork | None:
+    """Two checkpoints, one of each record, that convict the log's writer."""
+    for mine in map(Note.decode, one.notes):
+        for theirs in map(Note.decode, other.notes):
+            if is_fork(mine, theirs, key):
+                return Fork(key, (mine, theirs))
+    return None
+
+
+def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record, own: History) -> list[str]:
+    """What does not go together in a run's log and the own log of one of its sites, and whose word is whose.
+
+    What it says of the site is signed by the site; survivors are the coordinator's word.
+    """
+    contract = verdict.contract
+    if contract is None:
+        return ["the contract is not beside the log"]
+    run, member = contract.run_id, next(m for m in verdict.roster.members if m.name == name)
+    doubts = []
+    accepted = found(own, RunAccepted, run)
+    if accepted is None or accepted.contract_hash != contract.hash.hex():
+        doubts.append("this site's own log has not accepted this contract")
+    try:
+        check_known(history, own, run, history.round)
+    except SecurityError as error:
+        doubts.append(error.message)
+    for number in range(1, contract.rounds + 1):
+        released, published = found(own, Released, run, number), found(history, SumPublished, number)
+        if released and (published is None or published.tuple != released.tuple):
+            doubts.append(f"round {number}: this site released shares for a sum that is not in the log")
+        if published and name in published.survivors and not found(own, Uploaded, run, number, published.attempt):
+            doubts.append(f"round {number}: the coordinator says that this site is in the sum, its own log does not")
+    for step, data in sorted(record.certificates.items()):
+        said = read_certificate(data, step, contract, verdict.roster)[1].get(member.identity)
+        cosigned = found(own, Cosigned, run, step)
+        if said and (cosigned is None or not _commits(said.head, cosigned, own)):
+            doubts.append(f"step {step}: this site's own log is not the one that it has committed to: it was changed")
+    return doubts
+
+
+def _commits(commitment: bytes, cosigned: Cosigned, own: History) -> bool:
+    """Whether what a site has signed is its own log as it was then."""
+    if cosigned.own_size > len(own.tree):
+        return False
+    return commitment == head(bytes.fromhex(cosigned.salt), cosigned.own_size, own.tree.root(cosigned.own_size))
