@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # Else each of the tests' processes compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-compare test test-slow soak bench-secagg bench-load bench-noise bench-training lint format clean
+.PHONY: demo demo-compare test test-slow soak bench-secagg bench-auditlog bench-load bench-noise bench-training lint format clean
 
 demo: $(STAMP) $(DEMO_MODEL)/config.json
 	$(BIN)/mpctf-secure start --compare alone
@@ -56,6 +56,9 @@ bench-load: $(STAMP)
 bench-noise: $(STAMP)
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/audit.py
+
+bench-auditlog: $(STAMP)
+	$(BIN)/python benchmarks/auditlog.py
 
 # The peer's packages, beside ours and in the versions of constraints.txt.
 $(VENV)/.bench: $(STAMP)

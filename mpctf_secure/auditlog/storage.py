@@ -158,9 +158,11 @@ class Log(_Folder[H]):
     def _append(self, descriptor: int, event: Leaf) -> Entry:
         now, last = self._now(), self.history.last
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-        if last and now < last and not isinstance(event, ClockSet):
-            self._append(descriptor, ClockSet(before=to_text(last)))
-        entry = Entry(event, now)
+        if last and now < last:
+            self._put(descriptor, Entry(ClockSet(before=to_text(last)), now))
+        return self._put(descriptor, Entry(event, now))
+
+    def _put(self, descriptor: int, entry: Entry) -> Entry:
         self.history.check(entry)
         line = entry.encode()
         self._write(descriptor, [line])

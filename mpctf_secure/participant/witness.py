@@ -10,7 +10,7 @@ from pathlib import Path
 from mpctf_secure import files
 from mpctf_secure.auditlog.events import Confirmed, Cosigned, Heard, Joined, Released, Uploaded
 from mpctf_secure.auditlog.history import HistoryOfRun
-from mpctf_secure.auditlog.note import Note
+from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.auditlog.storage import CERTIFICATES, STEPS, Copy, keep_beside, keep_witnessed
 from mpctf_secure.auditlog.witness import (
@@ -164,7 +164,7 @@ class Witness:
         if history.tree.root() != checkpoint.root:
             raise SecurityError("its leaves are not those that it has signed, or not those that it has shown before")
         floor = self._own.cosigned(self._run, step)
-        if floor and (checkpoint.size < floor.size or history.tree.root(floor.size) != bytes.fromhex(floor.root)):
+        if floor and not _goes_on(floor, step, checkpoint, history):
             raise SecurityError(f"it is another one than this site has cosigned at step {floor.round}")
         return note, lines, history
 
@@ -186,3 +186,10 @@ class Witness:
 
     def _names(self, members: tuple[IdentityKey, ...]) -> tuple[str, ...]:
         return tuple(sorted(str(self._roster.by_identity(member).name) for member in members))
+
+
+def _goes_on(floor: Cosigned, step: int, checkpoint: Checkpoint, history: HistoryOfRun) -> bool:
+    """Whether a checkpoint continues what was cosigned, and is the same of the same step, whatever was lost here."""
+    if checkpoint.size < floor.size or (floor.round == step and checkpoint.size != floor.size):
+        return False
+    return history.tree.root(floor.size) == bytes.fromhex(floor.root)

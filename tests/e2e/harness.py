@@ -180,6 +180,7 @@ class RealRun:
         spool.mkdir()
         journal = Journal(self.folder)
         log = RunLog(self.folder, self.roster, proposal.run_id, utc_now)
+        log.keep(b"", keystore.roster_files(self.folder / "sites" / "coordinator" / "keys", 1))
         record = log.recording(self._record)
         coordinator = Coordinator(
             proposal, self.config.timeouts, self.roster, self.keys, spool, record, journal, log, bytes(32)

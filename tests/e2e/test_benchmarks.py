@@ -20,6 +20,13 @@ def test_the_round_benchmark_finishes_its_rounds(mode: str) -> None:
     assert found["memory"] > 1 << 20
 
 
+def test_the_benchmark_of_the_audit_log_compares_it_with_disk_and_hashes(tmp_path: Path) -> None:
+    argv = [sys.executable, str(FOLDER / "auditlog.py"), "200", "1000"]
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.stdout.count(": × ") == 2
+    assert "of 1000 leaves: inclusion 10 hashes, consistency 11" in done.stdout
+
+
 @pytest.mark.slow
 def test_the_audit_of_one_run_finds_no_more_than_is_claimed() -> None:
     done = subprocess.run([sys.executable, str(FOLDER / "audit.py")], check=True, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,239 @@
+"""`mpctf-secure audit` on what a real run has left at the coordinator and at the sites."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from e2e.harness import PHRASE, RealRun
+
+from mpctf_secure.auditlog.entry import Entry
+from mpctf_secure.auditlog.events import OfRun, Vetoed
+from mpctf_secure.auditlog.storage import LOG
+from mpctf_secure.config import load
+from mpctf_secure.coordinator.audit import RunLog
+from mpctf_secure.identity import keystore
+from mpctf_secure.transport.tls import utc_now
+
+RUN = "real-run"
+
+
+def audit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mpctf_secure", "audit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, with the folders of its sites in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = RealRun(tmp_path_factory.mktemp("run"), ["rounds=2"], patch, training=False)
+        made.run()
+        for name in made.config.participants.names:
+            (made.folder / "sites" / name / "site.yaml").write_text(load.dump(made.site(name, "127.0.0.1:1")))
+        return made.folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """One that a test may spoil."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def at_site(folder: Path, name: str = "site-1") -> Path:
+    return folder / "sites" / name / "work" / "runs" / RUN / "audit"
+
+
+def test_log_of_a_run_is_verified_at_both_ends_and_against_each_other(finished: Path) -> None:
+    roster = finished / "sites" / "site-2" / "keys" / "rosters" / "1.json"
+    result = audit("verify", finished / "audit", at_site(finished), "--roster", roster)
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "12 leaves, unchanged and in order",
+        "the first 11 witnessed at step 2 by site-1, site-2, site-3, site-4 (3 are needed)",
+        "the last 1 are coordinator's word alone",
+        "1 of them are not signed",
+        "2 of 2 rounds are closed",
+        f"no checkpoint contradicts one of {finished / 'audit'}",
+    ):
+        assert f"  {line}\n" in result.stdout
+
+
+def test_site_s_own_log_goes_together_with_the_run_s(finished: Path) -> None:
+    result = audit("verify", "--site", finished / "sites" / "site-3" / "site.yaml", "--format", "json")
+    own, run = json.loads(result.stdout)
+    assert own["log"].startswith("site-3/own/")
+    assert "goes together with this site's own log" in run["statements"]
+    assert own["doubts"] == run["doubts"] == []
+
+
+def test_what_a_log_says_is_shown_and_handed_on(finished: Path) -> None:
+    shown = audit("show", finished / "audit", "--kind", "sum_published").stdout.splitlines()
+    assert len(shown) == 2
+    assert "survivors site-1, site-2, site-3, site-4" in shown[0]
+    whole = json.loads(audit("show", finished / "audit", "--format", "json").stdout)
+    lines = [json.loads(line) for line in audit("export", finished / "audit").stdout.splitlines()]
+    assert lines == whole
+    cef = audit("export", finished / "audit", "--format", "cef").stdout.splitlines()
+    assert len(cef) == len(whole)
+    assert cef[0].startswith("CEF:0|mpctf-secure|audit log|0.1.0|run_opened|run opened|1|rt=")
+    ocsf = [json.loads(line) for line in audit("export", finished / "audit", "--format", "ocsf").stdout.splitlines()]
+    assert [event["metadata"]["sequence"] for event in ocsf] == list(range(len(whole)))
+
+
+def test_evidence_of_a_site_is_in_one_archive_and_checks_there(finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "evidence.zip"
+    result = audit("pack", finished / "sites" / "site-1" / "site.yaml", RUN, target)
+    assert result.returncode == 0, result.stderr
+    with zipfile.ZipFile(target) as archive:
+        archive.extractall(tmp_path / "pack")
+    pack = tmp_path / "pack"
+    assert audit("verify", pack / "run").returncode == 0
+    kinds = [
+        json.loads(one["leaf"])["kind"] for one in json.loads((pack / "own" / "proofs.json").read_text())["leaves"]
+    ]
+    of_a_round = ["joined", "charged", "uploaded", "confirmed", "released", "heard", "cosigned"]
+    assert kinds == ["run_accepted", "cosigned", *of_a_round, *of_a_round, "run_done"]
+    assert json.loads((pack / "privacy.json").read_text())[0]["runs"][0]["releases"] == 2
+    assert "3 of 4 participants make a quorum" in (pack / "README.md").read_text()
+    again = audit("pack", finished / "sites" / "site-1" / "site.yaml", RUN, target)
+    assert (again.returncode, again.stderr.splitlines()[0]) == (2, f"error: {target}: exists already")
+
+
+def edit(old: bytes, new: bytes, path: str = LOG) -> Callable[[Path], None]:
+    def change(log: Path) -> None:
+        content = (log / path).read_bytes()
+        assert old in content
+        (log / path).write_bytes(content.replace(old, new, 1))
+
+    return change
+
+
+def swap_lines(log: Path) -> None:
+    lines = (log / LOG).read_bytes().splitlines(keepends=True)
+    lines[1], lines[2] = lines[2], lines[1]
+    (log / LOG).write_bytes(b"".join(lines))
+
+
+def drop_lines(log: Path) -> None:
+    lines = (log / LOG).read_bytes().splitlines(keepends=True)
+    (log / LOG).write_bytes(b"".join(lines[:8]))
+
+
+TAMPERED = {
+    "a leaf is edited": (edit(b'"survivors":["site-1"', b'"survivors":["site-9"'), "was changed"),
+    "leaves change places": (swap_lines, "after a leaf of"),
+    "leaves are dropped": (drop_lines, "cut off"),
+    "the contract is another": (edit(b'"rounds":2', b'"rounds":3', "contract.json"), "another contract_hash"),
+    "the roster is another": (edit(b'"version":1', b'"version":2', "rosters/1.json"), "roster"),
+    "a certificate is another's": (
+        lambda log: (log / "certificates" / "1").write_bytes((log / "certificates" / "2").read_bytes()),
+        "certificate of step 1",
+    ),
+    "a checkpoint is forged": (edit(b"\n7\n", b"\n8\n", "steps/1"), "not valid"),
+    "a certificate is no number's": (
+        lambda log: (log / "certificates" / "1").write_bytes(b"x"),
+        "certificate of step 1",
+    ),
+    "the log is empty": (lambda log: (log / LOG).write_bytes(b""), "the log is empty"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_whoever_changes_the_log_is_found_out(folder: Path, change: Callable[[Path], None], why: str) -> None:
+    change(folder / "audit")
+    result = audit("verify", folder / "audit")
+    assert (result.returncode, result.stdout) == (4, "")
+    first, hint = result.stderr.splitlines()
+    assert first.startswith(f"error: {folder / 'audit'}: ")
+    assert why in first
+    assert hint.startswith("hint: ")
+
+
+def test_thief_of_the_log_key_cannot_write_another_past(folder: Path) -> None:
+    """It makes a whole log and signs it, but has no cosignatures; and any site's copy convicts the key."""
+    home = folder / "sites" / "coordinator" / "keys"
+    forged = RunLog(folder / "forged", keystore.load_roster(home), RUN, utc_now)
+    for line in (folder / "audit" / LOG).read_bytes().splitlines()[:3]:
+        forged._log.append(Entry.decode(line, OfRun).event)
+    forged._log.append(Vetoed(participant="site-2"))
+    forged.keep((folder / "audit" / "contract.json").read_bytes(), keystore.roster_files(home, 1))
+    forged.checkpoint(0, keystore.unseal(home, PHRASE).log)
+    assert "no step was witnessed" in audit("verify", folder / "forged" / "audit").stdout
+    result = audit("verify", folder / "forged" / "audit", at_site(folder), cwd=folder)
+    assert result.returncode == 4
+    assert "fork.json convicts coordinator" in result.stderr
+    judged = audit("verify", folder / "fork.json", "--roster", home / "rosters" / "1.json")
+    assert judged.returncode == 0
+    assert "1.json that is coordinator" in judged.stdout
+
+
+def cut_own(home: Path) -> None:
+    (path,) = (home / "keys" / "audit").glob("*/log.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-3]))
+
+
+def cut_ledger(home: Path) -> None:
+    for name in ("ledger.jsonl", "ledger.head"):
+        (home / "keys" / name).unlink()
+
+
+OWN_CHANGED = {
+    "the own log has lost its end": (cut_own, "cut off"),
+    "the ledger is an older one": (cut_ledger, "the privacy ledger is not the one that was charged"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), OWN_CHANGED.values(), ids=OWN_CHANGED.keys())
+def test_site_that_changes_its_own_record_is_found_out(folder: Path, change: Callable[[Path], None], why: str) -> None:
+    home = folder / "sites" / "site-1"
+    site_file(folder)
+    assert audit("verify", "--site", home / "site.yaml").returncode == 0
+    change(home)
+    result = audit("verify", "--site", home / "site.yaml")
+    assert result.returncode == 4
+    assert why in result.stderr
+
+
+def site_file(folder: Path) -> None:
+    """site.yaml of a copied folder names the copy."""
+    path = folder / "sites" / "site-1" / "site.yaml"
+    home = path.parent
+    text = path.read_text()
+    for name in ("keys", "work"):
+        line = next(line for line in text.splitlines() if line.startswith(f"{name}:"))
+        text = text.replace(line, f"{name}: {home / name}")
+    path.write_text(text)
+
+
+WRONG = {
+    "nothing": (("verify",), 2, "name an audit folder"),
+    "no such folder": (("verify", "no-such"), 3, "no-such: no log.jsonl here"),
+    "a folder that is none": (("verify", "."), 3, "no log.jsonl here"),
+    "a file that is no evidence": (("verify", __file__), 4, "not a file of evidence"),
+    "no such roster": (("verify", "{audit}", "--roster", "no-such.json"), 3, "no-such.json"),
+    "a leaf that is not there": (("prove", "{audit}", "99"), 2, "not 100"),
+    "a size that is not there": (("prove", "{audit}", "1", "--since", "99"), 2, "not 99"),
+    "no such log": (("show", "no-such"), 2, "no-such"),
+    "no such format": (("export", "{audit}", "--format", "pdf"), 2, "pdf"),
+    "no such run": (("pack", "{site}", "no-run", "x.zip"), 2, "no log of a run no-run"),
+    "no such site": (("verify", "--site", "no-site.yaml"), 2, "no-site.yaml"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "why"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_input_gets_one_line_and_what_to_do(
+    finished: Path, arguments: tuple[str, ...], code: int, why: str
+) -> None:
+    names = {"audit": finished / "audit", "site": finished / "sites" / "site-1" / "site.yaml"}
+    result = audit(*(argument.format(**names) for argument in arguments))
+    assert result.returncode == code, result.stderr
+    first, hint = result.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert why in first
+    assert hint.startswith("hint: ")
