@@ -226,6 +226,21 @@ class KeysOpened(Leaf):
     command: Text
 
 
+class KeysDrawn(Leaf):
+    """Fresh private keys beside those in force, which they follow once a roster has them."""
+
+    kind: Literal["keys_drawn"] = "keys_drawn"
+    identity: Hex32
+
+
+class Requested(Leaf):
+    """A request to be a member, for the first time or with another end: its hash as rosters have it."""
+
+    kind: Literal["requested"] = "requested"
+    request: Hex32
+    expires: Text
+
+
 class RosterSigned(Leaf):
     """This organisation has signed a roster, having heard the words of these."""
 
@@ -251,6 +266,8 @@ class RunAccepted(Leaf):
     run: Name
     roster_hash: Hex32
     contract_hash: Hex32
+    policy: Hex32
+    """Hash of the site's policy: its floors, vetoes and budget."""
 
 
 class RunRefused(Leaf):
@@ -354,6 +371,17 @@ class RunDone(Leaf):
     adapter: Hex32
 
 
+class RunKept(Leaf):
+    """The coordinator's: a run has ended, and its log with so many leaves and this root."""
+
+    ONCE = ("run",)
+    kind: Literal["run_kept"] = "run_kept"
+    run: Name
+    size: Count
+    root: Hex32
+    exit_code: Count
+
+
 OfRun = (
     RunOpened
     | ProcessStarted
@@ -379,6 +407,8 @@ OfRun = (
 OfOrganisation = (
     LogBegun
     | KeysOpened
+    | KeysDrawn
+    | Requested
     | RosterSigned
     | RosterInstalled
     | RunAccepted
@@ -391,6 +421,7 @@ OfOrganisation = (
     | Heard
     | Cosigned
     | RunDone
+    | RunKept
     | ClockSet
     | LogRecovered
 )

@@ -6,7 +6,9 @@ run_opened, contract_closed, then for R = 1, 2 …:
 and at last run_ended, maybe before its time. Everything else may come anywhere between the first and the last.
 """
 
+import copy
 import datetime
+from typing import Self
 
 from mpctf_secure.auditlog.entry import Entry, Kinds, to_text
 from mpctf_secure.auditlog.events import (
@@ -40,6 +42,12 @@ class History:
         """By the keys of their events."""
         self.last: datetime.datetime | None = None
         """The time of the last leaf."""
+
+    def copy(self) -> Self:
+        """One that goes on by itself."""
+        other = copy.copy(self)
+        other.tree, other.known = self.tree.copy(), dict(self.known)
+        return other
 
     def take(self, line: bytes) -> Entry:
         """The next leaf; SecurityError where it cannot be that, and nothing is changed then."""
@@ -84,11 +92,6 @@ class HistoryOfRun(History):
         """The last one that was closed."""
         self._due: tuple[str, ...] = ("run_opened",)
         self._attempt = 0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run has ended."""
-        return not self._due
 
     def check_order(self, event: Leaf) -> None:
         """One of the protocol's events must be due, with the round and attempt that are due."""

@@ -4,6 +4,7 @@ A `Tree` keeps the hash of every complete subtree, 64 bytes a leaf, so that root
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
@@ -27,6 +28,12 @@ class Tree:
         self._levels = [bytearray()]  # of each level the hashes of its complete subtrees, from the left
         for one in leaf_hashes:
             self.append(one)
+
+    def copy(self) -> Self:
+        """One that goes on by itself."""
+        other = type(self)()
+        other._levels = [bytearray(level) for level in self._levels]
+        return other
 
     def __len__(self) -> int:
         return len(self._levels[0]) // HASH_BYTES

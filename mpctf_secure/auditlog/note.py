@@ -23,6 +23,7 @@ _LOG, _COSIGNER = 1, 4  # the format's numbers for Ed25519, and for Ed25519 with
 _KEY_ID_BYTES, _TIME_BYTES = 4, 8
 _MOST_SIGNATURES = 256
 _MOST_SIZE = 1 << 63
+_MOST_SECONDS = 253_402_300_799  # the end of the year 9999
 _NUMBER = re.compile("0|[1-9][0-9]{0,18}")
 _NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
 
@@ -158,7 +159,7 @@ class Note:
         for line in self._lines_of(key, _COSIGNER):
             time, signed = line.signature[:_TIME_BYTES], line.signature[_TIME_BYTES:]
             seconds = int.from_bytes(time, "big")
-            if len(signed) != SIGNATURE_BYTES or seconds >= _MOST_SIZE:
+            if len(signed) != SIGNATURE_BYTES or seconds > _MOST_SECONDS:
                 raise SecurityError(f"cosignature of {key.name} cannot be one", culprits=[key.name])
             signature.verify(key.public, _to_cosign(self.text, seconds), signed)
             return seconds

@@ -7,6 +7,7 @@ Another one is begun where the organisation has another log key; the old ones st
 """
 
 import datetime
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey
 
 FOLDER = "audit"
-_CURRENT, _KEY = "current", "key"
+_CURRENT, _KEY, _LOCK = "current", "key", "lock"
 _ID_BYTES = 8
 
 
@@ -34,19 +35,32 @@ class OwnLog:
         self._keys, self._now = keys, now
         with files.writing(keys):
             (keys / FOLDER).mkdir(mode=0o700, exist_ok=True)
-        current = current_key(keys)
-        if current and current.public == public:
-            self._log = self._open(current)
-            return
-        previous = self._open(current).history if current else None
-        key = Key(f"{name}/own/{os.urandom(_ID_BYTES).hex()}", public)
-        self._log = self._open(key)
-        root = previous.tree.root().hex() if previous else None
-        size = len(previous.tree) if previous else 0
-        before = current.name if current else None
-        self._log.append(LogBegun(organisation=name, identity=identity.hex(), previous=before, size=size, root=root))
-        files.replace(folder_of(keys, key) / _KEY, key.vkey.encode())
-        files.replace(keys / FOLDER / _CURRENT, _id(key).encode())
+            lock = os.open(keys / FOLDER / _LOCK, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes must not begin two logs
+            current = current_key(keys)
+            if current and current.public == public:
+                self._log = self._open(current)
+            else:
+                self._log = self._begin(Key(f"{name}/own/{os.urandom(_ID_BYTES).hex()}", public), identity, current)
+        finally:
+            os.close(lock)
+
+    def _begin(self, key: Key, identity: bytes, current: Key | None) -> Log[History]:
+        before = self._open(current).history.tree if current else None
+        log = self._open(key)
+        log.append(
+            LogBegun(
+                organisation=key.name.partition("/")[0],
+                identity=identity.hex(),
+                previous=current.name if current else None,
+                size=len(before) if before else 0,
+                root=before.root().hex() if before else None,
+            )
+        )
+        files.replace(folder_of(self._keys, key) / _KEY, key.vkey.encode())
+        files.replace(self._keys / FOLDER / _CURRENT, _id(key).encode())
+        return log
 
     @property
     def history(self) -> History:

@@ -12,7 +12,6 @@ certificates/R, contract.json, rosters/N.json
 """
 
 import contextlib
-import copy
 import datetime
 import errno
 import fcntl
@@ -54,18 +53,29 @@ class _Folder(Generic[H]):
             first = self._ends[start]
             return os.pread(descriptor, self._ends[end] - first, first).split(b"\n")[:-1]
 
-    def _read(self, descriptor: int) -> int:
-        """Take what is new in the file; how many bytes at its end are no leaves, and so were never synced."""
+    def _read(self, descriptor: int) -> bytes:
+        """Take what is new in the file; what is at its end and no leaf.
+
+        SecurityError where it got shorter, or has more behind a line that is none.
+        """
         size = os.fstat(descriptor).st_size
-        for line in _lines(descriptor, self._ends[-1], size):
+        if size < self._ends[-1]:
+            raise self._damaged(f"{LOG} has become shorter")
+        lines = _lines(descriptor, self._ends[-1], size)
+        for line in lines:
             try:
                 if not line.endswith(b"\n"):
-                    break
+                    return line
                 self.history.take(line[:-1])
-            except SecurityError:
-                break
+            except SecurityError as error:
+                if next(lines, None) is not None:
+                    raise self._damaged(f"leaf {len(self._ends) - 1}: {error.message}") from error
+                return line
             self._ends.append(self._ends[-1] + len(line))
-        return size - self._ends[-1]
+        return b""
+
+    def _damaged(self, why: str) -> SecurityError:
+        return SecurityError(f"{self._folder}: {why}", hint=_RESTORE)
 
     def _write(self, descriptor: int, lines: Sequence[bytes]) -> None:
         """All of them or nothing, synced; the caller takes them into the history."""
@@ -136,11 +146,17 @@ class Log(_Folder[H]):
             return note
 
     def _refresh(self, descriptor: int) -> None:
-        """What others have added; and away with what somebody who was killed has left."""
-        if dropped := self._read(descriptor):
+        """What others have added; and away with what somebody who was killed has left.
+
+        That is a line without its end, or with bytes that a power cut kept from the disk; any other was written so.
+        """
+        if rest := self._read(descriptor):
             self._check_signed()
+            if rest.endswith(b"\n") and b"\0" not in rest:
+                raise self._damaged(f"leaf {len(self._ends) - 1} is none that can come next")
             os.ftruncate(descriptor, self._ends[-1])
-            self._append(descriptor, LogRecovered(dropped=dropped))
+            if len(self.history.tree):
+                self._append(descriptor, LogRecovered(dropped=len(rest)))
 
     def _newest(self) -> Note | None:
         path = self._folder / CHECKPOINT
@@ -153,7 +169,7 @@ class Log(_Folder[H]):
                 return
             check_below(self.history, read_checkpoint(newest, self._key))
         except SecurityError as error:
-            raise SecurityError(f"{self._folder}: {error.message}", hint=_RESTORE) from error
+            raise self._damaged(error.message) from error
 
     def _append(self, descriptor: int, event: Leaf) -> Entry:
         now, last = self._now(), self.history.last
@@ -177,14 +193,14 @@ class Copy(_Folder[H]):
         super().__init__(folder, begin())
         self._begin = begin
         with self._locked() as descriptor:
-            self._read(descriptor)
+            try:
+                self._read(descriptor)
+            except SecurityError:
+                self.forget()
 
     def continued(self, lines: Sequence[bytes]) -> H:
         """What the history would be with these leaves; SecurityError where they cannot come next."""
-        history = copy.deepcopy(self.history)
-        for line in lines:
-            history.take(line)
-        return history
+        return take_all(lines, self.history.copy())
 
     def extend(self, history: H, lines: Sequence[bytes]) -> None:
         """Keep them; `history` is what `continued` said. On disk when this returns."""
@@ -224,17 +240,17 @@ def read_record(folder: Path) -> Record:
     """Read all of it; EnvironmentUnfitError where there is no log."""
     if not (folder / LOG).is_file():
         raise EnvironmentUnfitError(f"{folder}: no {LOG} here", hint="the audit folder of a run, or of a site's copy")
-    *lines, _ = (folder / LOG).read_bytes().split(b"\n")
     contract = folder / CONTRACT
-    paths = {name: sorted((folder / name).glob("*")) for name in (STEPS, CERTIFICATES, ROSTERS)}
-    notes = [*paths[STEPS], *(path for path in (folder / CHECKPOINT, folder / WITNESSED) if path.exists())]
-    return Record(
-        lines,
-        [path.read_bytes() for path in notes],
-        {int(path.name): path.read_bytes() for path in paths[CERTIFICATES] if path.name.isdecimal()},
-        contract.read_bytes() if contract.exists() else b"",
-        [path.read_bytes() for path in paths[ROSTERS]],
+    steps, certificates, rosters = (
+        {path.stem: path.read_bytes() for path in sorted((folder / name).glob(f"*{suffix}")) if path.stem.isdecimal()}
+        for name, suffix in ((STEPS, ""), (CERTIFICATES, ""), (ROSTERS, ".json"))
     )
+    heads = [path.read_bytes() for path in (folder / CHECKPOINT, folder / WITNESSED) if path.exists()]
+    said = contract.read_bytes() if contract.exists() else b""
+    # The leaves last: a log that is being written then has those that were signed, and maybe more.
+    *lines, _ = (folder / LOG).read_bytes().split(b"\n")
+    by_step = {int(step): data for step, data in certificates.items()}
+    return Record(lines, [*steps.values(), *heads], by_step, said, list(rosters.values()))
 
 
 def take_all(lines: Iterable[bytes], history: H) -> H:

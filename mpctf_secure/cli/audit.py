@@ -14,9 +14,7 @@ from mpctf_secure.errors import SecurityError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Audit logs: verify, show, prove, export, pack.")
 
-LogFolder = Annotated[
-    Path, typer.Argument(metavar="LOG", help="An audit folder: of a run, or one of keys/audit/.", exists=True)
-]
+LogFolder = Annotated[Path, typer.Argument(metavar="LOG", help="An audit folder: of a run, or one of keys/audit/.")]
 _HASH = re.compile("[0-9a-f]{64}")
 Output = Annotated[Format, typer.Option("--format", help="json: for programs.")]
 

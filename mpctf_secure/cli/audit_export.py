@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mpctf_secure import __version__
+from mpctf_secure.auditlog.entry import Entry, to_text
+from mpctf_secure.auditlog.events import OfOrganisation, OfRun
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
-from mpctf_secure.auditlog.storage import read_record, take_all
+from mpctf_secure.auditlog.storage import LOG, Record, check_below, read_record, take_all
 from mpctf_secure.errors import SecurityError, UsageError
 
 _SEVERE = {"refused": 6, "banned": 7, "veto": 5, "dropout": 3, "attempt_failed": 4, "round_void": 5, "clock_set": 4}
@@ -22,13 +24,22 @@ _VENDOR, _PRODUCT = "mpctf-secure", "audit log"
 
 
 def leaves(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and fields of each leaf; SecurityError names a line that is none."""
-    for number, line in enumerate(read_record(folder).lines):
+    """Number and fields of each leaf; SecurityError names one that is none."""
+    for number, line in enumerate(_record(folder).lines):
         try:
-            leaf = json.loads(line)
-            yield number, {"kind": leaf["kind"], "time": leaf["time"], **leaf}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SecurityError(f"{folder}: leaf {number} is none", hint="mpctf-secure audit verify") from error
+            entry = Entry.decode(line, OfRun | OfOrganisation)
+        except SecurityError as error:
+            raise SecurityError(
+                f"{folder}: leaf {number}: {error.message}", hint="mpctf-secure audit verify"
+            ) from error
+        fields = entry.event.model_dump(mode="json", exclude={"kind"})
+        yield number, {"kind": entry.event.kind, "time": to_text(entry.time), **fields}
+
+
+def _record(folder: Path) -> Record:
+    if not (folder / LOG).is_file():
+        raise UsageError(f"{folder}: no {LOG} here", hint="name an audit folder: of a run, or one of keys/audit/")
+    return read_record(folder)
 
 
 def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dict[str, Any]:
@@ -36,9 +47,13 @@ def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dic
 
     Hashes are in base64; `since`: also that the log goes on from its first so many leaves.
     """
-    record, wanted = read_record(folder), list(numbers)
-    tree = _history(record.lines).tree
-    notes = [(Checkpoint.decode(note.text).size, note) for note in map(Note.decode, record.notes)]
+    record, wanted = _record(folder), list(numbers)
+    try:
+        history = _history(record.lines)
+        tree = history.tree
+        notes = [(check_below(history, Checkpoint.decode(n.text)), n) for n in map(Note.decode, record.notes)]
+    except SecurityError as error:
+        raise SecurityError(f"{folder}: {error.message}", hint="mpctf-secure audit verify") from error
     least = max([number + 1 for number in wanted] + [since or 0])
     fit = [(len(note.lines), size, note) for size, note in notes if size >= least]
     if not fit:
@@ -126,7 +141,4 @@ def _rest(leaf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _milliseconds(time: str) -> int:
-    try:
-        return round(datetime.datetime.fromisoformat(time).timestamp() * 1000)
-    except ValueError as error:
-        raise SecurityError(f"{time[:40]} is no time of a leaf", hint="mpctf-secure audit verify") from error
+    return round(datetime.datetime.fromisoformat(time).timestamp() * 1000)

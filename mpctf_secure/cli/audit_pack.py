@@ -7,11 +7,13 @@ from typing import Any
 
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
+from mpctf_secure.auditlog.storage import CONTRACT, LOG
 from mpctf_secure.cli.audit_export import leaves, prove
 from mpctf_secure.cli.audit_verdict import of_site
 from mpctf_secure.cli.join import load_site
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import keystore
+from mpctf_secure.ids import NAME
 from mpctf_secure.participant.witness import AUDIT
 from mpctf_secure.privacy.spending import spending
 from mpctf_secure.rounds.contract import Contract
@@ -26,6 +28,7 @@ _README = """\
 | run/certificates/, run/steps/ | per step the signed messages of its witnesses, and the checkpoint |
 | run/contract.json, run/rosters/ | the contract that all signed, and the rosters with everybody's keys |
 | own/proofs.json | what {name}'s own log has of this run, with proofs; the log itself may tell of other runs |
+| own/unsigned.json | what it has after its last checkpoint: {name}'s word |
 | privacy.json | what {name} has spent of its privacy budgets |
 | verdict.json | what `mpctf-secure audit verify --site` found |
 
@@ -47,7 +50,7 @@ def write_pack(site_file: Path, run: str, target: Path) -> list[str]:
     """The names in the archive; UsageError where there is no such run, or the file is there already."""
     site = load_site(site_file)
     folder = site.work / "runs" / run / AUDIT
-    if not folder.is_dir():
+    if not NAME.fullmatch(run) or not (folder / LOG).is_file():
         known = ", ".join(path.parent.name for path in sorted((site.work / "runs").glob(f"*/{AUDIT}"))) or "none"
         raise UsageError(f"{site.work}: no log of a run {run}", hint=f"there are: {known}")
     if target.exists():
@@ -59,11 +62,12 @@ def write_pack(site_file: Path, run: str, target: Path) -> list[str]:
         )
     content = {f"run/{path.relative_to(folder)}": path.read_bytes() for path in _shown(folder)}
     own_folder = own_logs.folder_of(site.keys, own.key)
-    mine = [number for number, leaf in leaves(own_folder) if leaf.get("run") == run]
-    content["own/proofs.json"] = _json(prove(own_folder, mine))
+    mine = [(number, leaf) for number, leaf in leaves(own_folder) if leaf.get("run") == run]
+    content["own/proofs.json"] = _json(prove(own_folder, [number for number, _ in mine if number < own.signed]))
+    content["own/unsigned.json"] = _json([leaf for number, leaf in mine if number >= own.signed])
     content["privacy.json"] = _json(spending(site.keys, None, site.policy.budget, site.data_set))
     content["verdict.json"] = _json(of_site(site_file, run))
-    contract = Contract.decode(content["run/contract.json"])
+    contract = Contract.decode(content.get(f"run/{CONTRACT}", b""))
     content["README.md"] = _README.format(
         run=run,
         name=keystore.organisation(site.keys).name,
@@ -80,7 +84,9 @@ def write_pack(site_file: Path, run: str, target: Path) -> list[str]:
 
 
 def _shown(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
+    return [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part" and path.name != "lock"
+    ]
 
 
 def _json(content: Any) -> bytes:

@@ -2,75 +2,122 @@
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
 from mpctf_secure.auditlog.events import Charged
-from mpctf_secure.auditlog.history import History
-from mpctf_secure.auditlog.storage import read_record
+from mpctf_secure.auditlog.history import History, HistoryOfRun
+from mpctf_secure.auditlog.storage import LOG, Record, read_record
 from mpctf_secure.cli.join import load_site
-from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.errors import DecodeError, SecurityError, UsageError
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.documents import SignedRoster
 from mpctf_secure.participant.witness import AUDIT
 from mpctf_secure.privacy.ledger import Ledger
-from mpctf_secure.rounds.audit import Fork, Verdict, find_fork, reconcile, run_log_key, verify_run
+from mpctf_secure.rounds.audit import (
+    Fork,
+    Verdict,
+    contradicts,
+    find_fork,
+    reconcile,
+    run_log_key,
+    unwitnessed,
+    verify_run,
+)
+
+
+class _Seen(NamedTuple):
+    """A run's log that was verified."""
+
+    path: Path
+    record: Record
+    verdict: Verdict
+    history: HistoryOfRun
 
 
 def of_logs(paths: Sequence[Path], roster: Path | None) -> list[dict[str, Any]]:
-    """Audit folders of runs, files of evidence; two folders of one run are held against each other."""
-    records = []
-    seen = dict[str, tuple[Path, Any]]()
+    """Audit folders of runs, files of evidence; folders of one run are held against each other."""
+    records, seen = [], list[_Seen]()
     for path in paths:
         if path.is_file():
             records.append(_of_fork(path, roster))
             continue
+        if not (path / LOG).is_file():
+            raise UsageError(f"{path}: no {LOG} here", hint="name the audit folder of a run, or of a site's copy of it")
         with _naming(path):
             record = read_record(path)
-            verdict, _ = verify_run(record)
-            if roster and keystore.load_document(roster, SignedRoster).roster.hash != verdict.roster.hash:
+            one = _Seen(path, record, *verify_run(record))
+            if roster and keystore.load_document(roster, SignedRoster).roster.hash != one.verdict.roster.hash:
                 raise SecurityError(f"its roster is another one than {roster}")
-        statements, doubts = _statements(verdict, compared=roster is not None), []
-        if verdict.origin in seen:
-            other, known = seen[verdict.origin]
-            if fork := find_fork(known, record, run_log_key(verdict.roster, verdict.origin.rpartition("/")[2])):
-                evidence = Path("fork.json")
-                evidence.write_bytes(fork.encode())
-                doubts.append(f"{other} has another history: {evidence} convicts {verdict.roster.coordinator.name}")
-            else:
-                statements.append(f"no checkpoint contradicts one of {other}")
-        seen[verdict.origin] = path, record
-        records.append(_record(f"{path}: {verdict.origin}", statements, doubts))
+        statements, doubts = _statements(one.verdict, compared=roster is not None), list[str]()
+        for other in seen:
+            if other.verdict.origin == one.verdict.origin:
+                found = _compare(one, other)
+                (doubts if found else statements).append(found or f"no checkpoint contradicts one of {other.path}")
+        seen.append(one)
+        records.append(_record(f"{path}: {one.verdict.origin}", statements, doubts))
     return records
 
 
-def of_site(site_file: Path, run: str = "*") -> list[dict[str, Any]]:
+def _compare(one: _Seen, other: _Seen) -> str | None:
+    """What is wrong between two logs of one run, and a file of evidence where two checkpoints are enough for that."""
+    size = contradicts(one.record, other.history) or contradicts(other.record, one.history)
+    key = run_log_key(one.verdict.roster, one.verdict.origin.rpartition("/")[2])
+    fork = find_fork(one.record, other.record, key) if size is not None else None
+    if size is None:
+        return None
+    if fork is None:
+        return f"{other.path} has another history: its first {size} leaves, which were signed, are others"
+    evidence = Path(f"fork-{sha256(fork.encode()).hex()[:8]}.json")
+    with files.writing(evidence):
+        files.replace(evidence, fork.encode())
+    return f"{other.path} has another history: {evidence} convicts {one.verdict.roster.coordinator.name}"
+
+
+def of_site(site_file: Path, run: str | None = None) -> list[dict[str, Any]]:
     """A site's own logs, and the copies of all runs' logs, or of one, against them."""
     site = load_site(site_file)
-    name, records = keystore.organisation(site.keys).name, []
-    logs = own_logs.verified(site.keys)
+    name, records, logs = keystore.organisation(site.keys).name, [], own_logs.verified(site.keys)
+    if not logs:
+        raise UsageError(f"{site.keys}: no own log yet", hint="it begins with enroll init, or the first join")
     rosters = keystore.all_rosters(site.keys)
     known = {member.log for roster in rosters for member in roster.members if member.name == name}
     for log in logs:
-        doubts = [] if log.key.public in known else ["no installed roster has its key"]
+        # Before the first roster nobody else can know the key.
+        doubts = [] if log.key.public in known or not rosters else ["no installed roster has its key"]
         unsigned = len(log.history.tree) - log.signed
         statements = [f"{len(log.history.tree)} leaves, unchanged and in order, {unsigned} of them not signed yet"]
         records.append(_record(log.key.name, statements, doubts + _ledger_doubts(site.keys, log.history)))
-    if not logs:
-        raise UsageError(f"{site.keys}: no own log yet", hint="it begins with the first join")
-    for folder in sorted((site.work / "runs").glob(f"{run}/{AUDIT}")):
-        with _naming(folder):
-            record = read_record(folder)
-            verdict, history = verify_run(record)
-        name_of_run = verdict.origin.rpartition("/")[2]
-        accepted = (one.history for one in logs if one.history.find("run_accepted", name_of_run))
-        mine = next(accepted, logs[-1].history)
-        statements = [*_statements(verdict, compared=True), "goes together with this site's own log"]
-        doubts = reconcile(name, verdict, history, record, mine)
-        records.append(_record(f"{folder}: {verdict.origin}", statements[: -1 if doubts else None], doubts))
+    for folder in sorted((site.work / "runs").glob(f"*/{AUDIT}")):
+        if run in {None, folder.parent.name} and (folder / LOG).is_file():
+            records.append(_of_copy(folder, name, {roster.hash for roster in rosters}, [log.history for log in logs]))
     return records
+
+
+def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[History]) -> dict[str, Any]:
+    """One copy; what is wrong with it hides no other."""
+    if not (folder / LOG).stat().st_size:
+        return _record(str(folder), ["nothing was witnessed"], [])
+    try:
+        record = read_record(folder)
+        verdict, history = verify_run(record)
+    except SecurityError as error:
+        return _record(str(folder), [], [error.message])
+    run = verdict.origin.rpartition("/")[2]
+    own = next((log for log in logs if log.find("run_accepted", run)), logs[-1])
+    statements = _statements(verdict, compared=True)
+    doubts = reconcile(name, verdict, history, record, own)
+    if verdict.roster.hash not in rosters:
+        doubts.append("its roster is not installed here")
+    if (number := unwitnessed(history, own, run)) is not None:
+        statements.append(f"round {number}: this site has released shares, and no step tells what became of them")
+    if not doubts:
+        statements.append("goes together with this site's own log")
+    return _record(f"{folder}: {verdict.origin}", statements, doubts)
 
 
 def _ledger_doubts(keys: Path, own: History) -> list[str]:
@@ -85,8 +132,11 @@ def _ledger_doubts(keys: Path, own: History) -> list[str]:
 
 
 def _of_fork(path: Path, roster: Path | None) -> dict[str, Any]:
-    with _naming(path):
-        fork = Fork.decode(path.read_bytes())
+    try:
+        with _naming(path):
+            fork = Fork.decode(path.read_bytes())
+    except DecodeError as error:
+        raise UsageError(error.message, hint="name a folder, or a site's fork.json") from error
     statements = [f"whoever holds the key {fork.key.vkey} has signed two histories of one log"]
     if roster:
         body = keystore.load_document(roster, SignedRoster).roster
@@ -133,4 +183,4 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except SecurityError as error:
-        raise SecurityError(f"{path}: {error.message}", hint=error.hint, culprits=error.culprits) from error
+        raise type(error)(f"{path}: {error.message}", hint=error.hint, culprits=error.culprits) from error

@@ -10,9 +10,12 @@ import typer
 
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
+from mpctf_secure.auditlog.events import KeysDrawn, KeysOpened, Requested, RosterInstalled, RosterSigned
+from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.cli import passphrase, telephone
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
+from mpctf_secure.cli.own_log import open_own_log, own_log_of
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.address import check_address
 from mpctf_secure.errors import SecurityError, UsageError
@@ -64,7 +67,8 @@ def init(
     organisation = _organisation(name, role)
     if keys.exists():
         raise UsageError(f"{keys}: exists already", hint="keys are never overwritten; name another folder with --keys")
-    keystore.create(keys, organisation, passphrase.read(passphrase_fd, new=True), STRONG)
+    drawn = keystore.create(keys, organisation, passphrase.read(passphrase_fd, new=True), STRONG)
+    open_own_log(keys, drawn)
     typer.echo(f"keys of {name} in {keys}; write the passphrase down, nobody can restore it")
     _write_config("site" if role == "participant" else "run", keys)
     typer.echo("next: mpctf-secure enroll request")
@@ -93,7 +97,8 @@ def renew(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pass
     Example: mpctf-secure enroll renew
     """
     _refuse_pending(keys)
-    _write_request(keys, keystore.unseal(keys, passphrase.read(passphrase_fd)), days)
+    held = keystore.unseal(keys, passphrase.read(passphrase_fd))
+    _write_request(keys, held, days, open_own_log(keys, held))
 
 
 @app.command()
@@ -105,8 +110,10 @@ def rotate(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pas
     _signed(keys)  # with no roster yet, two identities in one folder would both be in question
     _refuse_pending(keys)
     phrase = passphrase.read(passphrase_fd)
-    keystore.unseal(keys, phrase)  # one passphrase for old and new
-    _write_request(keys, keystore.draw(keys, phrase, STRONG), days)
+    own = open_own_log(keys, keystore.unseal(keys, phrase))  # one passphrase for old and new
+    drawn = keystore.draw(keys, phrase, STRONG)
+    own.append(KeysDrawn(identity=drawn.identity.public.hex()))
+    _write_request(keys, drawn, days, own)
 
 
 def _refuse_pending(keys: Path) -> None:
@@ -201,10 +208,13 @@ def sign(
     _check_dates(previous, roster)
     telephone.show_changes(previous, roster)
     phrase = passphrase.read(passphrase_fd)
+    own = open_own_log(keys, keystore.unseal(keys, phrase))
+    own.append(KeysOpened(command="enroll sign"))
     held = set(keystore.identities(keys))
     for identity in held.intersection(enrollment.signing_identities(me, roster, previous)):
         vote = enrollment.vote(roster, keystore.unseal(keys, phrase, identity), heard)
         keystore.keep_vote(keys, roster.version, vote)
+        own.append(RosterSigned(version=roster.version, roster=roster.hash.hex(), heard=vote.heard))
         old = "" if identity.hex() in {member.identity for member in roster.members} else ".old-keys"
         path = _write(Path(f"roster-{roster.version}.{me}{old}.signature.json"), vote)
         typer.echo(f"next: send {path} to everybody")
@@ -228,6 +238,8 @@ def verify(inputs: Files, keys: KeysFolder = Path("keys")) -> None:
     gathered = [_gather(body, votes, before.get(body.version)) for body in bodies.values()]
     installed = keystore.install(keys, gathered)
     signed = _signed(keys)
+    event = RosterInstalled(version=installed.version, roster=installed.hash.hex())
+    own_log_of(keys, installed).append(event)
     path = _write(Path(f"roster-{installed.version}.signed.json"), signed)
     typer.echo(
         f"roster version {installed.version} is installed: {len(installed.members)} members, "
@@ -343,11 +355,12 @@ def _write_config(kind: str, keys: Path) -> None:
     typer.echo(f"{path}: put in your own addresses, names and folders")
 
 
-def _write_request(folder: Path, keys: Keys, days: int) -> None:
+def _write_request(folder: Path, keys: Keys, days: int, own: OwnLog) -> None:
     owner, now = keystore.organisation(folder), datetime.datetime.now(datetime.UTC)
     end = now + datetime.timedelta(days=days)
     nonce = os.urandom(NONCE_BYTES)
     made = enrollment.make_request(keys, owner.name, owner.role, now, end, nonce, measure_package())
+    own.append(Requested(request=made.hash.hex(), expires=made.expires))
     path = _write(Path(f"{owner.name}.request.json"), made)
     typer.echo(f"next: send {path} to everybody, by any way; mpctf-secure enroll compare *.request.json")
 

@@ -98,8 +98,7 @@ def stop(run: RunId, runs: RunsFolder = Path("runs")) -> None:
     roster = keystore.load_roster_of(plan.home, bytes.fromhex(plan.proposal.roster_hash))
     with contextlib.closing(EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)) as events:
         log = RunLog(folder, roster, plan.proposal.run_id, utc_now)
-        record = events.record if log.is_empty else log.recording(events.record)
-        end_run(journal, record, Ended(InterruptedRunError.exit_code, STOPPED))
+        end_run(journal, log.recording(events.record), Ended(InterruptedRunError.exit_code, STOPPED))
     if not plan.config.participants.enrolled:
         destroy_keys(plan.config, folder)
     typer.echo(f"{run} is stopped")

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple, Never
 
 import typer
 
+from mpctf_secure.auditlog.events import KeysOpened, RunKept
+from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.cli import local_sites, passphrase, report
 from mpctf_secure.cli.compare import evaluate
 from mpctf_secure.cli.dry_run import show_scripts
 from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, destroy_keys, hold_ceremony, keys_folder, prepare
 from mpctf_secure.cli.models import builtin_config
+from mpctf_secure.cli.own_log import open_own_log
 from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.cli.signals import interrupt_when_told_to_end
@@ -140,20 +143,20 @@ def _local(config: RunConfig, folder: Path, screen: Screen) -> _Parties:
 
 def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json: bool) -> None:
     interrupt_when_told_to_end()  # until the event loop hears of it
+    own = open_own_log(parties.home, parties.keys)
+    own.append(KeysOpened(command="start"))
     with contextlib.closing(Journal(folder)) as journal:
+        log = _open_log(plan, parties, folder, journal)
         if (ended := journal.ended) and (ended.code or parties.fleet):
             raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")
         events = EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)
         events.listeners.append(screen.show)
         events.listeners.append(lambda event: _show_terms(event, plan.proposal, screen))
-        log = RunLog(folder, parties.roster, plan.proposal.run_id, utc_now)
-        if log.is_empty and not journal.is_empty:
-            raise EnvironmentUnfitError(f"{folder}: the run's audit log is gone", hint="restore the folder as it was")
-        log.keep(b"", keystore.roster_files(parties.home, parties.roster.version))
         record = log.recording(events.record)
         run = _Run(plan, parties, folder, record, journal, log)
         if ended:
             screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
+            _keep_log(plan, parties, log, own, ended)
             with contextlib.closing(events), screen:
                 _until_interrupted(run, folder)
             return
@@ -173,8 +176,8 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
             end_run(journal, record, Ended(0, "done"))
         elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:  # there is nothing to go on with
             end_run(journal, record, Ended(failure.exit_code, failure.message))
-        if journal.ended:
-            log.close(parties.keys.log)
+        if ended := journal.ended:
+            _keep_log(plan, parties, log, own, ended)
             keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
         if failure and journal.ended is None:
             record("run_interrupted", exit_code=failure.exit_code, reason=failure.message)
@@ -184,6 +187,26 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         screen.summary(content, folder, as_json=as_json)
     if failure:
         raise failure
+
+
+def _open_log(plan: Plan, parties: _Parties, folder: Path, journal: Journal) -> RunLog:
+    """The run's audit log, which goes with its journal."""
+    log = RunLog(folder, parties.roster, plan.proposal.run_id, utc_now)
+    if log.is_empty and not journal.is_empty:
+        raise EnvironmentUnfitError(f"{folder}: the run's audit log is gone", hint="restore the folder as it was")
+    if log.ended is not None and journal.ended is None:  # killed in between
+        journal.end(Ended(log.ended, "its audit log has ended"))
+    log.keep(b"", keystore.roster_files(parties.home, parties.roster.version))
+    return log
+
+
+def _keep_log(plan: Plan, parties: _Parties, log: RunLog, own: OwnLog, ended: Ended) -> None:
+    """The last checkpoint of a run's log; what it ended with is in the own log."""
+    if not log.is_empty:
+        closed = log.close(parties.keys.log)
+        kept = RunKept(run=plan.proposal.run_id, size=closed.size, root=closed.root.hex(), exit_code=ended.code)
+        own.append(kept)
+        own.sign(parties.keys.log)
 
 
 def _show_terms(event: Event, proposal: Proposal, screen: Screen) -> None:

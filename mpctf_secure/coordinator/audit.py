@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mpctf_secure import files
-from mpctf_secure.auditlog.events import RunOpened, leaf_of
+from mpctf_secure.auditlog.events import RunEnded, RunOpened, leaf_of
 from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.storage import CERTIFICATES, STEPS, Log, keep_beside, keep_witnessed
@@ -42,7 +42,7 @@ class RunLog:
         def told(kind: str, **fields: Any) -> None:
             """One event."""
             leaf = leaf_of(kind, fields)
-            if leaf and not self._log.history.is_over and (not self.is_empty or isinstance(leaf, RunOpened)):
+            if leaf and self.ended is None and (not self.is_empty or isinstance(leaf, RunOpened)):
                 self._log.append(leaf)
             record(kind, **fields)
 
@@ -61,14 +61,19 @@ class RunLog:
         return Note.decode(path.read_bytes())
 
     @property
+    def ended(self) -> int | None:
+        """The exit code with which the run has ended, as the log says; None where it has not."""
+        entry = self._log.history.find("run_ended")
+        return entry.event.exit_code if entry and isinstance(entry.event, RunEnded) else None
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing was told yet."""
         return not len(self._log.history.tree)
 
-    def close(self, key: SigningKey) -> None:
+    def close(self, key: SigningKey) -> Checkpoint:
         """The run has ended: one more checkpoint, which nobody cosigns."""
-        if not self.is_empty:
-            self._log.sign(key)
+        return Checkpoint.decode(self._log.sign(key).text)
 
     def pieces(self, request: LogRequest) -> tuple[bytes, Iterator[bytes]]:
         """A step's checkpoint, and the leaves below it from some number on, each with its end."""
@@ -94,8 +99,9 @@ class RunLog:
     def certify(self, step: int, messages: list[bytes]) -> tuple[bytes, list[str]]:
         """Keep the certificate of a step, of the messages that were checked: its bytes, and who is in it."""
         note = Note.decode((self._folder / STEPS / str(step)).read_bytes())
-        certificate = Certificate(note.encode(), tuple(messages)).encode()
-        signed = [Signed.decode(message) for message in messages]
+        # By sender: after a restart they may come in another order, and the certificate has to be the same.
+        signed = sorted(map(Signed.decode, messages), key=lambda message: message.sender)
+        certificate = Certificate(note.encode(), tuple(message.encode() for message in signed)).encode()
         members = [self._roster.by_identity(one.sender) for one in signed]
         cosignatures = (Witnessed.decode(one.body).cosignature for one in signed)
         cosigned = witnessed(note, zip(map(log_key, members), cosignatures, strict=True))

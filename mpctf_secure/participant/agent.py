@@ -16,6 +16,7 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.config.training import Training
 from mpctf_secure.errors import BudgetSpentError, InterruptedRunError, MpctfError, SecurityError, UsageError
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
@@ -88,6 +89,7 @@ def own_log(site: SiteConfig, keys: Keys) -> OwnLog:
     name = keystore.organisation(site.keys).name
     own = OwnLog(site.keys, name, keys.identity.public, keys.log.public, utc_now)
     own.append(KeysOpened(command="join"))
+    own.sign(keys.log)
     return own
 
 
@@ -153,6 +155,8 @@ class _Agent:
             except MpctfError as error:
                 error.culprits = tuple(self._roster.named(error.culprits))
                 raise
+            finally:
+                self._own.sign(self._keys.log)
 
     def _hear_proposal(self, link: Link, channel: Channel) -> Proposal:
         """What is on; waits for it. A coordinator that has answered once is waited for without end."""
@@ -231,12 +235,15 @@ class _Agent:
     def _accept(self, link: Link, roster: Roster, contract: Contract, members: Members) -> Witness:
         """Sign the contract, once the log that begins with it is here, and see that a quorum has."""
         run, hashes = contract.run_id, {"roster_hash": contract.roster_hash, "contract_hash": contract.hash.hex()}
-        self._own.append(RunAccepted(run=run, **hashes))
+        if self._own.history.find("run_accepted", run) is None:  # under another policy it is the same acceptance
+            policy = sha256(self._site.policy.model_dump_json().encode()).hex()
+            self._own.append(RunAccepted(run=run, **hashes, policy=policy))
         folder, rosters = self._store.folder(run), keystore.roster_files(self._site.keys, roster.version)
         witness = Witness(self._me.name, link, roster, contract, self._keys.log, self._own, folder, rosters)
         body = witness.witness(0, self._site.training.encode(), None)
         certificate = link.ask("accept", contract.run_context, body, "go")
-        witness.check_certificate(0, certificate, "accept", None, members.identities)
+        witness.check_certificate(0, certificate, None, members.identities)
+        witness.keep_certificate(0, certificate)
         return witness
 
     def _charge(self, charging: Charging, run: str, number: int, content: bytes) -> None:

@@ -32,6 +32,8 @@ from mpctf_secure.rounds.messages import LogRequest, Publication, Void, Witnesse
 
 AUDIT, FORK = "audit", "fork.json"
 _MOST_PIECES = 128
+_STRIDE = 100
+"""Steps of a log that is got anew in one answer."""
 
 
 class Witness:
@@ -54,6 +56,7 @@ class Witness:
         self._log_key = run_log_key(roster, self._run)
         self._folder = folder / AUDIT
         self._copy = Copy(self._folder, HistoryOfRun)
+        self._checked = 0  # up to this step the log was held against the own log
         keep_beside(self._folder, contract.encode(), rosters)
 
     def join(self, number: int, attempt: int, context: bytes) -> None:
@@ -110,8 +113,8 @@ class Witness:
         line = note.cosigned(self._name, self._key, int(entry.time.timestamp()))
         return Witnessed(said, line.signature, bytes.fromhex(entry.event.head)).encode()
 
-    def follow(self, step: int, state_hash: bytes | None) -> Note:
-        """Get the log up to a step, check it, and keep it; the step's checkpoint."""
+    def follow(self, step: int, state_hash: bytes | None, certified: Note | None = None) -> Note:
+        """Get the log up to a step, check it, and keep it; the step's checkpoint, which has to be the certified one."""
         with blaming(COORDINATOR, "audit log"):
             try:
                 note, lines, history = self._fetch(step)
@@ -119,36 +122,36 @@ class Witness:
                 if not len(self._copy.history.tree):
                     raise
                 self._copy.forget()  # it is a cache: this machine, and not the coordinator, may have spoilt it
+                for number in range(_STRIDE, step, _STRIDE):  # so that no answer is too long
+                    _, lines, history = self._fetch(number)
+                    self._copy.extend(history, lines)
                 note, lines, history = self._fetch(step)
-            check_beginning(history, self._contract)
-            check_known(history, self._own.history, self._run, step)
-            for number in range(step):
-                before = self._folder / CERTIFICATES / str(number)
-                if before.exists():
-                    demand(history, "step_witnessed", number, certificate=sha256(before.read_bytes()).hex())
-            if state_hash:
-                demand(history, "round_closed", step, state_hash=state_hash.hex())
-        files.replace(self._folder / STEPS / str(step), note.encode())
+            if certified:
+                self._check_one_history(step, certified, note)
+            self._demand(history, step, state_hash)
         self._copy.extend(history, lines)
+        files.replace(self._folder / STEPS / str(step), note.encode())
         return note
 
-    def check_certificate(
-        self, step: int, data: bytes, label: str, said: bytes | None, voters: Set[IdentityKey]
-    ) -> None:
-        """SecurityError where fewer than a quorum of `voters` say this, or have not witnessed the log that I have."""
+    def check_certificate(self, step: int, data: bytes, said: bytes | None, voters: Set[IdentityKey]) -> Note:
+        """The checkpoint of a certificate.
+
+        SecurityError where fewer than a quorum of `voters` say this, or it is not of the log that I have.
+        """
         with blaming(COORDINATOR, "certificate"):
             note, bodies = read_certificate(data, step, self._contract, self._roster)
             self._check_same(step, note)
-            agreeing = {
-                member: body for member, body in bodies.items() if member in voters and said in {None, body.said}
-            }
-            if len(agreeing) < self._contract.agreement:
-                raise SecurityError(f"only {len(agreeing)} participants hold the state after round {step}")
+            agreeing = sum(member in voters and said in {None, body.said} for member, body in bodies.items())
+            if agreeing < self._contract.agreement:
+                raise SecurityError(f"only {agreeing} participants hold the state after round {step}")
+        return note
+
+    def keep_certificate(self, step: int, data: bytes) -> None:
+        """One that was checked, of a log that is here."""
+        note, bodies = read_certificate(data, step, self._contract, self._roster)
         files.replace(self._folder / CERTIFICATES / str(step), data)
-        cosignatures = (
-            (log_key(self._roster.by_identity(member)), body.cosignature) for member, body in agreeing.items()
-        )
-        keep_witnessed(self._folder, witnessed(note, cosignatures))
+        keys = {member: log_key(self._roster.by_identity(member)) for member in bodies}
+        keep_witnessed(self._folder, witnessed(note, ((keys[m], body.cosignature) for m, body in bodies.items())))
 
     def _fetch(self, step: int) -> tuple[Note, list[bytes], HistoryOfRun]:
         """A step's checkpoint, the leaves that are new here, and the history with them, which goes with the floor."""
@@ -168,12 +171,26 @@ class Witness:
             raise SecurityError(f"it is another one than this site has cosigned at step {floor.round}")
         return note, lines, history
 
+    def _demand(self, history: HistoryOfRun, step: int, state_hash: bytes | None) -> None:
+        """Everything that this site knows of the run by itself is there as it knows it."""
+        check_beginning(history, self._contract)
+        check_known(history, self._own.history, self._run, range(self._checked + 1, step + 1))
+        for number in range(self._checked, step):
+            before = self._folder / CERTIFICATES / str(number)
+            if before.exists():
+                demand(history, "step_witnessed", number, certificate=sha256(before.read_bytes()).hex())
+        if state_hash:
+            demand(history, "round_closed", step, state_hash=state_hash.hex())
+        self._checked = step
+
     def _check_same(self, step: int, note: Note) -> None:
-        """The coordinator signs one checkpoint a step: two convict it, and are kept for whoever is to judge that."""
+        """The coordinator signs one checkpoint a step, and this site may have seen it."""
         path = self._folder / STEPS / str(step)
-        if not path.exists():
-            return
-        seen = Note.decode(path.read_bytes())
+        if path.exists():
+            self._check_one_history(step, Note.decode(path.read_bytes()), note)
+
+    def _check_one_history(self, step: int, seen: Note, note: Note) -> None:
+        """Two checkpoints of a step convict the coordinator, and are kept for whoever is to judge that."""
         if seen.text == note.text:
             return
         if not is_fork(seen, note, self._log_key):

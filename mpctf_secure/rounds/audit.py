@@ -1,16 +1,18 @@
 """What a run's log, rosters, contract and certificates say together, without trust in who keeps them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self, TypeVar
 
 from mpctf_secure.auditlog.events import (
+    AttemptFailed,
     Confirmed,
     Cosigned,
     Heard,
     Joined,
     Leaf,
     Released,
+    RoundClosed,
     RunAccepted,
     RunEnded,
     RunOpened,
@@ -18,7 +20,7 @@ from mpctf_secure.auditlog.events import (
     Uploaded,
 )
 from mpctf_secure.auditlog.history import History, HistoryOfRun
-from mpctf_secure.auditlog.note import Key, Note
+from mpctf_secure.auditlog.note import Checkpoint, Key, Note
 from mpctf_secure.auditlog.storage import Record, check_below, read_checkpoint, take_all
 from mpctf_secure.auditlog.witness import check_cosignature, check_step, demand, head, is_fork, origin_of_run
 from mpctf_secure.errors import DecodeError, SecurityError
@@ -28,7 +30,7 @@ from mpctf_secure.identity.documents import SignedRoster
 from mpctf_secure.identity.roster import Member, Roster, view
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Certificate, Witnessed
+from mpctf_secure.rounds.messages import Certificate, Position, Witnessed
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS
 
@@ -110,12 +112,12 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
     roster = _roster_of(record.rosters, opened.roster_hash)
     contract = Contract.decode(record.contract) if record.contract else None
     if contract and history.find("contract_closed"):
-        demand(history, "contract_closed", contract_hash=contract.hash.hex())
+        check_beginning(history, contract)
     key = run_log_key(roster, opened.run)
-    checkpoints = (read_checkpoint(Note.decode(note), key) for note in record.notes)
+    checkpoints = tuple(read_checkpoint(Note.decode(note), key) for note in record.notes)
     signed = max((check_below(history, checkpoint) for checkpoint in checkpoints), default=0)
     steps = tuple(
-        _verified_step(history, number, data, contract, roster, key)
+        _verified_step(history, number, data, contract, roster)
         for number, data in sorted(record.certificates.items())
         if contract
     )
@@ -135,15 +137,16 @@ def _roster_of(documents: Sequence[bytes], roster_hash: str) -> Roster:
     raise SecurityError("the roster in the log is not beside it")
 
 
-def _verified_step(
-    history: HistoryOfRun, number: int, data: bytes, contract: Contract, roster: Roster, key: Key
-) -> Step:
+def _verified_step(history: HistoryOfRun, number: int, data: bytes, contract: Contract, roster: Roster) -> Step:
     try:
         note, said = read_certificate(data, number, contract, roster)
-        size = check_below(history, check_step(note, key, number))
+        size = check_below(history, Checkpoint.decode(note.text))
         members = {identity: roster.by_identity(identity) for identity in said}
-        if sum(member.name in contract.participants for member in members.values()) < contract.agreement:
-            raise SecurityError(f"{len(said)} witnesses, {contract.agreement} are needed")
+        closed = found(history, RoundClosed, number)
+        position = Position(number, bytes.fromhex(closed.state_hash)).encode() if closed else None
+        agreeing = [one for one, body in said.items() if position in {None, body.said}]
+        if sum(members[one].name in contract.participants for one in agreeing) < contract.agreement:
+            raise SecurityError(f"{len(agreeing)} witnesses hold the state, {contract.agreement} are needed")
         if history.find("step_witnessed", number):
             demand(history, "step_witnessed", number, certificate=sha256(data).hex())
     except SecurityError as error:
@@ -166,12 +169,12 @@ def check_beginning(history: HistoryOfRun, contract: Contract) -> None:
     demand(history, "contract_closed", **agreed)
 
 
-def check_known(history: HistoryOfRun, own: History, run: str, step: int) -> None:
-    """SecurityError where a run's log hides what a site's own log has of its rounds up to `step`, or has it otherwise.
+def check_known(history: HistoryOfRun, own: History, run: str, rounds: Iterable[int]) -> None:
+    """SecurityError where a run's log hides what a site's own log has of these rounds, or has it otherwise.
 
     That is: the attempts that it joined, the tuples that it confirmed, what was published.
     """
-    for number in range(1, step + 1):
+    for number in rounds:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             if joined := found(own, Joined, run, number, attempt):
                 demand(history, "attempt_opened", number, attempt, context=joined.context)
@@ -196,13 +199,13 @@ class Fork(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """From a file of evidence; SecurityError for anything else, and where it convicts nobody."""
+        """From a file of evidence; DecodeError for anything else, SecurityError where it convicts nobody."""
         try:
             content = json.loads(data)
-            key, (one, other) = Key.from_vkey(str(content["log"])), map(str, content["notes"])
+            key, (one, other) = Key.from_vkey(str(content["log"])), (str(note).encode() for note in content["notes"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DecodeError("not a file of evidence", hint="a site writes it as fork.json") from error
-        fork = cls(key, (Note.decode(one.encode()), Note.decode(other.encode())))
+        fork = cls(key, (Note.decode(one), Note.decode(other)))
         if not is_fork(*fork.notes, key):
             raise SecurityError("these two checkpoints convict nobody")
         return fork
@@ -215,10 +218,18 @@ class Fork(NamedTuple):
 
 def find_fork(one: Record, other: Record, key: Key) -> Fork | None:
     """Two checkpoints, one of each record, that convict the log's writer."""
-    for mine in map(Note.decode, one.notes):
-        for theirs in map(Note.decode, other.notes):
-            if is_fork(mine, theirs, key):
-                return Fork(key, (mine, theirs))
+    pairs = ((Note.decode(mine), Note.decode(theirs)) for mine in one.notes for theirs in other.notes)
+    return next((Fork(key, pair) for pair in pairs if is_fork(*pair, key)), None)
+
+
+def contradicts(record: Record, history: HistoryOfRun) -> int | None:
+    """The size of a checkpoint in one record, which was verified, that another record's leaves do not lead to.
+
+    Both were signed: whoever did that has two histories, whether or not two checkpoints of one step show it at once.
+    """
+    for checkpoint in (Checkpoint.decode(Note.decode(note).text) for note in record.notes):
+        if checkpoint.size <= len(history.tree) and history.tree.root(checkpoint.size) != checkpoint.root:
+            return checkpoint.size
     return None
 
 
@@ -235,22 +246,39 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
     accepted = found(own, RunAccepted, run)
     if accepted is None or accepted.contract_hash != contract.hash.hex():
         doubts.append("this site's own log has not accepted this contract")
-    try:
-        check_known(history, own, run, history.round)
-    except SecurityError as error:
-        doubts.append(error.message)
-    for number in range(1, contract.rounds + 1):
-        released, published = found(own, Released, run, number), found(history, SumPublished, number)
-        if released and (published is None or published.tuple != released.tuple):
-            doubts.append(f"round {number}: this site released shares for a sum that is not in the log")
-        if published and name in published.survivors and not found(own, Uploaded, run, number, published.attempt):
-            doubts.append(f"round {number}: the coordinator says that this site is in the sum, its own log does not")
-    for step, data in sorted(record.certificates.items()):
-        said = read_certificate(data, step, contract, verdict.roster)[1].get(member.identity)
+    for number in range(1, history.round + 1):
+        try:
+            check_known(history, own, run, [number])
+        except SecurityError as error:
+            doubts.append(error.message)
+        doubts += _round_doubts(name, number, history, own, run)
+    for step in range(contract.rounds + 1):
         cosigned = found(own, Cosigned, run, step)
+        if cosigned and len(history.tree) < cosigned.size:
+            doubts.append(f"step {step}: this site has cosigned {cosigned.size} leaves")
+        elif cosigned and history.tree.root(cosigned.size).hex() != cosigned.root:
+            doubts.append(f"step {step}: this site has cosigned another log")
+        data = record.certificates.get(step)
+        said = read_certificate(data, step, contract, verdict.roster)[1].get(member.identity) if data else None
         if said and (cosigned is None or not _commits(said.head, cosigned, own)):
             doubts.append(f"step {step}: this site's own log is not the one that it has committed to: it was changed")
     return doubts
+
+
+def _round_doubts(name: str, number: int, history: HistoryOfRun, own: History, run: str) -> Iterator[str]:
+    released, published = found(own, Released, run, number), found(history, SumPublished, number)
+    if released:
+        failed = found(history, AttemptFailed, number, released.attempt)
+        if released.tuple not in {told.tuple for told in (published, failed) if told}:
+            yield f"round {number}: this site released shares for a sum that is not in the log"
+    if published and name in published.survivors and not found(own, Uploaded, run, number, published.attempt):
+        yield f"round {number}: the coordinator says that this site is in the sum, its own log does not"
+
+
+def unwitnessed(history: HistoryOfRun, own: History, run: str) -> int | None:
+    """The round for which a site has released shares, and that no step has closed: what became of it is not known."""
+    number = history.round + 1
+    return number if found(own, Released, run, number) else None
 
 
 def _commits(commitment: bytes, cosigned: Cosigned, own: History) -> bool:

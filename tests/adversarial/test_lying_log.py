@@ -82,7 +82,8 @@ class Site:
         self.start()
         self.witness.witness(0, b"{}", None)
         self.agreed = certificate(self.log, 0)
-        self.witness.check_certificate(0, self.agreed, "accept", None, set(MEMBERS))
+        self.witness.check_certificate(0, self.agreed, None, set(MEMBERS))
+        self.witness.keep_certificate(0, self.agreed)
         self.witness.join(1, 1, CONTEXT)
         self.witness.confirm(1, 1, CLAIM)
         self.witness.hear(1, OUTCOME)
@@ -97,7 +98,8 @@ class Site:
         state = STATE_1 if step == 1 else STATE_2
         self.witness.witness(step, POSITIONS[step], state)
         said = certificate(self.link.chronicle, step) if agreed is None else agreed
-        self.witness.check_certificate(step, said, "transition", POSITIONS[step], set(MEMBERS))
+        self.witness.check_certificate(step, said, POSITIONS[step], set(MEMBERS))
+        self.witness.keep_certificate(step, said)
 
     @property
     def honest(self) -> Chronicle:
@@ -171,7 +173,7 @@ def stale(site: Site) -> None:
     """The certificate of step 0 again, which is below both of any two histories."""
     assert site.honest
     site.witness.witness(1, POSITIONS[1], STATE_1)
-    site.witness.check_certificate(1, site.agreed, "accept", None, set(MEMBERS))
+    site.witness.check_certificate(1, site.agreed, None, set(MEMBERS))
 
 
 def disorder(site: Site) -> None:
@@ -250,6 +252,7 @@ def forgeries(site: Site) -> Iterator[bytes]:
     yield Fork(key, (honest[0], honest[0])).encode()
     yield Fork(key, (honest[0], forged)).encode()
     yield b"{}"
+    yield b'{"log": "%b", "notes": ["\\ud800", ""]}' % key.vkey.encode()
     yield b'{"log": 1, "notes": []}'
     yield b'{"log": "a+b+c", "notes": ["", ""]}'
     yield b"[" * 100_000

@@ -336,6 +336,13 @@ def away(
     return Away(state, outcomes, certificate, log)
 
 
+def vetoed(log: Chronicle) -> Chronicle:
+    """The same with one leaf more, signed for the same step."""
+    log.tell(Vetoed(participant="b"))
+    log.sign(2)
+    return log
+
+
 BOTH = [void(1), void(2)]
 LATER = away(BOTH).state
 FALSE_STATES = {
@@ -347,6 +354,7 @@ FALSE_STATES = {
     "with another adapter than was signed": away(BOTH)._replace(state=replace(LATER, adapter=LATER.adapter + 1)),
     "with an adapter of another model": away(BOTH, replace(LATER, adapter=LATER.adapter[1:])),
     "with fewer void rounds": away(BOTH)._replace(state=replace(LATER, voids=0)),
+    "with another log than was witnessed": away(BOTH)._replace(log=vetoed(away(BOTH).log)),
     "with a log that tells of another attempt": away(
         BOTH, logged=[void(1), Void(Announce(2, 2, MEMBERS, MEMBERS), "no luck", b"").encode()]
     ),

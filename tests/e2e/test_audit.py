@@ -16,6 +16,7 @@ from mpctf_secure.auditlog.events import OfRun, Vetoed
 from mpctf_secure.auditlog.storage import LOG
 from mpctf_secure.config import load
 from mpctf_secure.coordinator.audit import RunLog
+from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity import keystore
 from mpctf_secure.transport.tls import utc_now
 
@@ -154,22 +155,64 @@ def test_whoever_changes_the_log_is_found_out(folder: Path, change: Callable[[Pa
     assert hint.startswith("hint: ")
 
 
-def test_thief_of_the_log_key_cannot_write_another_past(folder: Path) -> None:
-    """It makes a whole log and signs it, but has no cosignatures; and any site's copy convicts the key."""
+def forge(folder: Path, target: Path) -> RunLog:
+    """Another log of the same run, as whoever has the coordinator's log key can write it: site-2 has refused."""
     home = folder / "sites" / "coordinator" / "keys"
-    forged = RunLog(folder / "forged", keystore.load_roster(home), RUN, utc_now)
+    forged = RunLog(target, keystore.load_roster(home), RUN, utc_now)
     for line in (folder / "audit" / LOG).read_bytes().splitlines()[:3]:
         forged._log.append(Entry.decode(line, OfRun).event)
     forged._log.append(Vetoed(participant="site-2"))
     forged.keep((folder / "audit" / "contract.json").read_bytes(), keystore.roster_files(home, 1))
-    forged.checkpoint(0, keystore.unseal(home, PHRASE).log)
+    return forged
+
+
+def stolen(folder: Path) -> SigningKey:
+    return keystore.unseal(folder / "sites" / "coordinator" / "keys", PHRASE).log
+
+
+def test_thief_of_the_log_key_cannot_write_another_past(folder: Path) -> None:
+    """It makes a whole log and signs it, but has no cosignatures; and any site's copy convicts the key."""
+    forge(folder, folder / "forged").checkpoint(0, stolen(folder))
     assert "no step was witnessed" in audit("verify", folder / "forged" / "audit").stdout
     result = audit("verify", folder / "forged" / "audit", at_site(folder), cwd=folder)
     assert result.returncode == 4
-    assert "fork.json convicts coordinator" in result.stderr
-    judged = audit("verify", folder / "fork.json", "--roster", home / "rosters" / "1.json")
+    (evidence,) = folder.glob("fork-*.json")
+    assert f"{evidence.name} convicts coordinator" in result.stderr
+    roster = folder / "sites" / "coordinator" / "keys" / "rosters" / "1.json"
+    judged = audit("verify", evidence, "--roster", roster)
     assert judged.returncode == 0
     assert "1.json that is coordinator" in judged.stdout
+
+
+def test_rewritten_log_without_its_steps_contradicts_any_site_s(folder: Path) -> None:
+    """No two checkpoints of one step show it; but no log has both."""
+    forge(folder, folder / "forged").close(stolen(folder))
+    result = audit("verify", at_site(folder), at_site(folder, "site-2"), folder / "forged" / "audit", cwd=folder)
+    assert result.returncode == 4
+    assert "has another history: its first 4 leaves, which were signed, are others" in result.stderr
+
+
+def test_copy_that_was_put_in_another_s_place_is_not_what_the_site_has_cosigned(folder: Path) -> None:
+    site_file(folder)
+    shutil.rmtree(at_site(folder))
+    forge(folder, folder / "forged").close(stolen(folder))
+    shutil.move(folder / "forged" / "audit", at_site(folder))
+    result = audit("verify", "--site", folder / "sites" / "site-1" / "site.yaml")
+    assert result.returncode == 4
+    assert "step 1: this site has cosigned 7 leaves" in result.stdout
+
+
+def test_copy_that_is_lost_or_spoilt_hides_no_other(folder: Path) -> None:
+    site_file(folder)
+    other = at_site(folder).parents[1] / "other-run" / "audit"
+    shutil.copytree(at_site(folder), other)
+    (other / LOG).write_bytes(b"spoilt\n")
+    empty = at_site(folder).parents[1] / "third-run" / "audit"
+    empty.mkdir(parents=True)
+    (empty / LOG).touch()
+    found = json.loads(audit("verify", "--site", folder / "sites/site-1/site.yaml", "--format", "json").stdout)
+    assert [len(one["doubts"]) for one in found] == [0, 1, 0, 0]
+    assert found[-1]["statements"] == ["nothing was witnessed"]
 
 
 def cut_own(home: Path) -> None:
@@ -213,9 +256,9 @@ def site_file(folder: Path) -> None:
 
 WRONG = {
     "nothing": (("verify",), 2, "name an audit folder"),
-    "no such folder": (("verify", "no-such"), 3, "no-such: no log.jsonl here"),
-    "a folder that is none": (("verify", "."), 3, "no log.jsonl here"),
-    "a file that is no evidence": (("verify", __file__), 4, "not a file of evidence"),
+    "no such folder": (("verify", "no-such"), 2, "no-such: no log.jsonl here"),
+    "a folder that is none": (("verify", "."), 2, "no log.jsonl here"),
+    "a file that is no evidence": (("verify", __file__), 2, "not a file of evidence"),
     "no such roster": (("verify", "{audit}", "--roster", "no-such.json"), 3, "no-such.json"),
     "a leaf that is not there": (("prove", "{audit}", "99"), 2, "not 100"),
     "a size that is not there": (("prove", "{audit}", "1", "--since", "99"), 2, "not 99"),

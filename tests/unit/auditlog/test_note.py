@@ -46,9 +46,7 @@ FORGERIES = {
         TEXT, (Line("hospital-a", WITNESS_KEY.id_of(4), bytes(8) + WITNESS.sign(TEXT.encode())),)
     ),
     "another time": Note(TEXT, (Line("hospital-a", WITNESS_KEY.id_of(4), bytes(8) + BOTH.lines[1].signature[8:]),)),
-    "a time that no clock shows": Note(
-        TEXT, (Line("hospital-a", WITNESS_KEY.id_of(4), b"\xff" * 8 + BOTH.lines[1].signature[8:]),)
-    ),
+    "a time that no clock shows": Note(TEXT, (NOTE.cosigned("hospital-a", WITNESS, 253_402_300_800),)),
     "no signature's length": Note(TEXT, (Line("hospital-a", WITNESS_KEY.id_of(4), bytes(9)),)),
 }
 

@@ -1,6 +1,7 @@
 """An organisation's own log from one log key to the next."""
 
 import datetime
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,19 @@ def test_crash_while_a_log_begins_leaves_one_that_can_be_begun(
             opened(tmp_path)
     opened(tmp_path).append(KeysOpened(command="join"))
     assert [len(one.history.tree) for one in verified(tmp_path)] == [2]
+
+
+def begin(keys: Path) -> None:
+    opened(keys).append(KeysOpened(command="join"))
+
+
+def test_two_processes_begin_one_log(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=begin, args=(tmp_path,)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    (log,) = verified(tmp_path)
+    assert len(log.history.tree) == 4
+    assert len(list((tmp_path / "audit").glob("*/log.jsonl"))) == 1

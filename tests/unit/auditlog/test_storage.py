@@ -24,7 +24,16 @@ from mpctf_secure.auditlog.events import (
 )
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key
-from mpctf_secure.auditlog.storage import CHECKPOINT, LOG, Copy, Log, read_record, read_signed
+from mpctf_secure.auditlog.storage import (
+    CHECKPOINT,
+    LOG,
+    Copy,
+    Log,
+    keep_beside,
+    keep_witnessed,
+    read_record,
+    read_signed,
+)
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey
 
@@ -83,7 +92,7 @@ def test_log_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_event_with_a_key_is_there_once_and_never_otherwise(tmp_path: Path) -> None:
     log = begun(tmp_path)
-    accepted = RunAccepted(run="joint", roster_hash="00" * 32, contract_hash="11" * 32)
+    accepted = RunAccepted(run="joint", roster_hash="00" * 32, contract_hash="11" * 32, policy="00" * 32)
     first = log.append(accepted)
     assert log.append(accepted) == first
     with pytest.raises(EnvironmentUnfitError, match="told otherwise before"):
@@ -302,16 +311,53 @@ def test_log_that_is_not_what_was_signed_is_refused_and_left_as_it_is(
     assert (folder / LOG).read_bytes() == before
 
 
-def test_bytes_behind_the_signed_leaves_that_are_none_are_dropped_and_told_of(tmp_path: Path) -> None:
-    """As a power cut leaves them, which may have written later blocks before earlier ones."""
-    for noise in (b"\0" * 300, b'{"command":', b"\n\n", b"x\n" + b"y" * 10):
-        folder = tmp_path / noise[:4].hex()
-        begun(folder)
-        with (folder / LOG).open("ab") as stream:
-            stream.write(noise)
-        opened(folder, lambda: BEGAN + datetime.timedelta(days=1))
-        assert commands(folder)[3:] == ["log_recovered"]
-        read_signed(folder, KEY, History())
+TORN = {"zeros": b"\0" * 300, "half a line": b'{"command":', "a line with a hole": b'{"comm\0\0\0"}\n'}
+
+
+@pytest.mark.parametrize("rest", TORN.values(), ids=TORN.keys())
+def test_what_a_power_cut_has_left_behind_the_leaves_is_dropped_and_told_of(tmp_path: Path, rest: bytes) -> None:
+    begun(tmp_path)
+    with (tmp_path / LOG).open("ab") as stream:
+        stream.write(rest)
+    opened(tmp_path, lambda: BEGAN + datetime.timedelta(days=1))
+    assert commands(tmp_path)[3:] == ["log_recovered"]
+    read_signed(tmp_path, KEY, History())
+
+
+WHOLE = {
+    "no leaf": b"hello\n",
+    "a leaf of a later version": b'{"kind":"invented_later","time":"2031-01-01T00:00:00.000Z"}\n',
+    "a leaf behind half a line": b'{"comm\n{"command":"x","kind":"keys_opened","time":"2031-01-01T00:00:00.000Z"}\n',
+    "a leaf behind zeros": b'\0\0\n{"command":"x","kind":"keys_opened","time":"2031-01-01T00:00:00.000Z"}\n',
+}
+
+
+@pytest.mark.parametrize("rest", WHOLE.values(), ids=WHOLE.keys())
+def test_what_was_written_so_is_not_dropped(tmp_path: Path, rest: bytes) -> None:
+    """Not by an older version of the program, nor because one leaf was edited."""
+    begun(tmp_path)
+    with (tmp_path / LOG).open("ab") as stream:
+        stream.write(rest)
+    content = (tmp_path / LOG).read_bytes()
+    with pytest.raises(SecurityError, match="leaf 3"):
+        opened(tmp_path)
+    assert (tmp_path / LOG).read_bytes() == content
+
+
+def test_power_cut_in_the_first_leaf_of_all_leaves_an_empty_log(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_bytes(b'{"kind":"log_b')
+    opened(tmp_path).append(BEGUN)
+    assert commands(tmp_path) == ["log_begun"]
+
+
+def test_log_that_gets_shorter_under_a_process_is_refused(tmp_path: Path) -> None:
+    """As when a backup is put back beside it."""
+    log = begun(tmp_path)
+    log.append(said(3))
+    keep_lines(3)(tmp_path)
+    with pytest.raises(SecurityError, match="shorter"):
+        log.append(said(4))
+    assert commands(tmp_path)[3:] == []
 
 
 def append_many(folder: Path, name: str) -> None:
@@ -366,3 +412,23 @@ def test_spoilt_copy_is_got_again(tmp_path: Path) -> None:
 def test_folder_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentUnfitError, match=r"no log\.jsonl here"):
         read_record(tmp_path)
+
+
+def test_copy_that_is_no_log_begins_again(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_bytes(b"no\nlog\n")
+    copy = Copy(tmp_path, HistoryOfRun)
+    copy.extend(copy.continued(LINES), LINES)
+    assert read_record(tmp_path).lines == LINES
+
+
+def test_what_lies_beside_a_log_is_kept_once_and_the_newest_witnessed_checkpoint(tmp_path: Path) -> None:
+    log = begun(tmp_path)
+    keep_beside(tmp_path, b"", {"1.json": b"roster"})
+    keep_beside(tmp_path, b"contract", {"1.json": b"another"})
+    old, new = log.sign(WRITER, "1"), log.sign(WRITER, "2")
+    log.append(said(3))
+    newest = log.sign(WRITER, "3")
+    for note in (old, newest, new):
+        keep_witnessed(tmp_path, note)
+    record = read_record(tmp_path)
+    assert (record.contract, record.rosters, record.notes[-1]) == (b"contract", [b"roster"], newest.encode())

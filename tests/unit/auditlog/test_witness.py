@@ -1,9 +1,15 @@
+import datetime
+
 import pytest
 
+from mpctf_secure.auditlog.entry import Entry
+from mpctf_secure.auditlog.events import RunOpened
+from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
 from mpctf_secure.auditlog.witness import (
     check_cosignature,
     check_step,
+    demand,
     head,
     is_fork,
     origin_of_run,
@@ -83,3 +89,17 @@ def test_commitment_to_an_own_log_binds_its_size_and_root() -> None:
         head(b"1" * 32, 3, bytes(32)),
     }
     assert len(commitments) == 4
+
+
+def test_who_knows_better_is_told_what_the_log_hides() -> None:
+    history = HistoryOfRun()
+    opened = RunOpened(run="joint-1", roster_version=1, roster_hash="00" * 32, package="00" * 32, participants=())
+    history.take(Entry(opened, datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)).encode())
+    demand(history, "run_opened", run="joint-1")
+    for kind, which, fields, why in (
+        ("run_opened", (), {"run": "joint-2"}, "another run in run_opened"),
+        ("round_closed", (3,), {}, "hides round_closed of round 3"),
+        ("attempt_opened", (3, 2), {}, "hides attempt_opened of attempt 3.2"),
+    ):
+        with pytest.raises(SecurityError, match=why):
+            demand(history, kind, *which, **fields)
