@@ -382,6 +382,16 @@ class RunKept(Leaf):
     exit_code: Count
 
 
+class Pruned(Leaf):
+    """An old log is about to be deleted here: what it ended with."""
+
+    ONCE = ("origin",)
+    kind: Literal["pruned"] = "pruned"
+    origin: Text
+    size: Count
+    root: Hex32
+
+
 OfRun = (
     RunOpened
     | ProcessStarted
@@ -422,6 +432,7 @@ OfOrganisation = (
     | Cosigned
     | RunDone
     | RunKept
+    | Pruned
     | ClockSet
     | LogRecovered
 )

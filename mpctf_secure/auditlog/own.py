@@ -101,7 +101,7 @@ class OwnRecord(NamedTuple):
 
 
 def verified(keys: Path) -> list[OwnRecord]:
-    """The own logs in a keys folder, the one that is written last; nothing is changed.
+    """The own logs in a keys folder, the one that is written last; those that were pruned are not there.
 
     SecurityError for one that is not what was signed, and where one does not go on from another.
     """
@@ -115,8 +115,10 @@ def verified(keys: Path) -> list[OwnRecord]:
         records.append(OwnRecord(key, history, signed))
         begun = history.find("log_begun")
         following = begun.event if begun and isinstance(begun.event, LogBegun) else None
-        before = following and following.previous
-        key = _key_of(keys, before.rpartition("/")[2]) if before else None
+        before = following.previous if following else None
+        if before is None or any(record.history.find("pruned", before) for record in records):
+            break
+        key = _key_of(keys, before.rpartition("/")[2])
     return records[::-1]
 
 

@@ -12,7 +12,7 @@ from mpctf_secure.cli.options import Format
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import SecurityError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Audit logs: verify, show, prove, export, pack.")
+app = typer.Typer(no_args_is_help=True, help="Audit logs: verify, show, prove, export, pack, prune.")
 
 LogFolder = Annotated[Path, typer.Argument(metavar="LOG", help="An audit folder: of a run, or one of keys/audit/.")]
 _HASH = re.compile("[0-9a-f]{64}")
@@ -124,6 +124,26 @@ def export(
 
     for line in exported(log, str(output)):
         typer.echo(line)
+
+
+@app.command()
+def prune(
+    days: Annotated[
+        int, typer.Option("--older-than", min=183, metavar="DAYS", help="Counted from a log's last leaf; 183 at least.")
+    ],
+    keys: Annotated[Path, typer.Option(help="The keys folder, whose own logs are looked through.")] = Path("keys"),
+    runs: Annotated[
+        Path | None, typer.Option(help="Also the logs of runs in this folder: runs/, or a site's work/runs/.")
+    ] = None,
+) -> None:
+    """Delete logs that nobody has to keep any longer; what each ended with stays in the own log.
+
+    Example: mpctf-secure audit prune --older-than 2200 --runs work/runs
+    """
+    from mpctf_secure.cli.audit_prune import prune_logs  # noqa: PLC0415 - as above
+
+    for origin in prune_logs(keys, runs, days):
+        typer.echo(one_line(f"deleted {origin}"))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`mpctf-secure audit` on what a real run has left at the coordinator and at the sites."""
 
+import datetime
 import json
 import shutil
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 from e2e.harness import PHRASE, RealRun
 
+from mpctf_secure.auditlog import own as own_logs
 from mpctf_secure.auditlog.entry import Entry
 from mpctf_secure.auditlog.events import OfRun, Vetoed
+from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.auditlog.storage import LOG
+from mpctf_secure.cli import audit_prune
 from mpctf_secure.config import load
 from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.hazmat.signature import SigningKey
@@ -252,6 +256,28 @@ def site_file(folder: Path) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"{name}:"))
         text = text.replace(line, f"{name}: {home / name}")
     path.write_text(text)
+
+
+def test_old_logs_go_and_what_they_ended_with_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site_file(folder)
+    home = folder / "sites" / "site-1"
+    identity, second = bytes(32), SigningKey(b"2" * 32)
+    origin = own_logs.verified(home / "keys")[0].key.name
+    OwnLog(home / "keys", "site-1", identity, second.public, utc_now)
+    arguments = ("prune", "--keys", home / "keys", "--runs", home / "work" / "runs", "--older-than", 200)
+    assert audit(*arguments).stdout == ""
+    later = utc_now() + datetime.timedelta(days=201)
+    monkeypatch.setattr(audit_prune, "utc_now", lambda: later)
+    assert list(audit_prune.prune_logs(home / "keys", home / "work" / "runs", 200)) == [
+        origin,
+        f"coordinator/run/{RUN}",
+    ]
+    assert not at_site(folder).exists()
+    (left,) = own_logs.verified(home / "keys")
+    kept = left.history.find("pruned", origin)
+    assert kept
+    assert audit("prune", "--keys", home / "keys", "--older-than", 10).returncode == 2
+    assert audit("prune", "--keys", home, "--older-than", 200).returncode in {2, 3}
 
 
 WRONG = {

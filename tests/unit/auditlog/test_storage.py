@@ -23,7 +23,7 @@ from mpctf_secure.auditlog.events import (
     Vetoed,
 )
 from mpctf_secure.auditlog.history import History, HistoryOfRun
-from mpctf_secure.auditlog.note import Checkpoint, Key
+from mpctf_secure.auditlog.note import Checkpoint, Key, Note
 from mpctf_secure.auditlog.storage import (
     CHECKPOINT,
     LOG,
@@ -292,6 +292,12 @@ DAMAGE = {
     ),
     "it is signed by a thief": (sign_by_thief, "not signed by|signature"),
     "the checkpoint is another log's": (checkpoint_of_another_log, "not signed by|checkpoint of"),
+    "the checkpoint tells of another log": (
+        lambda folder: (folder / CHECKPOINT).write_bytes(
+            Note(Checkpoint("hospital-a/own/2", 1, bytes(32)).encode()).signed(KEY.name, WRITER).encode()
+        ),
+        "checkpoint of hospital-a/own/2, not of",
+    ),
     "the checkpoint is none": (lambda folder: (folder / CHECKPOINT).write_bytes(b"no"), "not a signed note"),
 }
 

@@ -1,0 +1,42 @@
+"""The end of a log's retention: it goes as a whole, and what it ended with stays known."""
+
+import datetime
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mpctf_secure import files
+from mpctf_secure.auditlog import own as own_logs
+from mpctf_secure.auditlog.events import Pruned
+from mpctf_secure.auditlog.history import History, HistoryOfRun
+from mpctf_secure.auditlog.note import Checkpoint, Note
+from mpctf_secure.auditlog.own import OwnLog
+from mpctf_secure.auditlog.storage import LOG, read_record, take_all
+from mpctf_secure.errors import UsageError
+from mpctf_secure.identity import keystore
+from mpctf_secure.transport.tls import utc_now
+
+
+def prune_logs(keys: Path, runs: Path | None, days: int) -> Iterator[str]:
+    """The origins of the logs that were deleted: own ones that are not written any more, and those of runs."""
+    current, limit = own_logs.current_key(keys), utc_now() - datetime.timedelta(days=days)
+    if current is None:
+        raise UsageError(f"{keys}: no own log here", hint="--keys names the keys folder")
+    own = OwnLog(keys, keystore.organisation(keys).name, b"", current.public, utc_now)
+    old = [
+        (record.key.name, own_logs.folder_of(keys, record.key), record.history) for record in own_logs.verified(keys)
+    ]
+    for origin, folder, history in [*old[:-1], *_of_runs(runs)]:
+        if history.last and history.last < limit:
+            own.append(Pruned(origin=origin, size=len(history.tree), root=history.tree.root().hex()))
+            with files.writing(folder):
+                shutil.rmtree(folder)
+            yield origin
+
+
+def _of_runs(runs: Path | None) -> Iterator[tuple[str, Path, History]]:
+    for path in sorted(runs.glob(f"*/audit/{LOG}")) if runs else []:
+        record = read_record(path.parent)
+        if record.notes:  # else nothing was ever signed, and whatever is there is no evidence
+            origin = Checkpoint.decode(Note.decode(record.notes[0]).text).origin
+            yield origin, path.parent, take_all(record.lines, HistoryOfRun())
