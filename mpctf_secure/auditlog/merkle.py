@@ -140,28 +140,36 @@ def verify_consistency(old: int, size: int, old_root: bytes, root: bytes, proof:
     """
     if not 0 < old <= size:
         raise SecurityError(f"no tree of {size} leaves can be shown to continue one of {old}")
-    if old == size:
-        if proof or old_root != root:
-            raise SecurityError(f"two trees of {size} leaves with different roots, or a proof where none is due")
+    verify_subtree(0, old, size, old_root, root, proof)
+
+
+def verify_subtree(start: int, end: int, size: int, part: bytes, root: bytes, proof: Sequence[bytes]) -> None:
+    """Return None if `part` is the root of the leaves from `start` on, before `end`, in the tree of the other root.
+
+    SecurityError otherwise (draft-ietf-plants-merkle-tree-certs, section 4.4; from the first leaf on it is RFC 9162's).
+    """
+    if start == end and part == EMPTY_ROOT and not proof:
         return
-    path = list(proof)
-    if old & (old - 1) == 0:
-        path.insert(0, old_root)
+    if not 0 <= start < end <= size or start % (1 << (end - start - 1).bit_length()):
+        raise SecurityError(f"leaves {start} to {end} are no subtree of {size}")
+    first, number, last, path = start, end - 1, size - 1, list(proof)
+    while first != number and (number & 1 or number == last):
+        first, number, last = first >> 1, number >> 1, last >> 1
+    if first == number:  # the part is itself a node
+        path.insert(0, part)
     if not path:
         raise SecurityError("consistency proof is empty")
-    number, last = old - 1, size - 1
-    while number & 1:
-        number, last = number >> 1, last >> 1
-    of_old = of_new = path[0]
+    of_part = of_whole = path[0]
     for sibling in path[1:]:
         if last == 0:
             raise SecurityError("consistency proof is too long")
         if number & 1 or number == last:
-            of_old, of_new = _node_hash(sibling, of_old), _node_hash(sibling, of_new)
+            of_part = _node_hash(sibling, of_part) if first < number else of_part
+            of_whole = _node_hash(sibling, of_whole)
             while not number & 1 and number:
-                number, last = number >> 1, last >> 1
+                first, number, last = first >> 1, number >> 1, last >> 1
         else:
-            of_new = _node_hash(of_new, sibling)
-        number, last = number >> 1, last >> 1
-    if last or of_old != old_root or of_new != root:
-        raise SecurityError(f"consistency proof does not lead from {old} to {size} leaves")
+            of_whole = _node_hash(of_whole, sibling)
+        first, number, last = first >> 1, number >> 1, last >> 1
+    if last or of_part != part or of_whole != root:
+        raise SecurityError(f"consistency proof does not lead from {end} to {size} leaves")

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.auditlog import vectors
 
-from mpctf_secure.auditlog.merkle import EMPTY_ROOT, Tree, leaf_hash, verify_consistency, verify_inclusion
+from mpctf_secure.auditlog.merkle import (
+    EMPTY_ROOT,
+    Tree,
+    leaf_hash,
+    verify_consistency,
+    verify_inclusion,
+    verify_subtree,
+)
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.hazmat.kdf import sha256
 
@@ -75,23 +82,34 @@ def hashes(case: dict[str, object], *names: str) -> list[bytes]:
     return [base64.b64decode(case[name] or "") for name in names]
 
 
-def check(case: dict[str, object]) -> None:
+def check(kind: str, case: dict[str, object]) -> None:
     proof = [base64.b64decode(one) for one in case["proof"] or []]
-    if "leafIdx" in case:
+    if kind == "inclusion":
         leaf, root = hashes(case, "leafHash", "root")
         verify_inclusion(leaf, case["leafIdx"], case["treeSize"], root, proof)
-    else:
+    elif kind == "subtreeinclusion":  # a subtree is a tree by itself
+        leaf, root = hashes(case, "leafHash", "root")
+        start, width = case["start"], case["end"] - case["start"]
+        if width <= 0 or start % (1 << (width - 1).bit_length()):
+            raise SecurityError("no subtree")
+        verify_inclusion(leaf, case["leafIdx"] - start, width, root, proof)
+    elif kind == "consistency":
         verify_consistency(case["size1"], case["size2"], *hashes(case, "root1", "root2"), proof)
+    else:
+        verify_subtree(case["start"], case["end"], case["size"], *hashes(case, "root1", "root2"), proof)
+
+
+VECTORS = {"inclusion": 98, "consistency": 98, "subtreeinclusion": 204, "subtreeconsistency": 118}
 
 
 @vectors.needed
-@pytest.mark.parametrize("kind", ["inclusion", "consistency"])
-def test_vectors_of_transparency_dev(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "number"), VECTORS.items())
+def test_vectors_of_transparency_dev(kind: str, number: int) -> None:
     found = cases(kind)
-    assert len(found) == 98
+    assert len(found) == number
     for name, case in found:
         try:
-            check(case)
+            check(kind, case)
             believed = True
         except SecurityError:
             believed = False
