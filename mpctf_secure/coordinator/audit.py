@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpctf_secure import files
+from mpctf_secure import __version__, files
+from mpctf_secure.attestation.hardening import read_back
+from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.auditlog.events import RunEnded, RunOpened, leaf_of
 from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
@@ -18,6 +20,7 @@ from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.audit import log_key, run_log_key
+from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Certificate, LogRequest, Witnessed
 from mpctf_secure.secagg.messages import Signed
 
@@ -34,6 +37,21 @@ class RunLog:
         self._folder = folder / FOLDER
         self._log = Log(self._folder, run_log_key(roster, run_id), HistoryOfRun(), now)
         keep_beside(self._folder, b"", {})
+
+    def begin(self, record: Record, proposal: Proposal) -> None:
+        """Tell which program runs this, under which protection, whenever a process begins; and first, what is begun."""
+        package = measure_package().hex()
+        if self.is_empty:
+            record(
+                "run_opened",
+                run=proposal.run_id,
+                roster_version=self._roster.version,
+                roster_hash=proposal.roster_hash,
+                package=package,
+                participants=proposal.participants,
+            )
+        protections = [one.name for one in read_back() if one.in_force]
+        record("process_started", version=__version__, package=package, protections=protections)
 
     def recording(self, record: Record) -> Record:
         """Puts what is told, and is for the log, on disk there before `record` gets it; not after the run's end, nor

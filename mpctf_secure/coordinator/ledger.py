@@ -12,6 +12,7 @@ from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.rounds.outcome import Aggregate, RoundSummary
 from mpctf_secure.rounds.state import Survey
+from mpctf_secure.secagg.messages import Survivors
 from mpctf_secure.secagg.parameters import Context
 
 VETO = "refuses: "
@@ -143,6 +144,18 @@ class Ledger:
             digest=digest.hex(),
             training_seconds=training,
             aggregation_seconds=round(sum(record.seconds.values()) - training, 3),
+        )
+
+    def note_published(self, context: Context, claim: Survivors, digest: bytes) -> None:
+        """For the audit log: whose inputs are in a sum, by what they signed, and who dropped out after sharing keys."""
+        self.tell(
+            "sum_published",
+            round=context.round,
+            attempt=context.attempt,
+            tuple=claim.hash.hex(),
+            survivors=self.names(claim.survivors),
+            recovered=self.names(claim.dropouts),
+            digest=digest.hex(),
         )
 
     def _drop(self, member: IdentityKey, stage: str, reason: str) -> None:

@@ -22,7 +22,7 @@ from mpctf_secure.ids import IdentityKey
 from mpctf_secure.monitoring.events import Record
 from mpctf_secure.monitoring.usage import Usage
 from mpctf_secure.rounds.contract import Proposal
-from mpctf_secure.rounds.messages import Fetch, LogRequest, Position, Progress, TrainingFault, Witnessed
+from mpctf_secure.rounds.messages import Fetch, LogRequest, Progress, TrainingFault, round_of
 from mpctf_secure.rounds.state import State
 from mpctf_secure.secagg.messages import Signed
 
@@ -355,7 +355,7 @@ class Reception:
         signed = Signed.decode(Reader(message).bytes() if label == "shares" else message)
         if answer := self._answer_at_once(peer, label, ctx, signed):
             return answer
-        number = _round_of(label, signed.body)
+        number = round_of(label, signed.body)
         gate = self._find(label, ctx, number)
         if gate:
             return await self._enter(gate, peer, label, ctx, message, signed)
@@ -453,10 +453,3 @@ class Reception:
         if peer.identity in self.banned:
             raise SecurityError(f"{peer.name} is out of this run: {self.banned[peer.identity]}", culprits=[peer.name])
         message.verify(label, ctx)
-
-
-def _round_of(label: str, body: bytes) -> int | None:
-    """Stages of the run, not of an attempt, have the round in the body."""
-    if label == "transition":
-        body = Witnessed.decode(body).said
-    return Position.decode(body).round if label in {"ready", "transition"} else None

@@ -12,9 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mpctf_secure import __version__
-from mpctf_secure.attestation.hardening import read_back
-from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.config.run import Timeouts
 from mpctf_secure.config.training import Choice
 from mpctf_secure.coordinator.agreement import close_contract
@@ -48,7 +45,7 @@ from mpctf_secure.rounds.messages import Facts, Position, Publication, Void, Wit
 from mpctf_secure.rounds.outcome import Aggregate, Sum, bias_of_means, next_state, read_sum, void_state
 from mpctf_secure.rounds.state import State, Survey, initial_state
 from mpctf_secure.rounds.terms import noise_scheme, round_context
-from mpctf_secure.secagg.messages import Signed, Survivors
+from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS, Context, check_cohort
 from mpctf_secure.secagg.proof import BadDealerError
 from mpctf_secure.secagg.server import Server
@@ -114,7 +111,7 @@ class Coordinator:
         What another start may mend, and an interruption, do not end the run; nobody is told.
         """
         if self._journal.ended is None:
-            self._tell_begin()
+            self._log.begin(self._listener, self._proposal)
         try:
             return await self._replayed(self._run())
         except (AbsentError, EnvironmentUnfitError):
@@ -122,21 +119,6 @@ class Coordinator:
         except MpctfError as error:
             self._end(error.exit_code, error.message)
             raise
-
-    def _tell_begin(self) -> None:
-        """Which program runs this, under which protection, whenever a process begins; and first, what is begun."""
-        proposal, package = self._proposal, measure_package().hex()
-        if self._log.is_empty:
-            self._listener(
-                "run_opened",
-                run=proposal.run_id,
-                roster_version=self._roster.version,
-                roster_hash=proposal.roster_hash,
-                package=package,
-                participants=proposal.participants,
-            )
-        protections = [one.name for one in read_back() if one.in_force]
-        self._listener("process_started", version=__version__, package=package, protections=protections)
 
     def stop(self, reason: str) -> None:
         """End the run before its time, for good."""
@@ -345,23 +327,11 @@ class Coordinator:
             self.ledger.round.bias = await asyncio.to_thread(bias_of_means, contract, state, said)
         self.ledger.note_sum(server.survivors, said, digest)
         if server.claim:
-            self._tell_published(context, server.claim, digest)
+            self.ledger.note_published(context, server.claim, digest)
         publication = Publication(announcement(context), server.survivors, digest).encode()
         header = self.reception.sign("publication", contract.run_context, publication)
         return Ending(
             following.after(publication), publication, Outcome(header, partial(spool.read_sum, path)), release
-        )
-
-    def _tell_published(self, context: Context, claim: Survivors, digest: bytes) -> None:
-        """For the log: whose inputs are in it, by what they signed, and who dropped out after sharing keys."""
-        self._tell(
-            "sum_published",
-            round=context.round,
-            attempt=context.attempt,
-            tuple=claim.hash.hex(),
-            survivors=self.ledger.names(claim.survivors),
-            recovered=self.ledger.names(claim.dropouts),
-            digest=digest.hex(),
         )
 
     @staticmethod

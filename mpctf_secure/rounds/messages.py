@@ -322,3 +322,10 @@ class Caught:
     def encode(self) -> bytes:
         """The body."""
         return enc(self.header, self.outcomes, self.certificate)
+
+
+def round_of(label: str, body: bytes) -> int | None:
+    """The round in the body of a stage of the run; None for what belongs to an attempt, or to no round."""
+    if label == "transition":
+        body = Witnessed.decode(body).said
+    return Position.decode(body).round if label in {"ready", "transition"} else None

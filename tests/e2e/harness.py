@@ -9,7 +9,7 @@ import datetime
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.journal import Journal
 from mpctf_secure.coordinator.runtime import Coordinator
 from mpctf_secure.errors import MpctfError
+from mpctf_secure.hazmat.encoding import Reader
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Member
@@ -228,6 +229,21 @@ class RealRun:
 
     def _record(self, kind: str, **fields: object) -> None:
         self.events.append({"event": kind, **fields})
+
+
+def miss_share_keys(monkeypatch: pytest.MonkeyPatch, names: Collection[str]) -> None:
+    """These are late for share keys in their first attempt, as when a network blinks."""
+    original, held = Recorder.exchange, set[str]()
+
+    async def exchange(recorder: Recorder, peer: Member, request: bytes) -> bytes:
+        if peer.name in names and Reader(request).text() == "shares" and peer.name not in held:
+            held.add(str(peer.name))
+            gate = recorder.inner.reception._find("shares", Reader(request[4 + 6 :]).bytes(), None)
+            while not gate.closed:
+                await asyncio.sleep(0.05)
+        return await original(recorder, peer, request)
+
+    monkeypatch.setattr(Recorder, "exchange", exchange)
 
 
 def published(outcome: Outcome, round_number: int, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e.harness import Outcome, RealRun, Recorder, published
+from e2e.harness import Outcome, RealRun, Recorder, miss_share_keys, published
 
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.coordinator.runtime import AbsentError
@@ -33,18 +33,7 @@ def test_attempt_below_the_floor_is_followed_by_one_with_the_same_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of four miss share keys in attempt 1, as when a network blinks; nobody trains again."""
-    original, held = Recorder.exchange, set()
-
-    async def exchange(recorder: Recorder, peer: Member, request: bytes) -> bytes:
-        blinks = peer.name in {"site-1", "site-3"} and Reader(request).text() == "shares" and peer.name not in held
-        if blinks:
-            held.add(peer.name)
-            gate = recorder.inner.reception._find("shares", Reader(request[4 + 6 :]).bytes(), None)
-            while not gate.closed:
-                await asyncio.sleep(0.05)
-        return await original(recorder, peer, request)
-
-    monkeypatch.setattr(Recorder, "exchange", exchange)
+    miss_share_keys(monkeypatch, {"site-1", "site-3"})
     run = RealRun(tmp_path, [*SETTINGS, "timeouts.stage=5"], monkeypatch, training=False)
     outcome = run.run()
     first, second = outcome.coordinator.ledger.rounds

@@ -1,6 +1,5 @@
 """A coordinator that lies in its audit log, in real runs: sites catch it, and can prove a fork."""
 
-import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.harness import Outcome, RealRun, Recorder
+from e2e.harness import Outcome, RealRun, miss_share_keys
 
 from mpctf_secure.auditlog.events import Banned, Vetoed
 from mpctf_secure.auditlog.note import Note
@@ -17,7 +16,6 @@ from mpctf_secure.coordinator import reception
 from mpctf_secure.coordinator.audit import FOLDER, RunLog
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.errors import MpctfError, SecurityError
-from mpctf_secure.hazmat.encoding import Reader
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.rounds.messages import LogRequest, Witnessed
@@ -137,18 +135,7 @@ def hide_the_first_attempt(recording: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_hidden_attempt_is_caught_by_all_who_were_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, held = Recorder.exchange, set()
-
-    async def blink(recorder: Recorder, peer: Member, request: bytes) -> bytes:
-        """Two of four miss share keys in attempt 1."""
-        if peer.name in {"site-1", "site-3"} and Reader(request).text() == "shares" and peer.name not in held:
-            held.add(peer.name)
-            gate = recorder.inner.reception._find("shares", Reader(request[4 + 6 :]).bytes(), None)
-            while not gate.closed:
-                await asyncio.sleep(0.05)
-        return await original(recorder, peer, request)
-
-    monkeypatch.setattr(Recorder, "exchange", blink)
+    miss_share_keys(monkeypatch, {"site-1", "site-3"})
     monkeypatch.setattr(RunLog, "recording", hide_the_first_attempt(RunLog.recording))
     made = RealRun(tmp_path, ["rounds=1", *SETTINGS, "timeouts.absence=1"], monkeypatch, training=False)
     assert run_to_its_end(made) is None

@@ -11,13 +11,13 @@ from mpctf_secure.monitoring.events import COORDINATOR_KINDS
 
 PACKAGE = Path(mpctf_secure.__file__).parent
 OF_RUN = {
-    "run_opened": "coordinator/runtime.py",
-    "process_started": "coordinator/runtime.py",
+    "run_opened": "coordinator/audit.py",
+    "process_started": "coordinator/audit.py",
     "contract_closed": "coordinator/runtime.py",
     "step_witnessed": "coordinator/runtime.py",
     "attempt_opened": "coordinator/ledger.py",
     "attempt_failed": "coordinator/runtime.py",
-    "sum_published": "coordinator/runtime.py",
+    "sum_published": "coordinator/ledger.py",
     "round_void": "coordinator/runtime.py",
     "round_closed": "coordinator/runtime.py",
     "dropout": "coordinator/ledger.py",

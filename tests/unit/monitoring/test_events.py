@@ -38,7 +38,7 @@ def test_every_kind_is_recorded_somewhere_and_has_a_line_or_none() -> None:
     for kinds, room in ((COORDINATOR_KINDS, "coordinator"), (SITE_KINDS, "participant")):
         sources = [*(PACKAGE / room).glob("*.py"), PACKAGE / "cli" / "start.py"]
         text = "".join(path.read_text() for path in sources)
-        recorded = set(re.findall(r'(?:tell|record|_record|_listener)\(\s*"(\w+)"', text))
+        recorded = set(re.findall(r'(?:tell|record|_record)\(\s*"(\w+)"', text))
         assert kinds <= recorded | {"run_ended", "run_interrupted"}
     assert join._TEXTS.keys() <= SITE_KINDS
     assert screen._TEXTS.keys() | screen._QUIET | {"progress", "resources"} == COORDINATOR_KINDS
