@@ -36,7 +36,12 @@ class Entry:
             entry = cls(_adapter(kinds).validate_python(fields, strict=False), time)
             canonical = time.tzinfo == datetime.UTC and entry.encode() == data
         except ValidationError as error:
-            raise DecodeError(f"leaf cannot be parsed: {error.errors()[0]['msg']}") from error
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DecodeError(
+                f"leaf cannot be parsed: {where}: {first['msg']}",
+                hint="was it written by another version of the program?",
+            ) from error
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise DecodeError("leaf cannot be parsed") from error
         if not canonical:  # two readers could see two events

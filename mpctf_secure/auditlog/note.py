@@ -22,6 +22,7 @@ MOST_BYTES = 1 << 16
 _LOG, _COSIGNER = 1, 4  # the format's numbers for Ed25519, and for Ed25519 with a time by a witness
 _KEY_ID_BYTES, _TIME_BYTES = 4, 8
 _MOST_SIGNATURES = 256
+_LEAST_LINES = 4  # origin, size, root, and nothing behind the last line end
 _MOST_SIZE = 1 << 63
 _MOST_SECONDS = 253_402_300_799  # the end of the year 9999
 _NUMBER = re.compile("0|[1-9][0-9]{0,18}")
@@ -81,12 +82,14 @@ class Checkpoint:
     @classmethod
     def decode(cls, text: str) -> Self:
         """From a note's text; DecodeError for anything else."""
-        match text.split("\n"):
-            case [origin, size, root, *extra, ""] if origin and all(extra) and _NUMBER.fullmatch(size):
-                checkpoint = cls(origin, int(size), _from_base64(root), tuple(extra))
-                if checkpoint.size < _MOST_SIZE and len(checkpoint.root) == HASH_BYTES and checkpoint.encode() == text:
-                    return checkpoint
-        raise DecodeError("not a checkpoint")
+        lines = text.split("\n")
+        if len(lines) < _LEAST_LINES or not all(lines[:-1]) or not _NUMBER.fullmatch(lines[1]):
+            raise DecodeError("not a checkpoint")
+        origin, size, root, *extra = lines[:-1]
+        checkpoint = cls(origin, int(size), _from_base64(root), tuple(extra))
+        if checkpoint.size >= _MOST_SIZE or len(checkpoint.root) != HASH_BYTES or checkpoint.encode() != text:
+            raise DecodeError("not a checkpoint")
+        return checkpoint
 
     def encode(self) -> str:
         """The note's text."""

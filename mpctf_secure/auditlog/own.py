@@ -19,7 +19,7 @@ from mpctf_secure.auditlog.events import Cosigned, Leaf, LogBegun
 from mpctf_secure.auditlog.history import History
 from mpctf_secure.auditlog.note import Key
 from mpctf_secure.auditlog.storage import Log, read_signed
-from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
+from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey
 
 FOLDER = "audit"
@@ -89,7 +89,7 @@ class OwnLog:
 def current_key(keys: Path) -> Key | None:
     """Origin and key of the log that is written in a keys folder; None where there is none yet."""
     path = keys / FOLDER / _CURRENT
-    return _key_of(keys, path.read_text()) if path.exists() else None
+    return _key_of(keys, path.read_bytes().decode(errors="replace")) if path.exists() else None
 
 
 class OwnRecord(NamedTuple):
@@ -135,5 +135,5 @@ def _key_of(keys: Path, log: str) -> Key:
     path = keys / FOLDER / log / _KEY
     try:
         return Key.from_vkey(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EnvironmentUnfitError(f"{path}: {error}", hint="restore the keys folder") from error
+    except (OSError, ValueError, DecodeError) as error:
+        raise EnvironmentUnfitError(f"{path}: no key of a log", hint="restore the keys folder as it was") from error

@@ -229,8 +229,10 @@ class Record(NamedTuple):
     """What lies in the folder of a run's log, or of a copy of it; nothing of it is verified."""
 
     lines: list[bytes]
-    """The leaves; a last one that is not whole is none."""
-    notes: list[bytes]
+    rest: bytes
+    """Behind the last leaf: a line without its end."""
+    notes: dict[str, bytes]
+    """Checkpoints, by their files' names."""
     certificates: dict[int, bytes]
     contract: bytes
     rosters: list[bytes]
@@ -242,15 +244,21 @@ def read_record(folder: Path) -> Record:
         raise EnvironmentUnfitError(f"{folder}: no {LOG} here", hint="the audit folder of a run, or of a site's copy")
     contract = folder / CONTRACT
     steps, certificates, rosters = (
-        {path.stem: path.read_bytes() for path in sorted((folder / name).glob(f"*{suffix}")) if path.stem.isdecimal()}
+        {path.name.removesuffix(suffix): path.read_bytes() for path in _numbered(folder / name, suffix)}
         for name, suffix in ((STEPS, ""), (CERTIFICATES, ""), (ROSTERS, ".json"))
     )
-    heads = [path.read_bytes() for path in (folder / CHECKPOINT, folder / WITNESSED) if path.exists()]
-    said = contract.read_bytes() if contract.exists() else b""
+    notes = {f"{STEPS}/{step}": data for step, data in steps.items()}
+    notes |= {name: (folder / name).read_bytes() for name in (CHECKPOINT, WITNESSED) if (folder / name).is_file()}
+    said = contract.read_bytes() if contract.is_file() else b""
     # The leaves last: a log that is being written then has those that were signed, and maybe more.
-    *lines, _ = (folder / LOG).read_bytes().split(b"\n")
+    *lines, rest = (folder / LOG).read_bytes().split(b"\n")
     by_step = {int(step): data for step, data in certificates.items()}
-    return Record(lines, [*steps.values(), *heads], by_step, said, list(rosters.values()))
+    return Record(lines, rest, notes, by_step, said, list(rosters.values()))
+
+
+def _numbered(folder: Path, suffix: str) -> list[Path]:
+    """Its files that are called after a number; others lie there by chance."""
+    return [path for path in sorted(folder.glob(f"*{suffix}")) if path.name.removesuffix(suffix).isdecimal()]
 
 
 def take_all(lines: Iterable[bytes], history: H) -> H:
@@ -272,13 +280,23 @@ def check_below(history: History, checkpoint: Checkpoint) -> int:
     return checkpoint.size
 
 
+def signed_size(record: Record, key: Key, history: History) -> int:
+    """How many leaves are below a checkpoint; SecurityError names one that is not of this log."""
+    sizes = [0]
+    for name, data in record.notes.items():
+        try:
+            sizes.append(check_below(history, read_checkpoint(Note.decode(data), key)))
+        except SecurityError as error:
+            raise SecurityError(f"{name}: {error.message}", culprits=error.culprits) from error
+    return max(sizes)
+
+
 def read_signed(folder: Path, key: Key, history: H) -> tuple[H, int]:
     """A log as it is on disk, and how many of its leaves are signed; SecurityError where they are others."""
     record = read_record(folder)
     try:
         take_all(record.lines, history)
-        checkpoints = (read_checkpoint(Note.decode(note), key) for note in record.notes)
-        return history, max((check_below(history, one) for one in checkpoints), default=0)
+        return history, signed_size(record, key, history)
     except SecurityError as error:
         raise SecurityError(f"{folder}: {error.message}", hint=_RESTORE) from error
 

@@ -45,7 +45,7 @@ def verify(
         raise UsageError(
             "name an audit folder, fork.json, or --site SITE.yaml", hint="mpctf-secure audit verify --help"
         )
-    found = [*verdict.of_logs(logs or [], roster), *(verdict.of_site(site) if site else [])]
+    found = [*verdict.of_logs(logs or [], roster), *(verdict.of_site(site, given=roster) if site else [])]
     if output is Format.JSON:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -158,5 +158,7 @@ def pack(
     """
     from mpctf_secure.cli.audit_pack import write_pack  # noqa: PLC0415 - as above
 
-    names = write_pack(site_file, run, target)
+    names, doubts = write_pack(site_file, run, target)
     typer.echo(f"{target}: {len(names)} files")
+    for doubt in doubts:
+        typer.echo(one_line(f"NOT RIGHT: {doubt}"))

@@ -12,9 +12,10 @@ from mpctf_secure import __version__
 from mpctf_secure.auditlog.entry import Entry, to_text
 from mpctf_secure.auditlog.events import OfOrganisation, OfRun
 from mpctf_secure.auditlog.history import History, HistoryOfRun
-from mpctf_secure.auditlog.note import Checkpoint, Note
+from mpctf_secure.auditlog.note import Checkpoint, Key, Note
 from mpctf_secure.auditlog.storage import LOG, Record, check_below, read_record, take_all
 from mpctf_secure.errors import SecurityError, UsageError
+from mpctf_secure.rounds.audit import log_key, verify_run
 
 _SEVERE = {"refused": 6, "banned": 7, "veto": 5, "dropout": 3, "attempt_failed": 4, "round_void": 5, "clock_set": 4}
 """Of CEF's 0 to 10; everything else is 1."""
@@ -43,19 +44,21 @@ def _record(folder: Path) -> Record:
 
 
 def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dict[str, Any]:
-    """That leaves are below a checkpoint, of those above them that with most signatures: RFC 6962 section 2.1.
+    """That leaves are below a checkpoint, of those above them that with most witnesses: RFC 6962 section 2.1.
 
     Hashes are in base64; `since`: also that the log goes on from its first so many leaves.
     """
     record, wanted = _record(folder), list(numbers)
+    least = max([number + 1 for number in wanted] + [since or 0])
     try:
         history = _history(record.lines)
         tree = history.tree
-        notes = [(check_below(history, Checkpoint.decode(n.text)), n) for n in map(Note.decode, record.notes)]
+        notes = [(check_below(history, Checkpoint.decode(n.text)), n) for n in map(Note.decode, record.notes.values())]
+        keys = _witness_keys(record)
+        cosigned = [(sum(note.cosigned_at(key) is not None for key in keys), size, note) for size, note in notes]
+        fit = [one for one in cosigned if one[1] >= least]
     except SecurityError as error:
         raise SecurityError(f"{folder}: {error.message}", hint="mpctf-secure audit verify") from error
-    least = max([number + 1 for number in wanted] + [since or 0])
-    fit = [(len(note.lines), size, note) for size, note in notes if size >= least]
     if not fit:
         signed = max((size for size, _ in notes), default=0)
         raise UsageError(
@@ -82,6 +85,11 @@ def exported(folder: Path, form: str) -> Iterator[str]:
     to_line = {"jsonl": _jsonl, "cef": _cef, "ocsf": _ocsf}[form]
     for number, leaf in leaves(folder):
         yield to_line(number, leaf)
+
+
+def _witness_keys(record: Record) -> list[Key]:
+    """Of a run's participants, whose cosignatures are verified for that; none for an own log."""
+    return [log_key(member) for member in verify_run(record)[0].roster.participants] if record.rosters else []
 
 
 def _history(lines: list[bytes]) -> History:

@@ -7,14 +7,14 @@ from typing import Any
 
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
-from mpctf_secure.auditlog.storage import CONTRACT, LOG
+from mpctf_secure.auditlog.storage import CERTIFICATES, CHECKPOINT, CONTRACT, LOG, ROSTERS, STEPS, WITNESSED
 from mpctf_secure.cli.audit_export import leaves, prove
 from mpctf_secure.cli.audit_verdict import of_site
 from mpctf_secure.cli.join import load_site
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.ids import NAME
-from mpctf_secure.participant.witness import AUDIT
+from mpctf_secure.participant.witness import AUDIT, FORK
 from mpctf_secure.privacy.spending import spending
 from mpctf_secure.rounds.contract import Contract
 
@@ -41,13 +41,14 @@ _README = """\
 3. Of run/witnessed the text up to the empty line, with its last line end, is what the coordinator has signed. A
    witness has signed `cosignature/v1`, line end, `time` and the time in seconds, line end, and that text; its line has
    four bytes of key id, eight of the time, and the signature, in base64. golang.org/x/mod/sumdb/note reads such notes.
-4. {needed} of {members} participants make a quorum: with so many cosignatures there is no other history.
+4. {needed} of {members} participants make a quorum: with so many cosignatures there is no other history, unless more
+   than {colluders} of them lied.
 5. In own/proofs.json each leaf leads by `inclusion` (RFC 9162, section 2.1.3.2) to the root in `checkpoint`.
 """
 
 
-def write_pack(site_file: Path, run: str, target: Path) -> list[str]:
-    """The names in the archive; UsageError where there is no such run, or the file is there already."""
+def write_pack(site_file: Path, run: str, target: Path) -> tuple[list[str], list[str]]:
+    """The names in the archive, and what is doubtful in it; UsageError for no such run, and rather than replace a file."""
     site = load_site(site_file)
     folder = site.work / "runs" / run / AUDIT
     if not NAME.fullmatch(run) or not (folder / LOG).is_file():
@@ -65,28 +66,34 @@ def write_pack(site_file: Path, run: str, target: Path) -> list[str]:
     mine = [(number, leaf) for number, leaf in leaves(own_folder) if leaf.get("run") == run]
     content["own/proofs.json"] = _json(prove(own_folder, [number for number, _ in mine if number < own.signed]))
     content["own/unsigned.json"] = _json([leaf for number, leaf in mine if number >= own.signed])
-    content["privacy.json"] = _json(spending(site.keys, None, site.policy.budget, site.data_set))
-    content["verdict.json"] = _json(of_site(site_file, run))
+    spent = spending(site.keys, None, site.policy.budget, site.data_set)
+    of_run = [{**one, "runs": [each for each in one["runs"] if each["run"] == run]} for one in spent]
+    content["privacy.json"] = _json([one for one in of_run if one["runs"]])
+    found = of_site(site_file, run)
+    content["verdict.json"] = _json(found)
     contract = Contract.decode(content.get(f"run/{CONTRACT}", b""))
     content["README.md"] = _README.format(
         run=run,
         name=keystore.organisation(site.keys).name,
         needed=contract.agreement,
         members=len(contract.participants),
+        colluders=contract.colluders,
     ).encode()
     unfinished = target.with_name(target.name + ".part")
     with files.writing(target):
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
             for path, data in sorted(content.items()):
                 archive.writestr(path, data)
+        unfinished.chmod(0o600)
         unfinished.rename(target)
-    return sorted(content)
+    return sorted(content), [doubt for one in found for doubt in one["doubts"]]
 
 
 def _shown(folder: Path) -> list[Path]:
-    return [
-        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part" and path.name != "lock"
-    ]
+    """What a log's folder has to have, and no link to anything else."""
+    names = [folder / name for name in (LOG, CHECKPOINT, WITNESSED, CONTRACT, FORK)]
+    inside = [path for name in (STEPS, CERTIFICATES, ROSTERS) for path in sorted((folder / name).glob("*"))]
+    return [path for path in (*names, *inside) if path.is_file() and not path.is_symlink() and path.suffix != ".part"]
 
 
 def _json(content: Any) -> bytes:

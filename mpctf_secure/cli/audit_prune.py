@@ -38,5 +38,5 @@ def _of_runs(runs: Path | None) -> Iterator[tuple[str, Path, History]]:
     for path in sorted(runs.glob(f"*/audit/{LOG}")) if runs else []:
         record = read_record(path.parent)
         if record.notes:  # else nothing was ever signed, and whatever is there is no evidence
-            origin = Checkpoint.decode(Note.decode(record.notes[0]).text).origin
+            origin = Checkpoint.decode(Note.decode(next(iter(record.notes.values()))).text).origin
             yield origin, path.parent, take_all(record.lines, HistoryOfRun())

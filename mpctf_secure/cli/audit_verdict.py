@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
-from mpctf_secure.auditlog.events import Charged
+from mpctf_secure.auditlog.events import Charged, Cosigned, Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.storage import LOG, Record, read_record
 from mpctf_secure.cli.join import load_site
@@ -23,6 +23,7 @@ from mpctf_secure.rounds.audit import (
     Verdict,
     contradicts,
     find_fork,
+    missing,
     reconcile,
     run_log_key,
     unwitnessed,
@@ -53,11 +54,12 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[dict[str, Any]]:
             one = _Seen(path, record, *verify_run(record))
             if roster and keystore.load_document(roster, SignedRoster).roster.hash != one.verdict.roster.hash:
                 raise SecurityError(f"its roster is another one than {roster}")
-        statements, doubts = _statements(one.verdict, compared=roster is not None), list[str]()
+        statements = _statements(one.verdict, record, compared=roster is not None)
+        doubts = missing(one.verdict, one.history, record)
         for other in seen:
             if other.verdict.origin == one.verdict.origin:
                 found = _compare(one, other)
-                (doubts if found else statements).append(found or f"no checkpoint contradicts one of {other.path}")
+                (doubts if found else statements).append(found or _longer(one, other))
         seen.append(one)
         records.append(_record(f"{path}: {one.verdict.origin}", statements, doubts))
     return records
@@ -78,10 +80,19 @@ def _compare(one: _Seen, other: _Seen) -> str | None:
     return f"{other.path} has another history: {evidence} convicts {one.verdict.roster.coordinator.name}"
 
 
-def of_site(site_file: Path, run: str | None = None) -> list[dict[str, Any]]:
+def _longer(one: _Seen, other: _Seen) -> str:
+    more = one.verdict.leaves - other.verdict.leaves
+    length = f"; it has {abs(more)} leaves {'more' if more > 0 else 'less'}" if more else ""
+    return f"no checkpoint contradicts one of {other.path}{length}"
+
+
+def of_site(site_file: Path, run: str | None = None, given: Path | None = None) -> list[dict[str, Any]]:
     """A site's own logs, and the copies of all runs' logs, or of one, against them."""
     site = load_site(site_file)
     name, records, logs = keystore.organisation(site.keys).name, [], own_logs.verified(site.keys)
+    copies = sorted((site.work / "runs").glob(f"*/{AUDIT}"))
+    if not logs and copies:
+        raise SecurityError(f"{site.keys}: the own log is gone", hint="restore the keys folder as it was")
     if not logs:
         raise UsageError(f"{site.keys}: no own log yet", hint="it begins with enroll init, or the first join")
     rosters = keystore.all_rosters(site.keys)
@@ -90,18 +101,34 @@ def of_site(site_file: Path, run: str | None = None) -> list[dict[str, Any]]:
         # Before the first roster nobody else can know the key.
         doubts = [] if log.key.public in known or not rosters else ["no installed roster has its key"]
         unsigned = len(log.history.tree) - log.signed
-        statements = [f"{len(log.history.tree)} leaves, unchanged and in order, {unsigned} of them not signed yet"]
+        statements = [f"{len(log.history.tree)} leaves in order, {unsigned} of them not signed yet"]
         records.append(_record(log.key.name, statements, doubts + _ledger_doubts(site.keys, log.history)))
-    for folder in sorted((site.work / "runs").glob(f"*/{AUDIT}")):
+    hashes = {keystore.load_document(given, SignedRoster).roster.hash} if given else {one.hash for one in rosters}
+    histories = [log.history for log in logs]
+    for folder in copies:
         if run in {None, folder.parent.name} and (folder / LOG).is_file():
-            records.append(_of_copy(folder, name, {roster.hash for roster in rosters}, [log.history for log in logs]))
+            records.append(_of_copy(folder, name, hashes, histories))
+    there = {folder.parent.name for folder in copies if (folder / LOG).is_file()}
+    for lost in sorted(_cosigned_runs(histories) - there):
+        if run in {None, lost}:
+            records.append(
+                _record(str(site.work / "runs" / lost / AUDIT), [], ["this site has cosigned it; it is gone"])
+            )
     return records
+
+
+def _cosigned_runs(logs: Sequence[History]) -> set[str]:
+    """Runs whose log this site has cosigned, and not pruned since."""
+    events = [entry.event for log in logs for entry in log.known.values()]
+    pruned = {event.origin.rpartition("/")[2] for event in events if isinstance(event, Pruned)}
+    return {event.run for event in events if isinstance(event, Cosigned)} - pruned
 
 
 def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[History]) -> dict[str, Any]:
     """One copy; what is wrong with it hides no other."""
     if not (folder / LOG).stat().st_size:
-        return _record(str(folder), ["nothing was witnessed"], [])
+        lost = folder.parent.name in _cosigned_runs(logs)
+        return _record(str(folder), ["nothing is there"], ["this site has cosigned leaves of it"] if lost else [])
     try:
         record = read_record(folder)
         verdict, history = verify_run(record)
@@ -109,10 +136,10 @@ def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[Histor
         return _record(str(folder), [], [error.message])
     run = verdict.origin.rpartition("/")[2]
     own = next((log for log in logs if log.find("run_accepted", run)), logs[-1])
-    statements = _statements(verdict, compared=True)
-    doubts = reconcile(name, verdict, history, record, own)
+    statements = _statements(verdict, record, compared=True)
+    doubts = [*missing(verdict, history, record), *reconcile(name, verdict, history, record, own)]
     if verdict.roster.hash not in rosters:
-        doubts.append("its roster is not installed here")
+        doubts.append("its roster is neither given nor installed here")
     if (number := unwitnessed(history, own, run)) is not None:
         statements.append(f"round {number}: this site has released shares, and no step tells what became of them")
     if not doubts:
@@ -149,11 +176,11 @@ def _of_fork(path: Path, roster: Path | None) -> dict[str, Any]:
     return _record(f"{path}: {fork.key.name}", statements, [])
 
 
-def _statements(verdict: Verdict, *, compared: bool) -> list[str]:
-    roster = verdict.roster
+def _statements(verdict: Verdict, record: Record, *, compared: bool) -> list[str]:
+    roster, signed = verdict.roster, max(verdict.signed, verdict.witnessed)
     same = "" if compared else "; --roster compares it with one that you have from elsewhere"
     lines = [
-        f"{verdict.leaves} leaves, unchanged and in order",
+        f"{verdict.leaves} leaves in order, the first {signed} as {roster.coordinator.name} has signed them",
         f"roster version {roster.version}, hash {roster.hash.hex()[:16]}…{same}",
     ]
     if verdict.steps:
@@ -165,10 +192,12 @@ def _statements(verdict: Verdict, *, compared: bool) -> list[str]:
         lines.append(f"the last of them cosigned at {at:%Y-%m-%d %H:%M:%S} UTC, by its own clock")
     else:
         lines.append("no step was witnessed")
-    if rest := verdict.leaves - verdict.witnessed:
-        lines.append(f"the last {rest} are {roster.coordinator.name}'s word alone")
-    if unsigned := verdict.leaves - max(verdict.signed, verdict.witnessed):
-        lines.append(f"{unsigned} of them are not signed")
+    if rest := signed - verdict.witnessed:
+        lines.append(f"{rest} after these are {roster.coordinator.name}'s word alone")
+    if unsigned := verdict.leaves - signed:
+        lines.append(f"the last {unsigned} are NOT SIGNED: whoever can write the file may have written them")
+    if record.rest:
+        lines.append(f"{len(record.rest)} bytes behind the last leaf are none")
     of = f" of {verdict.contract.rounds}" if verdict.contract else ""
     ended = "" if verdict.end is None else f"; the run ended with exit code {verdict.end}"
     return [*lines, f"{verdict.rounds}{of} rounds are closed{ended}"]

@@ -21,7 +21,7 @@ from mpctf_secure.auditlog.events import (
 )
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
-from mpctf_secure.auditlog.storage import Record, check_below, read_checkpoint, take_all
+from mpctf_secure.auditlog.storage import Record, check_below, signed_size, take_all
 from mpctf_secure.auditlog.witness import check_cosignature, check_step, demand, head, is_fork, origin_of_run
 from mpctf_secure.errors import DecodeError, SecurityError
 from mpctf_secure.hazmat.kdf import sha256
@@ -100,7 +100,7 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
 
     1. The rosters follow each other, each signed as it must be; one of them is the run's.
     2. The leaves are canonical, known, and in an order that a run can have; the contract is the one in the log.
-    3. Every checkpoint there is signed by the coordinator, and these leaves lead to it.
+    3. Every checkpoint there is signed by the coordinator, no cosignature is forged, and these leaves lead to it.
     4. Every certificate is of the checkpoint of its step and signed by a quorum, and the next step has its hash.
 
     The caller still owes: is this the roster that the organisations know?
@@ -114,8 +114,10 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
     if contract and history.find("contract_closed"):
         check_beginning(history, contract)
     key = run_log_key(roster, opened.run)
-    checkpoints = tuple(read_checkpoint(Note.decode(note), key) for note in record.notes)
-    signed = max((check_below(history, checkpoint) for checkpoint in checkpoints), default=0)
+    signed = signed_size(record, key, history)
+    for member in roster.participants:
+        for note in map(Note.decode, record.notes.values()):
+            note.cosigned_at(log_key(member))
     steps = tuple(
         _verified_step(history, number, data, contract, roster)
         for number, data in sorted(record.certificates.items())
@@ -218,7 +220,7 @@ class Fork(NamedTuple):
 
 def find_fork(one: Record, other: Record, key: Key) -> Fork | None:
     """Two checkpoints, one of each record, that convict the log's writer."""
-    pairs = ((Note.decode(mine), Note.decode(theirs)) for mine in one.notes for theirs in other.notes)
+    pairs = ((Note.decode(mine), Note.decode(theirs)) for mine in one.notes.values() for theirs in other.notes.values())
     return next((Fork(key, pair) for pair in pairs if is_fork(*pair, key)), None)
 
 
@@ -227,7 +229,7 @@ def contradicts(record: Record, history: HistoryOfRun) -> int | None:
 
     Both were signed: whoever did that has two histories, whether or not two checkpoints of one step show it at once.
     """
-    for checkpoint in (Checkpoint.decode(Note.decode(note).text) for note in record.notes):
+    for checkpoint in (Checkpoint.decode(Note.decode(note).text) for note in record.notes.values()):
         if checkpoint.size <= len(history.tree) and history.tree.root(checkpoint.size) != checkpoint.root:
             return checkpoint.size
     return None
@@ -241,7 +243,9 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
     contract = verdict.contract
     if contract is None:
         return ["the contract is not beside the log"]
-    run, member = contract.run_id, next(m for m in verdict.roster.members if m.name == name)
+    run, member = contract.run_id, next((m for m in verdict.roster.participants if m.name == name), None)
+    if member is None:
+        return [f"{name} is not in its roster"]
     doubts = []
     accepted = found(own, RunAccepted, run)
     if accepted is None or accepted.contract_hash != contract.hash.hex():
@@ -273,6 +277,18 @@ def _round_doubts(name: str, number: int, history: HistoryOfRun, own: History, r
             yield f"round {number}: this site released shares for a sum that is not in the log"
     if published and name in published.survivors and not found(own, Uploaded, run, number, published.attempt):
         yield f"round {number}: the coordinator says that this site is in the sum, its own log does not"
+
+
+def missing(verdict: Verdict, history: HistoryOfRun, record: Record) -> list[str]:
+    """Evidence that must lie beside a log that tells of it, and does not."""
+    told = [number for number in range(history.round + 1) if history.find("step_witnessed", number)]
+    doubts = []
+    if history.find("contract_closed") and verdict.contract is None:
+        doubts.append("contract.json is missing: no certificate was checked")
+    # Who was away has no certificates of the steps that it missed, but always one of a later step.
+    if told and max(record.certificates, default=-1) < max(told):
+        doubts.append(f"the certificate of step {max(told)} is missing, and any of a later one")
+    return doubts
 
 
 def unwitnessed(history: HistoryOfRun, own: History, run: str) -> int | None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from e2e.harness import PHRASE, RealRun
 from mpctf_secure.auditlog import own as own_logs
 from mpctf_secure.auditlog.entry import Entry
 from mpctf_secure.auditlog.events import OfRun, Vetoed
+from mpctf_secure.auditlog.note import Note
 from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.auditlog.storage import LOG
 from mpctf_secure.cli import audit_prune
@@ -58,12 +60,11 @@ def test_log_of_a_run_is_verified_at_both_ends_and_against_each_other(finished: 
     result = audit("verify", finished / "audit", at_site(finished), "--roster", roster)
     assert result.returncode == 0, result.stderr
     for line in (
-        "12 leaves, unchanged and in order",
+        "12 leaves in order, the first 11 as coordinator has signed them",
         "the first 11 witnessed at step 2 by site-1, site-2, site-3, site-4 (3 are needed)",
-        "the last 1 are coordinator's word alone",
-        "1 of them are not signed",
+        "the last 1 are NOT SIGNED: whoever can write the file may have written them",
         "2 of 2 rounds are closed",
-        f"no checkpoint contradicts one of {finished / 'audit'}",
+        f"no checkpoint contradicts one of {finished / 'audit'}; it has 1 leaves less",
     ):
         assert f"  {line}\n" in result.stdout
 
@@ -216,7 +217,7 @@ def test_copy_that_is_lost_or_spoilt_hides_no_other(folder: Path) -> None:
     (empty / LOG).touch()
     found = json.loads(audit("verify", "--site", folder / "sites/site-1/site.yaml", "--format", "json").stdout)
     assert [len(one["doubts"]) for one in found] == [0, 1, 0, 0]
-    assert found[-1]["statements"] == ["nothing was witnessed"]
+    assert found[-1]["statements"] == ["nothing is there"]
 
 
 def cut_own(home: Path) -> None:
@@ -278,6 +279,62 @@ def test_old_logs_go_and_what_they_ended_with_stays(folder: Path, monkeypatch: p
     assert kept
     assert audit("prune", "--keys", home / "keys", "--older-than", 10).returncode == 2
     assert audit("prune", "--keys", home, "--older-than", 200).returncode in {2, 3}
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(log: Path) -> None:
+        for name in names:
+            path = log / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def forge_unsigned(log: Path) -> None:
+    """With nothing beside it that says otherwise, anybody can write a log."""
+    remove("checkpoint", "witnessed", "steps", "certificates", "contract.json")(log)
+    edit(b'"survivors":["site-1",', b'"survivors":[')(log)
+
+
+REMOVED = {
+    "the contract": (remove("contract.json"), "contract.json is missing"),
+    "the certificates": (remove("certificates"), "the certificate of step 2 is missing"),
+    "the last certificate": (remove("certificates/2"), "the certificate of step 2 is missing"),
+    "the rosters": (remove("rosters"), "no roster beside the log"),
+    "everything that is signed": (forge_unsigned, "contract.json is missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), REMOVED.values(), ids=REMOVED.keys())
+def test_evidence_that_was_removed_is_missed(folder: Path, change: Callable[[Path], None], why: str) -> None:
+    change(folder / "audit")
+    result = audit("verify", folder / "audit")
+    assert result.returncode == 4
+    assert why in result.stderr
+
+
+def test_forged_cosignature_is_found(folder: Path) -> None:
+    path = folder / "audit" / "witnessed"
+    note = Note.decode(path.read_bytes())
+    line = note.lines[2]
+    spoilt = replace(line, signature=line.signature[:-1] + bytes([line.signature[-1] ^ 1]))
+    path.write_bytes(replace(note, lines=(*note.lines[:2], spoilt)).encode())
+    result = audit("verify", folder / "audit")
+    assert (result.returncode, "signature is not valid" in result.stderr) == (4, True)
+
+
+def test_site_misses_a_copy_and_an_own_log_that_are_gone(folder: Path) -> None:
+    site_file(folder)
+    home = folder / "sites" / "site-1"
+    shutil.rmtree(at_site(folder))
+    result = audit("verify", "--site", home / "site.yaml")
+    assert (result.returncode, "this site has cosigned it; it is gone" in result.stderr) == (4, True)
+    at_site(folder).mkdir()
+    (home / "keys" / "audit" / "current").write_bytes(b"\xff\0")
+    assert audit("verify", "--site", home / "site.yaml").returncode == 3
+    (home / "keys" / "audit" / "current").unlink()
+    result = audit("verify", "--site", home / "site.yaml")
+    assert (result.returncode, "the own log is gone" in result.stderr) == (4, True)
 
 
 WRONG = {

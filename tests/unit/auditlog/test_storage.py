@@ -437,4 +437,4 @@ def test_what_lies_beside_a_log_is_kept_once_and_the_newest_witnessed_checkpoint
     for note in (old, newest, new):
         keep_witnessed(tmp_path, note)
     record = read_record(tmp_path)
-    assert (record.contract, record.rosters, record.notes[-1]) == (b"contract", [b"roster"], newest.encode())
+    assert (record.contract, record.rosters, record.notes["witnessed"]) == (b"contract", [b"roster"], newest.encode())
