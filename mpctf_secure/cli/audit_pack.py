@@ -48,7 +48,7 @@ _README = """\
 
 
 def write_pack(site_file: Path, run: str, target: Path) -> tuple[list[str], list[str]]:
-    """The names in the archive, and what is doubtful in it; UsageError for no such run, and rather than replace a file."""
+    """The names in the archive, and what is doubtful in it; UsageError for no such run, or a file that is there."""
     site = load_site(site_file)
     folder = site.work / "runs" / run / AUDIT
     if not NAME.fullmatch(run) or not (folder / LOG).is_file():
