@@ -23,7 +23,9 @@ from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, SecurityErro
 from mpctf_secure.hazmat.signature import SigningKey
 
 FOLDER = "audit"
-_CURRENT, _KEY, _LOCK = "current", "key", "lock"
+KEY = "key"
+"""In the folder of each: the key that it is signed with."""
+_CURRENT, _LOCK = "current", "lock"
 _ID_BYTES = 8
 
 
@@ -58,7 +60,7 @@ class OwnLog:
                 root=before.root().hex() if before else None,
             )
         )
-        files.replace(folder_of(self._keys, key) / _KEY, key.vkey.encode())
+        files.replace(folder_of(self._keys, key) / KEY, key.vkey.encode())
         files.replace(self._keys / FOLDER / _CURRENT, _id(key).encode())
         return log
 
@@ -107,12 +109,13 @@ def verified(keys: Path) -> list[OwnRecord]:
     """
     records, key, following = list[OwnRecord](), current_key(keys), None
     while key:
-        history, signed = read_signed(folder_of(keys, key), key, History())
+        record = read_one(folder_of(keys, key))
+        history = record.history
         if following and (
             len(history.tree) < following.size or history.tree.root(following.size).hex() != following.root
         ):
             raise SecurityError(f"{key.name}: it is not the log from which the next one goes on")
-        records.append(OwnRecord(key, history, signed))
+        records.append(record)
         begun = history.find("log_begun")
         following = begun.event if begun and isinstance(begun.event, LogBegun) else None
         before = following.previous if following else None
@@ -120,6 +123,12 @@ def verified(keys: Path) -> list[OwnRecord]:
             break
         key = _key_of(keys, before.rpartition("/")[2])
     return records[::-1]
+
+
+def read_one(folder: Path) -> OwnRecord:
+    """One log in its folder; SecurityError where it is not what was signed."""
+    key = _key_in(folder)
+    return OwnRecord(key, *read_signed(folder, key, History()))
 
 
 def folder_of(keys: Path, key: Key) -> Path:
@@ -132,7 +141,11 @@ def _id(key: Key) -> str:
 
 
 def _key_of(keys: Path, log: str) -> Key:
-    path = keys / FOLDER / log / _KEY
+    return _key_in(keys / FOLDER / log)
+
+
+def _key_in(folder: Path) -> Key:
+    path = folder / KEY
     try:
         return Key.from_vkey(path.read_text())
     except (OSError, ValueError, DecodeError) as error:

@@ -70,7 +70,10 @@ def show(
     """
     from mpctf_secure.cli.audit_export import leaves  # noqa: PLC0415 - as above
 
-    shown = [(number, leaf) for number, leaf in leaves(log) if kind in {None, leaf["kind"]}]
+    found = list(leaves(log))
+    if kind and kind not in (kinds := sorted({leaf["kind"] for _, leaf in found})):
+        raise UsageError(f"--kind: no {kind} in {log}", hint=f"there are {', '.join(kinds)}")
+    shown = [(number, leaf) for number, leaf in found if kind in {None, leaf["kind"]}]
     if output is Format.JSON:
         typer.echo(json.dumps([{"leaf": number, **leaf} for number, leaf in shown], indent=2))
         return

@@ -83,8 +83,10 @@ def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dic
 def exported(folder: Path, form: str) -> Iterator[str]:
     """Each leaf as a line of a format: jsonl, cef or ocsf."""
     to_line = {"jsonl": _jsonl, "cef": _cef, "ocsf": _ocsf}[form]
+    run = None
     for number, leaf in leaves(folder):
-        yield to_line(number, leaf)
+        run = leaf["run"] if leaf["kind"] == "run_opened" else run
+        yield to_line(number, leaf if run is None else {"run": run, **leaf})
 
 
 def _witness_keys(record: Record) -> list[Key]:

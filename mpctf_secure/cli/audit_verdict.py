@@ -10,6 +10,8 @@ from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
 from mpctf_secure.auditlog.events import Charged, Cosigned, Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
+from mpctf_secure.auditlog.note import Key
+from mpctf_secure.auditlog.own import OwnRecord
 from mpctf_secure.auditlog.storage import LOG, Record, read_record
 from mpctf_secure.cli.join import load_site
 from mpctf_secure.errors import DecodeError, SecurityError, UsageError
@@ -46,6 +48,9 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[dict[str, Any]]:
     for path in paths:
         if path.is_file():
             records.append(_of_fork(path, roster))
+            continue
+        if (path / own_logs.KEY).is_file():
+            records.append(_of_own(path, roster))
             continue
         if not (path / LOG).is_file():
             raise UsageError(f"{path}: no {LOG} here", hint="name the audit folder of a run, or of a site's copy of it")
@@ -100,9 +105,7 @@ def of_site(site_file: Path, run: str | None = None, given: Path | None = None) 
     for log in logs:
         # Before the first roster nobody else can know the key.
         doubts = [] if log.key.public in known or not rosters else ["no installed roster has its key"]
-        unsigned = len(log.history.tree) - log.signed
-        statements = [f"{len(log.history.tree)} leaves in order, {unsigned} of them not signed yet"]
-        records.append(_record(log.key.name, statements, doubts + _ledger_doubts(site.keys, log.history)))
+        records.append(_record(log.key.name, [_length(log)], doubts + _ledger_doubts(site.keys, log.history)))
     hashes = {keystore.load_document(given, SignedRoster).roster.hash} if given else {one.hash for one in rosters}
     histories = [log.history for log in logs]
     for folder in copies:
@@ -158,6 +161,29 @@ def _ledger_doubts(keys: Path, own: History) -> list[str]:
     return doubts
 
 
+def _of_own(path: Path, roster: Path | None) -> dict[str, Any]:
+    """One of an organisation's own logs, by itself."""
+    with _naming(path):
+        log = own_logs.read_one(path)
+        statements = [_length(log), f"signed with the key {log.key.vkey}"]
+        if roster:
+            statements.append(f"in {roster} that is {_holder(roster, log.key)}")
+    return _record(f"{path}: {log.key.name}", statements, [])
+
+
+def _length(log: OwnRecord) -> str:
+    return f"{len(log.history.tree)} leaves in order, {len(log.history.tree) - log.signed} of them not signed yet"
+
+
+def _holder(roster: Path, key: Key) -> str:
+    """Whose log key this is; SecurityError where it is nobody's."""
+    body = keystore.load_document(roster, SignedRoster).roster
+    holders = [member.name for member in body.members if bytes.fromhex(member.log) == key.public]
+    if not holders:
+        raise SecurityError(f"nobody in {roster} has its key")
+    return holders[0]
+
+
 def _of_fork(path: Path, roster: Path | None) -> dict[str, Any]:
     try:
         with _naming(path):
@@ -166,11 +192,8 @@ def _of_fork(path: Path, roster: Path | None) -> dict[str, Any]:
         raise UsageError(error.message, hint="name a folder, or a site's fork.json") from error
     statements = [f"whoever holds the key {fork.key.vkey} has signed two histories of one log"]
     if roster:
-        body = keystore.load_document(roster, SignedRoster).roster
-        holders = [member.name for member in body.members if bytes.fromhex(member.log) == fork.key.public]
-        if not holders:
-            raise SecurityError(f"{path}: nobody in {roster} has this key")
-        statements.append(f"in {roster} that is {holders[0]}")
+        with _naming(path):
+            statements.append(f"in {roster} that is {_holder(roster, fork.key)}")
     else:
         statements.append("--roster says who that is")
     return _record(f"{path}: {fork.key.name}", statements, [])

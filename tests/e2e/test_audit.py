@@ -77,13 +77,21 @@ def test_site_s_own_log_goes_together_with_the_run_s(finished: Path) -> None:
     assert own["doubts"] == run["doubts"] == []
 
 
+def test_own_log_is_verified_by_itself(finished: Path) -> None:
+    (log,) = (finished / "sites" / "site-4" / "keys" / "audit").glob("*/log.jsonl")
+    roster = finished / "sites" / "site-1" / "keys" / "rosters" / "1.json"
+    result = audit("verify", log.parent, "--roster", roster)
+    assert "19 leaves in order, 0 of them not signed yet" in result.stdout
+    assert f"in {roster} that is site-4" in result.stdout
+
+
 def test_what_a_log_says_is_shown_and_handed_on(finished: Path) -> None:
     shown = audit("show", finished / "audit", "--kind", "sum_published").stdout.splitlines()
     assert len(shown) == 2
     assert "survivors site-1, site-2, site-3, site-4" in shown[0]
     whole = json.loads(audit("show", finished / "audit", "--format", "json").stdout)
     lines = [json.loads(line) for line in audit("export", finished / "audit").stdout.splitlines()]
-    assert lines == whole
+    assert lines == [{"run": RUN, **leaf} for leaf in whole]
     cef = audit("export", finished / "audit", "--format", "cef").stdout.splitlines()
     assert len(cef) == len(whole)
     assert cef[0].startswith("CEF:0|mpctf-secure|audit log|0.1.0|run_opened|run opened|1|rt=")
@@ -346,6 +354,7 @@ WRONG = {
     "a leaf that is not there": (("prove", "{audit}", "99"), 2, "not 100"),
     "a size that is not there": (("prove", "{audit}", "1", "--since", "99"), 2, "not 99"),
     "no such log": (("show", "no-such"), 2, "no-such"),
+    "no such kind": (("show", "{audit}", "--kind", "dropuot"), 2, "no dropuot in"),
     "no such format": (("export", "{audit}", "--format", "pdf"), 2, "pdf"),
     "no such run": (("pack", "{site}", "no-run", "x.zip"), 2, "no log of a run no-run"),
     "no such site": (("verify", "--site", "no-site.yaml"), 2, "no-site.yaml"),
