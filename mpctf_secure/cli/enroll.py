@@ -15,7 +15,7 @@ from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.cli import passphrase, telephone
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
-from mpctf_secure.cli.own_log import open_own_log, own_log_of
+from mpctf_secure.cli.own_log import open_own_log, own_log_of, own_log_so_far
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.address import check_address
 from mpctf_secure.errors import SecurityError, UsageError
@@ -208,11 +208,12 @@ def sign(
     _check_dates(previous, roster)
     telephone.show_changes(previous, roster)
     phrase = passphrase.read(passphrase_fd)
-    own = open_own_log(keys, keystore.unseal(keys, phrase))
-    own.append(KeysOpened(command="enroll sign"))
     held = set(keystore.identities(keys))
     for identity in held.intersection(enrollment.signing_identities(me, roster, previous)):
-        vote = enrollment.vote(roster, keystore.unseal(keys, phrase, identity), heard)
+        unsealed = keystore.unseal(keys, phrase, identity)
+        own = own_log_so_far(keys, unsealed)
+        own.append(KeysOpened(command="enroll sign"))
+        vote = enrollment.vote(roster, unsealed, heard)
         keystore.keep_vote(keys, roster.version, vote)
         own.append(RosterSigned(version=roster.version, roster=roster.hash.hex(), heard=vote.heard))
         old = "" if identity.hex() in {member.identity for member in roster.members} else ".old-keys"

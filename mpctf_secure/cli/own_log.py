@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mpctf_secure.auditlog.own import OwnLog
+from mpctf_secure.auditlog.own import OwnLog, current_key
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
@@ -21,3 +21,10 @@ def own_log_of(folder: Path, roster: Roster) -> OwnLog:
     name = keystore.organisation(folder).name
     me = next(member for member in roster.members if member.name == name)
     return OwnLog(folder, name, me.identity, me.log, utc_now)
+
+
+def own_log_so_far(folder: Path, keys: Keys) -> OwnLog:
+    """The one that is written, whoever's keys these are: of a rotation there are two; with none yet, under these."""
+    current = current_key(folder)
+    public = current.public if current else keys.log.public
+    return OwnLog(folder, keystore.organisation(folder).name, keys.identity.public, public, utc_now)

@@ -323,7 +323,8 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
-        process.send_signal(signal.SIGTERM) if process.poll() is None else None
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            process.send_signal(number) if process.poll() is None else None
         process.wait(30)
 
 
@@ -341,6 +342,11 @@ def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running)
     joined = {name: homes[name].popen("join", "site.yaml", "--once") for name in SITES}
     running.extend([second.process, *joined.values()])
     second.wait_for("round_started")
+    held = [
+        joined[name] for name in ("hospital-a", "insurer-d")
+    ]  # however fast it is, the run does not end before that
+    for process in held:
+        process.send_signal(signal.SIGSTOP)
     revoke("telecom-c", homes)
     output, _ = joined["telecom-c"].communicate(timeout=120)
     assert joined["telecom-c"].returncode == 4, output
@@ -351,6 +357,8 @@ def test_five_organisations_run_rotate_revoke_and_go_on(homes, network, running)
     joined["bank-b"].wait(30)
     joined["bank-b"] = homes["bank-b"].popen("join", "site.yaml", "--once")
     running.append(joined["bank-b"])
+    for process in held:
+        process.send_signal(signal.SIGCONT)
     assert "roster version 3 is in force; out of this run: telecom-c" in second.end()
     output, _ = joined["bank-b"].communicate(timeout=240)
     assert joined["bank-b"].returncode == 0, output
