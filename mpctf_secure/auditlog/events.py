@@ -439,10 +439,12 @@ OfOrganisation = (
 """What an organisation's own log may hold."""
 
 
+_KINDS_OF_RUN: Mapping[str, type[Leaf]] = {leaf.model_fields["kind"].default: leaf for leaf in get_args(OfRun)}
+
+
 def leaf_of(kind: str, fields: Mapping[str, Any]) -> Leaf | None:
     """Of what is told of a run, the leaf for its log; None for what is for people only."""
-    found = next((one for one in get_args(OfRun) if one.model_fields["kind"].default == kind), None)
-    if found is None:
+    leaf = _KINDS_OF_RUN.get(kind)
+    if leaf is None:
         return None
-    leaf: Leaf = found.model_validate({name: value for name, value in fields.items() if name in found.model_fields})
-    return leaf
+    return leaf.model_validate({name: value for name, value in fields.items() if name in leaf.model_fields})

@@ -8,7 +8,7 @@ and at last run_ended, maybe before its time. Everything else may come anywhere 
 
 import copy
 import datetime
-from typing import Self
+from typing import Self, TypeVar
 
 from mpctf_secure.auditlog.entry import Entry, Kinds, to_text
 from mpctf_secure.auditlog.events import (
@@ -29,6 +29,8 @@ from mpctf_secure.auditlog.events import (
 )
 from mpctf_secure.auditlog.merkle import Tree, leaf_hash
 from mpctf_secure.errors import SecurityError
+
+L = TypeVar("L", bound=Leaf)
 
 
 class History:
@@ -63,6 +65,11 @@ class History:
     def find(self, kind: str, *which: str | int) -> Entry | None:
         """The one of this kind, with these fields where there may be more of it: see its `ONCE`."""
         return self.known.get((kind, *which))
+
+    def event(self, kind: type[L], *which: str | int) -> L | None:
+        """The event of this one, if it is there."""
+        entry = self.find(str(kind.model_fields["kind"].default), *which)
+        return entry.event if entry and isinstance(entry.event, kind) else None
 
     def check(self, entry: Entry) -> None:
         """SecurityError where this cannot come next: it is there already, or is older than the one before."""

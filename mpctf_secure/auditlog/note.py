@@ -48,12 +48,8 @@ class Key:
     @property
     def vkey(self) -> str:
         """As other programs take it: NAME+ID+BASE64(1 ‖ key)."""
-        return self._as_text(_LOG)
-
-    @property
-    def cosigner_vkey(self) -> str:
-        """The same for a witness."""
-        return self._as_text(_COSIGNER)
+        encoded = base64.b64encode(bytes([_LOG]) + self.public).decode()
+        return f"{self.name}+{self.id_of(_LOG).hex()}+{encoded}"
 
     @classmethod
     def from_vkey(cls, text: str) -> Self:
@@ -64,10 +60,6 @@ class Key:
         if data[:1] != bytes([_LOG]) or len(key.public) != KEY_BYTES or key.id_of(_LOG).hex() != key_id:
             raise DecodeError(f"{text[:100]}: not the key of a log")
         return key
-
-    def _as_text(self, kind: int) -> str:
-        encoded = base64.b64encode(bytes([kind]) + self.public).decode()
-        return f"{self.name}+{self.id_of(kind).hex()}+{encoded}"
 
 
 @dataclass(frozen=True)

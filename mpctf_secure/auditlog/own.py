@@ -18,11 +18,10 @@ from mpctf_secure.auditlog.entry import Entry
 from mpctf_secure.auditlog.events import Cosigned, Leaf, LogBegun
 from mpctf_secure.auditlog.history import History
 from mpctf_secure.auditlog.note import Key
-from mpctf_secure.auditlog.storage import Log, read_signed
+from mpctf_secure.auditlog.storage import FOLDER, Log, read_signed
 from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey
 
-FOLDER = "audit"
 KEY = "key"
 """In the folder of each: the key that it is signed with."""
 _CURRENT, _LOCK = "current", "lock"
@@ -80,8 +79,8 @@ class OwnLog:
     def cosigned(self, run: str, step: int) -> Cosigned | None:
         """The last checkpoint of a run's log that this organisation has cosigned, up to a step."""
         for number in range(step, -1, -1):
-            if entry := self.history.find("cosigned", run, number):
-                return entry.event if isinstance(entry.event, Cosigned) else None
+            if event := self.history.event(Cosigned, run, number):
+                return event
         return None
 
     def _open(self, key: Key) -> Log[History]:
@@ -116,8 +115,7 @@ def verified(keys: Path) -> list[OwnRecord]:
         ):
             raise SecurityError(f"{key.name}: it is not the log from which the next one goes on")
         records.append(record)
-        begun = history.find("log_begun")
-        following = begun.event if begun and isinstance(begun.event, LogBegun) else None
+        following = history.event(LogBegun)
         before = following.previous if following else None
         if before is None or any(record.history.find("pruned", before) for record in records):
             break

@@ -29,6 +29,8 @@ from mpctf_secure.auditlog.note import Checkpoint, Key, Note
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey
 
+FOLDER = "audit"
+"""Of logs, in the folder of a run and in that of keys."""
 LOG, CHECKPOINT, WITNESSED, CONTRACT = "log.jsonl", "checkpoint", "witnessed", "contract.json"
 STEPS, CERTIFICATES, ROSTERS = "steps", "certificates", "rosters"
 _LOCK = "lock"
@@ -306,12 +308,9 @@ def keep_beside(folder: Path, contract: bytes, rosters: Mapping[str, bytes]) -> 
     for name in (STEPS, CERTIFICATES, ROSTERS):
         files.make_folder(folder / name)
     with files.writing(folder):
-        for path, content in {
-            folder / CONTRACT: contract,
-            **{folder / ROSTERS / n: c for n, c in rosters.items()},
-        }.items():
-            if content and not path.exists():
-                files.replace(path, content)
+        for name, content in ((CONTRACT, contract), *((f"{ROSTERS}/{name}", data) for name, data in rosters.items())):
+            if content and not (folder / name).exists():
+                files.replace(folder / name, content)
 
 
 def keep_witnessed(folder: Path, note: Note) -> None:

@@ -51,10 +51,9 @@ def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dic
     record, wanted = _record(folder), list(numbers)
     least = max([number + 1 for number in wanted] + [since or 0])
     try:
-        history = _history(record.lines)
+        history, keys = _history(record)
         tree = history.tree
         notes = [(check_below(history, Checkpoint.decode(n.text)), n) for n in map(Note.decode, record.notes.values())]
-        keys = _witness_keys(record)
         cosigned = [(sum(note.cosigned_at(key) is not None for key in keys), size, note) for size, note in notes]
         fit = [one for one in cosigned if one[1] >= least]
     except SecurityError as error:
@@ -89,14 +88,13 @@ def exported(folder: Path, form: str) -> Iterator[str]:
         yield to_line(number, leaf if run is None else {"run": run, **leaf})
 
 
-def _witness_keys(record: Record) -> list[Key]:
-    """Of a run's participants, whose cosignatures are verified for that; none for an own log."""
-    return [log_key(member) for member in verify_run(record)[0].roster.participants] if record.rosters else []
-
-
-def _history(lines: list[bytes]) -> History:
-    kind = HistoryOfRun if lines and b'"kind":"run_opened"' in lines[0] else History
-    return take_all(lines, kind())
+def _history(record: Record) -> tuple[History, list[Key]]:
+    """What a log says, and the keys of those who may have witnessed it: of a run's participants."""
+    if record.rosters:
+        verdict, history = verify_run(record)
+        return history, [log_key(member) for member in verdict.roster.participants]
+    kind = HistoryOfRun if record.lines and b'"kind":"run_opened"' in record.lines[0] else History
+    return take_all(record.lines, kind()), []
 
 
 def _encoded(hashes: list[bytes]) -> list[str]:

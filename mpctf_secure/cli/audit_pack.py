@@ -7,14 +7,14 @@ from typing import Any
 
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
-from mpctf_secure.auditlog.storage import CERTIFICATES, CHECKPOINT, CONTRACT, LOG, ROSTERS, STEPS, WITNESSED
+from mpctf_secure.auditlog.storage import CERTIFICATES, CHECKPOINT, CONTRACT, FOLDER, LOG, ROSTERS, STEPS, WITNESSED
 from mpctf_secure.cli.audit_export import leaves, prove
 from mpctf_secure.cli.audit_verdict import of_site
 from mpctf_secure.cli.join import load_site
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.ids import NAME
-from mpctf_secure.participant.witness import AUDIT, FORK
+from mpctf_secure.participant.witness import FORK
 from mpctf_secure.privacy.spending import spending
 from mpctf_secure.rounds.contract import Contract
 
@@ -50,9 +50,9 @@ _README = """\
 def write_pack(site_file: Path, run: str, target: Path) -> tuple[list[str], list[str]]:
     """The names in the archive, and what is doubtful in it; UsageError for no such run, or a file that is there."""
     site = load_site(site_file)
-    folder = site.work / "runs" / run / AUDIT
+    folder = site.work / "runs" / run / FOLDER
     if not NAME.fullmatch(run) or not (folder / LOG).is_file():
-        known = ", ".join(path.parent.name for path in sorted((site.work / "runs").glob(f"*/{AUDIT}"))) or "none"
+        known = ", ".join(path.parent.name for path in sorted((site.work / "runs").glob(f"*/{FOLDER}"))) or "none"
         raise UsageError(f"{site.work}: no log of a run {run}", hint=f"there are: {known}")
     if target.exists():
         raise UsageError(f"{target}: exists already", hint="name a new file")

@@ -11,7 +11,7 @@ from mpctf_secure.auditlog.events import Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own import OwnLog
-from mpctf_secure.auditlog.storage import LOG, read_record, take_all
+from mpctf_secure.auditlog.storage import FOLDER, LOG, read_record, take_all
 from mpctf_secure.errors import UsageError
 from mpctf_secure.identity import keystore
 from mpctf_secure.transport.tls import utc_now
@@ -35,7 +35,7 @@ def prune_logs(keys: Path, runs: Path | None, days: int) -> Iterator[str]:
 
 
 def _of_runs(runs: Path | None) -> Iterator[tuple[str, Path, History]]:
-    for path in sorted(runs.glob(f"*/audit/{LOG}")) if runs else []:
+    for path in sorted(runs.glob(f"*/{FOLDER}/{LOG}")) if runs else []:
         record = read_record(path.parent)
         if record.notes:  # else nothing was ever signed, and whatever is there is no evidence
             origin = Checkpoint.decode(Note.decode(next(iter(record.notes.values()))).text).origin

@@ -12,13 +12,12 @@ from mpctf_secure.auditlog.events import Charged, Cosigned, Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Key
 from mpctf_secure.auditlog.own import OwnRecord
-from mpctf_secure.auditlog.storage import LOG, Record, read_record
+from mpctf_secure.auditlog.storage import FOLDER, LOG, Record, read_record
 from mpctf_secure.cli.join import load_site
 from mpctf_secure.errors import DecodeError, SecurityError, UsageError
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.documents import SignedRoster
-from mpctf_secure.participant.witness import AUDIT
 from mpctf_secure.privacy.ledger import Ledger
 from mpctf_secure.rounds.audit import (
     Fork,
@@ -73,10 +72,10 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[dict[str, Any]]:
 def _compare(one: _Seen, other: _Seen) -> str | None:
     """What is wrong between two logs of one run, and a file of evidence where two checkpoints are enough for that."""
     size = contradicts(one.record, other.history) or contradicts(other.record, one.history)
-    key = run_log_key(one.verdict.roster, one.verdict.origin.rpartition("/")[2])
-    fork = find_fork(one.record, other.record, key) if size is not None else None
     if size is None:
         return None
+    key = run_log_key(one.verdict.roster, one.verdict.origin.rpartition("/")[2])
+    fork = find_fork(one.record, other.record, key)
     if fork is None:
         return f"{other.path} has another history: its first {size} leaves, which were signed, are others"
     evidence = Path(f"fork-{sha256(fork.encode()).hex()[:8]}.json")
@@ -95,7 +94,7 @@ def of_site(site_file: Path, run: str | None = None, given: Path | None = None) 
     """A site's own logs, and the copies of all runs' logs, or of one, against them."""
     site = load_site(site_file)
     name, records, logs = keystore.organisation(site.keys).name, [], own_logs.verified(site.keys)
-    copies = sorted((site.work / "runs").glob(f"*/{AUDIT}"))
+    copies = sorted((site.work / "runs").glob(f"*/{FOLDER}"))
     if not logs and copies:
         raise SecurityError(f"{site.keys}: the own log is gone", hint="restore the keys folder as it was")
     if not logs:
@@ -115,7 +114,7 @@ def of_site(site_file: Path, run: str | None = None, given: Path | None = None) 
     for lost in sorted(_cosigned_runs(histories) - there):
         if run in {None, lost}:
             records.append(
-                _record(str(site.work / "runs" / lost / AUDIT), [], ["this site has cosigned it; it is gone"])
+                _record(str(site.work / "runs" / lost / FOLDER), [], ["this site has cosigned it; it is gone"])
             )
     return records
 

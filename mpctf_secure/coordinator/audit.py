@@ -11,10 +11,9 @@ from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.auditlog.events import RunEnded, RunOpened, leaf_of
 from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
-from mpctf_secure.auditlog.storage import CERTIFICATES, STEPS, Log, keep_beside, keep_witnessed
+from mpctf_secure.auditlog.storage import CERTIFICATES, FOLDER, STEPS, Log, keep_beside, keep_witnessed
 from mpctf_secure.auditlog.witness import check_cosignature, step_line, witnessed
 from mpctf_secure.errors import SecurityError
-from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
@@ -24,7 +23,6 @@ from mpctf_secure.rounds.contract import Proposal
 from mpctf_secure.rounds.messages import Certificate, LogRequest, Witnessed
 from mpctf_secure.secagg.messages import Signed
 
-FOLDER = "audit"
 _PIECE_BYTES = 1 << 19
 
 
@@ -76,13 +74,13 @@ class RunLog:
         if not path.exists():
             with files.writing(path):
                 files.replace(path, self._log.sign(key, step_line(step)).encode())
-        return Note.decode(path.read_bytes())
+        return self._asked(step)
 
     @property
     def ended(self) -> int | None:
         """The exit code with which the run has ended, as the log says; None where it has not."""
-        entry = self._log.history.find("run_ended")
-        return entry.event.exit_code if entry and isinstance(entry.event, RunEnded) else None
+        event = self._log.history.event(RunEnded)
+        return event.exit_code if event else None
 
     @property
     def is_empty(self) -> bool:
@@ -95,10 +93,7 @@ class RunLog:
 
     def pieces(self, request: LogRequest) -> tuple[bytes, Iterator[bytes]]:
         """A step's checkpoint, and the leaves below it from some number on, each with its end."""
-        path = self._folder / STEPS / str(request.step)
-        if not path.exists():
-            raise SecurityError(f"the log of step {request.step} is not due")
-        note = Note.decode(path.read_bytes())
+        note = self._asked(request.step)
         size = Checkpoint.decode(note.text).size
         if request.size > size:
             raise SecurityError(
@@ -111,12 +106,11 @@ class RunLog:
 
     def check(self, step: int, sender: IdentityKey, said: Witnessed) -> None:
         """SecurityError where a message is not of a witness of this step's checkpoint."""
-        note = Note.decode((self._folder / STEPS / str(step)).read_bytes())
-        check_cosignature(note, log_key(self._roster.by_identity(sender)), said.cosignature)
+        check_cosignature(self._asked(step), log_key(self._roster.by_identity(sender)), said.cosignature)
 
     def certify(self, step: int, messages: list[bytes]) -> tuple[bytes, list[str]]:
         """Keep the certificate of a step, of the messages that were checked: its bytes, and who is in it."""
-        note = Note.decode((self._folder / STEPS / str(step)).read_bytes())
+        note = self._asked(step)
         # By sender: after a restart they may come in another order, and the certificate has to be the same.
         signed = sorted(map(Signed.decode, messages), key=lambda message: message.sender)
         certificate = Certificate(note.encode(), tuple(message.encode() for message in signed)).encode()
@@ -128,7 +122,9 @@ class RunLog:
         keep_witnessed(self._folder, cosigned)
         return certificate, sorted(str(member.name) for member in members)
 
-
-def certificate_hash(certificate: bytes) -> str:
-    """As the next step's log has it."""
-    return sha256(certificate).hex()
+    def _asked(self, step: int) -> Note:
+        """The checkpoint of a step that was signed."""
+        path = self._folder / STEPS / str(step)
+        if not path.exists():
+            raise SecurityError(f"the log of step {step} is not due")
+        return Note.decode(path.read_bytes())

@@ -11,8 +11,10 @@ from mpctf_secure.coordinator.results import KEPT_ROUNDS
 from mpctf_secure.errors import SecurityError
 from mpctf_secure.identity.roster import Member
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.rounds.messages import Announce, Caught, Fetch
+from mpctf_secure.rounds.messages import Announce, Caught, Fetch, LogRequest
 from mpctf_secure.rounds.state import State
+
+LogOf = Callable[[LogRequest], tuple[bytes, Iterable[bytes]]]
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,16 @@ class News:
 
 
 class Archive:
-    """The open round's news, and the rounds that are finished; `sign` makes a message from label, context and body."""
+    """The open round's news, the rounds that are finished, and the log of the run.
 
-    def __init__(self, finished: list[Finished], sign: Callable[[str, bytes, bytes], bytes]) -> None:
+    `sign` makes a message from label, context and body; `log` gives a step's checkpoint, and leaves in pieces.
+    """
+
+    def __init__(self, finished: list[Finished], sign: Callable[[str, bytes, bytes], bytes], log: LogOf) -> None:
         self.finished = finished
         self.state: State | None = None
         """After the last finished round: for those who were away."""
-        self._sign = sign
+        self._sign, self._log = sign, log
         self._news: dict[int, News] = {}
 
     def open_round(self, number: int) -> None:
@@ -77,6 +82,11 @@ class Archive:
     def certificate(self, number: int | None) -> bytes | None:
         """The quorum's signatures of a finished round's state."""
         return next((row.certificate for row in self.finished if row.round == number), None)
+
+    def log_of(self, ctx: bytes, request: LogRequest) -> Iterator[bytes]:
+        """A step's checkpoint, signed for this context, and the leaves that are asked for."""
+        note, leaves = self._log(request)
+        return itertools.chain([self._sign("log", ctx, note)], leaves)
 
     def state_after(self, ctx: bytes, fetch: Fetch) -> Iterator[bytes]:
         """The last finished state, if it is later than the one that the site holds, and all outcomes since then."""

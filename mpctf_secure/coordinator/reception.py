@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from mpctf_secure.coordinator.gate import SKIP, Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Banned, Closed, Finished, GateKey, Journal, Message, Row
 from mpctf_secure.coordinator.ledger import VETO, RoundRecord
-from mpctf_secure.coordinator.news import Archive
+from mpctf_secure.coordinator.news import Archive, LogOf
 from mpctf_secure.coordinator.notices import Notices
 from mpctf_secure.coordinator.results import KEPT_ROUNDS
 from mpctf_secure.coordinator.spool import Spool
@@ -40,15 +39,8 @@ class Reception:
     """The handler behind `transport.server`. What the stages mean is decided in `runtime`."""
 
     def __init__(
-        self,
-        proposal: Proposal,
-        roster: Roster,
-        key: SigningKey,
-        record: Record,
-        journal: Journal,
-        log: Callable[[LogRequest], tuple[bytes, Iterator[bytes]]],
+        self, proposal: Proposal, roster: Roster, key: SigningKey, record: Record, journal: Journal, log: LogOf
     ) -> None:
-        """`log` gives a step's checkpoint, and leaves of the run's log in pieces."""
         self.look: Callable[[], None] = lambda: None
         """Bans whoever a newer roster has removed; asked before anything is decided by who is in."""
         self.active = {m.identity for m in roster.participants if m.name in proposal.participants}
@@ -56,7 +48,7 @@ class Reception:
         """Out of the run for good, and why."""
         self.lost: dict[IdentityKey, str] = {}
         """Known to have left, and why; whoever calls again is back."""
-        self.archive = Archive(journal.finished(), self.sign)
+        self.archive = Archive(journal.finished(), self.sign, log)
         self.run_context: bytes | None = None
         """Of the contract, once there is one."""
         self.told: set[IdentityKey] = set()
@@ -71,7 +63,7 @@ class Reception:
         self._roster = roster
         self._key = key
         self._record, self._notices = record, Notices(record)
-        self._journal, self._log_of = journal, log
+        self._journal = journal
         self._attempts: dict[tuple[int, int], tuple[IdentityKey, ...]] = {}
         self._calls: Counter[IdentityKey] = Counter()
         self._heard: dict[IdentityKey, float] = {}
@@ -323,20 +315,18 @@ class Reception:
         await self.live.wait()
         with self._call_of(peer):
             message = Signed.decode(request)
-            if message.ctx != self.run_context:
-                self._check_sender(peer, message, message.label, message.ctx)
-                pieces: Iterable[bytes] = [self._reply(peer, message.ctx, Answer("abort", b"another run is on"))]
-            elif message.label == "behind":
-                self._check_sender(peer, message, "behind", message.ctx)
-                pieces = self.archive.state_after(message.ctx, Fetch.decode(message.body))
-            elif message.label == "log":
-                self._check_sender(peer, message, "log", message.ctx)
-                note, leaves = self._log_of(LogRequest.decode(message.body))
-                pieces = itertools.chain([self.sign("log", message.ctx, note)], leaves)
+            label, ctx = message.label, message.ctx
+            foreign = ctx != self.run_context
+            self._check_sender(peer, message, label if foreign or label in {"behind", "log"} else "fetch", ctx)
+            if foreign:
+                pieces: Iterable[bytes] = [self._reply(peer, ctx, Answer("abort", b"another run is on"))]
+            elif label == "behind":
+                pieces = self.archive.state_after(ctx, Fetch.decode(message.body))
+            elif label == "log":
+                pieces = self.archive.log_of(ctx, LogRequest.decode(message.body))
             else:
-                self._check_sender(peer, message, "fetch", message.ctx)
-                news = await self.archive.news_of(peer, message.ctx, Fetch.decode(message.body))
-                pieces = [self._reply(peer, message.ctx, news)] if isinstance(news, Answer) else news
+                news = await self.archive.news_of(peer, ctx, Fetch.decode(message.body))
+                pieces = [self._reply(peer, ctx, news)] if isinstance(news, Answer) else news
             for piece in pieces:
                 self.traffic.bytes_down[peer.name] += len(piece)
                 yield piece

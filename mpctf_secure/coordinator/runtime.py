@@ -16,7 +16,7 @@ from mpctf_secure.config.run import Timeouts
 from mpctf_secure.config.training import Choice
 from mpctf_secure.coordinator.agreement import close_contract
 from mpctf_secure.coordinator.attempt import Stages, announcement
-from mpctf_secure.coordinator.audit import RunLog, certificate_hash
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.gate import Answer, Gate
 from mpctf_secure.coordinator.journal import Attempt, Ended, Finished, Journal
 from mpctf_secure.coordinator.ledger import VETO, Ledger, end_run
@@ -34,6 +34,7 @@ from mpctf_secure.errors import (
     SecurityError,
     UsageError,
 )
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
@@ -215,7 +216,7 @@ class Coordinator:
     def _certify(self, step: int, gate: Gate) -> bytes:
         """The certificate of a step, from the messages in a gate that is closed; the next step's log has its hash."""
         certificate, witnesses = self._log.certify(step, gate.messages)
-        self._tell("step_witnessed", round=step, certificate=certificate_hash(certificate), witnesses=witnesses)
+        self._tell("step_witnessed", round=step, certificate=sha256(certificate).hex(), witnesses=witnesses)
         return certificate
 
     def _open_round(self, contract: Contract, state: State) -> Gate:
@@ -228,6 +229,7 @@ class Coordinator:
         expected = Position(number, state.hash(contract))
 
         def accept(sender: IdentityKey, message: bytes) -> None:
+            """Of a transition also that its sender has seen the log."""
             body = Signed.decode(message).body
             if label == "transition":
                 witnessed = Witnessed.decode(body)

@@ -213,9 +213,9 @@ def load_roster(folder: Path) -> Roster:
 
 def load_roster_of(folder: Path, roster_hash: bytes) -> Roster:
     """The installed roster with this hash, in force or not: the one that a run began with."""
-    for signed in _verified_history(folder):
-        if signed.roster.hash == roster_hash:
-            return view(signed.roster)
+    for roster in all_rosters(folder):
+        if roster.hash == roster_hash:
+            return roster
     raise EnvironmentUnfitError(f"{folder}: the roster {roster_hash.hex()[:16]}… of this run is not here", hint=_HINT)
 
 

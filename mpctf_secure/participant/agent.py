@@ -215,7 +215,7 @@ class _Agent:
             members = Members(self._site.keys, roster, contract.participants)
             witness = self._accept(link, roster, contract, members)
             with _heart(link, contract):
-                participant = Participant(
+                state = Participant(
                     name,
                     link,
                     self._keys.identity,
@@ -228,8 +228,7 @@ class _Agent:
                     terms,
                     functools.partial(self._charge, charging, run_id),
                     witness,
-                )
-                state = participant.run()
+                ).run()
         self._finish(contract, state)
 
     def _accept(self, link: Link, roster: Roster, contract: Contract, members: Members) -> Witness:
@@ -242,8 +241,7 @@ class _Agent:
         witness = Witness(self._me.name, link, roster, contract, self._keys.log, self._own, folder, rosters)
         body = witness.witness(0, self._site.training.encode(), None)
         certificate = link.ask("accept", contract.run_context, body, "go")
-        witness.check_certificate(0, certificate, None, members.identities)
-        witness.keep_certificate(0, certificate)
+        witness.keep_certificate(witness.check_certificate(0, certificate, None, members.identities))
         return witness
 
     def _charge(self, charging: Charging, run: str, number: int, content: bytes) -> None:

@@ -8,7 +8,6 @@ from functools import partial, reduce
 from itertools import compress
 from pathlib import Path
 
-from mpctf_secure.auditlog.note import Note
 from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.errors import COORDINATOR, MpctfError, ParticipationError, SecurityError, blaming
 from mpctf_secure.hazmat.signature import SigningKey
@@ -22,7 +21,7 @@ from mpctf_secure.participant.link import BehindError, Link, Outcome, Published,
 from mpctf_secure.participant.members import Members
 from mpctf_secure.participant.round_file import LostRoundError, RoundFile
 from mpctf_secure.participant.store import Store, Terms
-from mpctf_secure.participant.witness import Witness
+from mpctf_secure.participant.witness import Certified, Witness
 from mpctf_secure.partition.slices import round_slice
 from mpctf_secure.privacy.records import Samples
 from mpctf_secure.rounds.contract import Contract
@@ -328,12 +327,11 @@ class Participant:
         state_hash = state.hash(self._contract)
         body = self._witness.witness(state.round, Position(state.round, state_hash).encode(), state_hash)
         certificate = self._link.ask("transition", self._contract.run_context, body, "next")
-        self._check_certificate(state, certificate)
-        self._witness.keep_certificate(state.round, certificate)
+        self._witness.keep_certificate(self._check_certificate(state, certificate))
         self._record("round_finished", round=state.round, state_hash=state.hash(self._contract).hex())
         self._store.certify(self._contract.run_id, state, certificate)
 
-    def _check_certificate(self, state: State, certificate: bytes) -> Note:
+    def _check_certificate(self, state: State, certificate: bytes) -> Certified:
         position = Position(state.round, state.hash(self._contract)).encode()
         voters = self._members.identities - set(state.convicted)
         return self._witness.check_certificate(state.round, certificate, position, voters)
@@ -356,12 +354,12 @@ class Participant:
             sizes = [[vector.size for vector in one.vectors] for one in (state, following)]
             if sizes[0] != sizes[1] or following.round > self._contract.rounds:
                 raise SecurityError("it is not of this contract's model")
-            note = self._check_certificate(following, certificate)
+            certified = self._check_certificate(following, certificate)
             own = self._own_part(state, outcomes[0])
             for number, outcome in enumerate(outcomes, state.round + 1):
                 self._witness.hear(number, _decode_outcome(outcome))
-        self._witness.follow(following.round, following.hash(self._contract), note)
-        self._witness.keep_certificate(following.round, certificate)
+        self._witness.follow(following.round, following.hash(self._contract), certified.note)
+        self._witness.keep_certificate(certified)
         self._record("caught_up", held=state.round, round=following.round)
         self._store.keep(self._contract.run_id, following)
         self._store.certify(self._contract.run_id, following, certificate)

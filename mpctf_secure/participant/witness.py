@@ -6,20 +6,15 @@ What it knows is in its own log, where it gets before anything leaves.
 import os
 from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import NamedTuple
 
 from mpctf_secure import files
 from mpctf_secure.auditlog.events import Confirmed, Cosigned, Heard, Joined, Released, Uploaded
 from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own import OwnLog
-from mpctf_secure.auditlog.storage import CERTIFICATES, STEPS, Copy, keep_beside, keep_witnessed
-from mpctf_secure.auditlog.witness import (
-    check_step,
-    demand,
-    head,
-    is_fork,
-    witnessed,
-)
+from mpctf_secure.auditlog.storage import CERTIFICATES, FOLDER, STEPS, Copy, keep_beside, keep_witnessed
+from mpctf_secure.auditlog.witness import check_step, demand, head, is_fork, witnessed
 from mpctf_secure.errors import COORDINATOR, SecurityError, blaming
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
 from mpctf_secure.hazmat.signature import SigningKey
@@ -30,10 +25,19 @@ from mpctf_secure.rounds.audit import Fork, check_beginning, check_known, log_ke
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import LogRequest, Publication, Void, Witnessed
 
-AUDIT, FORK = "audit", "fork.json"
+FORK = "fork.json"
 _MOST_PIECES = 128
 _STRIDE = 100
 """Steps of a log that is got anew in one answer."""
+
+
+class Certified(NamedTuple):
+    """A step's certificate that was checked: its bytes, its checkpoint, and that with all cosignatures."""
+
+    step: int
+    data: bytes
+    note: Note
+    witnessed: Note
 
 
 class Witness:
@@ -54,7 +58,7 @@ class Witness:
         self._link, self._roster, self._contract, self._key, self._own = link, roster, contract, key, own
         self._name, self._run = name, contract.run_id
         self._log_key = run_log_key(roster, self._run)
-        self._folder = folder / AUDIT
+        self._folder = folder / FOLDER
         self._copy = Copy(self._folder, HistoryOfRun)
         self._checked = 0  # up to this step the log was held against the own log
         keep_beside(self._folder, contract.encode(), rosters)
@@ -133,8 +137,8 @@ class Witness:
         files.replace(self._folder / STEPS / str(step), note.encode())
         return note
 
-    def check_certificate(self, step: int, data: bytes, said: bytes | None, voters: Set[IdentityKey]) -> Note:
-        """The checkpoint of a certificate.
+    def check_certificate(self, step: int, data: bytes, said: bytes | None, voters: Set[IdentityKey]) -> Certified:
+        """A certificate, verified.
 
         SecurityError where fewer than a quorum of `voters` say this, or it is not of the log that I have.
         """
@@ -144,14 +148,13 @@ class Witness:
             agreeing = sum(member in voters and said in {None, body.said} for member, body in bodies.items())
             if agreeing < self._contract.agreement:
                 raise SecurityError(f"only {agreeing} participants hold the state after round {step}")
-        return note
-
-    def keep_certificate(self, step: int, data: bytes) -> None:
-        """One that was checked, of a log that is here."""
-        note, bodies = read_certificate(data, step, self._contract, self._roster)
-        files.replace(self._folder / CERTIFICATES / str(step), data)
         keys = {member: log_key(self._roster.by_identity(member)) for member in bodies}
-        keep_witnessed(self._folder, witnessed(note, ((keys[m], body.cosignature) for m, body in bodies.items())))
+        return Certified(step, data, note, witnessed(note, ((keys[m], body.cosignature) for m, body in bodies.items())))
+
+    def keep_certificate(self, certified: Certified) -> None:
+        """One that was checked, of a log that is here."""
+        files.replace(self._folder / CERTIFICATES / str(certified.step), certified.data)
+        keep_witnessed(self._folder, certified.witnessed)
 
     def _fetch(self, step: int) -> tuple[Note, list[bytes], HistoryOfRun]:
         """A step's checkpoint, the leaves that are new here, and the history with them, which goes with the floor."""

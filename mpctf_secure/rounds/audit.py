@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from mpctf_secure.auditlog.events import (
     AttemptFailed,
@@ -10,7 +10,6 @@ from mpctf_secure.auditlog.events import (
     Cosigned,
     Heard,
     Joined,
-    Leaf,
     Released,
     RoundClosed,
     RunAccepted,
@@ -33,8 +32,6 @@ from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import Certificate, Position, Witnessed
 from mpctf_secure.secagg.messages import Signed
 from mpctf_secure.secagg.parameters import MAX_ATTEMPTS
-
-L = TypeVar("L", bound=Leaf)
 
 
 class Step(NamedTuple):
@@ -106,7 +103,7 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
     The caller still owes: is this the roster that the organisations know?
     """
     history = take_all(record.lines, HistoryOfRun())
-    opened = found(history, RunOpened)
+    opened = history.event(RunOpened)
     if opened is None:
         raise SecurityError("the log is empty")
     roster = _roster_of(record.rosters, opened.roster_hash)
@@ -123,7 +120,7 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
         for number, data in sorted(record.certificates.items())
         if contract
     )
-    ended = found(history, RunEnded)
+    ended = history.event(RunEnded)
     end = ended.exit_code if ended else None
     return Verdict(key.name, roster, contract, len(history.tree), signed, steps, history.round, end), history
 
@@ -144,7 +141,7 @@ def _verified_step(history: HistoryOfRun, number: int, data: bytes, contract: Co
         note, said = read_certificate(data, number, contract, roster)
         size = check_below(history, Checkpoint.decode(note.text))
         members = {identity: roster.by_identity(identity) for identity in said}
-        closed = found(history, RoundClosed, number)
+        closed = history.event(RoundClosed, number)
         position = Position(number, bytes.fromhex(closed.state_hash)).encode() if closed else None
         agreeing = [one for one, body in said.items() if position in {None, body.said}]
         if sum(members[one].name in contract.participants for one in agreeing) < contract.agreement:
@@ -155,12 +152,6 @@ def _verified_step(history: HistoryOfRun, number: int, data: bytes, contract: Co
         raise SecurityError(f"certificate of step {number}: {error.message}", culprits=error.culprits) from error
     times = {str(member.name): said[identity].time for identity, member in members.items()}
     return Step(number, size, dict(sorted(times.items())))
-
-
-def found(history: History, kind: type[L], *which: str | int) -> L | None:
-    """The event of a kind that there is once, if it is there."""
-    entry = history.find(str(kind.model_fields["kind"].default), *which)
-    return entry.event if entry and isinstance(entry.event, kind) else None
 
 
 def check_beginning(history: HistoryOfRun, contract: Contract) -> None:
@@ -178,14 +169,14 @@ def check_known(history: HistoryOfRun, own: History, run: str, rounds: Iterable[
     """
     for number in rounds:
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            if joined := found(own, Joined, run, number, attempt):
+            if joined := own.event(Joined, run, number, attempt):
                 demand(history, "attempt_opened", number, attempt, context=joined.context)
-            if confirmed := found(own, Confirmed, run, number, attempt):
+            if confirmed := own.event(Confirmed, run, number, attempt):
                 if history.find("attempt_failed", number, attempt):
                     demand(history, "attempt_failed", number, attempt, tuple=confirmed.tuple)
                 else:
                     demand(history, "sum_published", number, attempt=attempt, tuple=confirmed.tuple)
-        heard = found(own, Heard, run, number)
+        heard = own.event(Heard, run, number)
         if heard and heard.digest:
             said = {"attempt": heard.attempt, "digest": heard.digest, "survivors": heard.survivors}
             demand(history, "sum_published", number, **said)
@@ -247,7 +238,7 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
     if member is None:
         return [f"{name} is not in its roster"]
     doubts = []
-    accepted = found(own, RunAccepted, run)
+    accepted = own.event(RunAccepted, run)
     if accepted is None or accepted.contract_hash != contract.hash.hex():
         doubts.append("this site's own log has not accepted this contract")
     for number in range(1, history.round + 1):
@@ -257,7 +248,7 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
             doubts.append(error.message)
         doubts += _round_doubts(name, number, history, own, run)
     for step in range(contract.rounds + 1):
-        cosigned = found(own, Cosigned, run, step)
+        cosigned = own.event(Cosigned, run, step)
         if cosigned and len(history.tree) < cosigned.size:
             doubts.append(f"step {step}: this site has cosigned {cosigned.size} leaves")
         elif cosigned and history.tree.root(cosigned.size).hex() != cosigned.root:
@@ -270,12 +261,12 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
 
 
 def _round_doubts(name: str, number: int, history: HistoryOfRun, own: History, run: str) -> Iterator[str]:
-    released, published = found(own, Released, run, number), found(history, SumPublished, number)
+    released, published = own.event(Released, run, number), history.event(SumPublished, number)
     if released:
-        failed = found(history, AttemptFailed, number, released.attempt)
+        failed = history.event(AttemptFailed, number, released.attempt)
         if released.tuple not in {told.tuple for told in (published, failed) if told}:
             yield f"round {number}: this site released shares for a sum that is not in the log"
-    if published and name in published.survivors and not found(own, Uploaded, run, number, published.attempt):
+    if published and name in published.survivors and not own.event(Uploaded, run, number, published.attempt):
         yield f"round {number}: the coordinator says that this site is in the sum, its own log does not"
 
 
@@ -294,7 +285,7 @@ def missing(verdict: Verdict, history: HistoryOfRun, record: Record) -> list[str
 def unwitnessed(history: HistoryOfRun, own: History, run: str) -> int | None:
     """The round for which a site has released shares, and that no step has closed: what became of it is not known."""
     number = history.round + 1
-    return number if found(own, Released, run, number) else None
+    return number if own.event(Released, run, number) else None
 
 
 def _commits(commitment: bytes, cosigned: Cosigned, own: History) -> bool:

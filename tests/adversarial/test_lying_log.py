@@ -82,8 +82,7 @@ class Site:
         self.start()
         self.witness.witness(0, b"{}", None)
         self.agreed = certificate(self.log, 0)
-        self.witness.check_certificate(0, self.agreed, None, set(MEMBERS))
-        self.witness.keep_certificate(0, self.agreed)
+        self.witness.keep_certificate(self.witness.check_certificate(0, self.agreed, None, set(MEMBERS)))
         self.witness.join(1, 1, CONTEXT)
         self.witness.confirm(1, 1, CLAIM)
         self.witness.hear(1, OUTCOME)
@@ -98,8 +97,7 @@ class Site:
         state = STATE_1 if step == 1 else STATE_2
         self.witness.witness(step, POSITIONS[step], state)
         said = certificate(self.link.chronicle, step) if agreed is None else agreed
-        self.witness.check_certificate(step, said, POSITIONS[step], set(MEMBERS))
-        self.witness.keep_certificate(step, said)
+        self.witness.keep_certificate(self.witness.check_certificate(step, said, POSITIONS[step], set(MEMBERS)))
 
     @property
     def honest(self) -> Chronicle:

@@ -11,9 +11,9 @@ from e2e.harness import Outcome, RealRun, miss_share_keys
 
 from mpctf_secure.auditlog.events import Banned, Vetoed
 from mpctf_secure.auditlog.note import Note
-from mpctf_secure.auditlog.storage import CHECKPOINT, LOG
+from mpctf_secure.auditlog.storage import CHECKPOINT, FOLDER, LOG
 from mpctf_secure.coordinator import reception
-from mpctf_secure.coordinator.audit import FOLDER, RunLog
+from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.coordinator.reception import Reception
 from mpctf_secure.errors import MpctfError, SecurityError
 from mpctf_secure.identity.roster import Member

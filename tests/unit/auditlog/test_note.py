@@ -18,6 +18,7 @@ ORIGIN = "registry-x/joint-1"
 KEY, WITNESS_KEY = Key(ORIGIN, LOG.public), Key("hospital-a", WITNESS.public)
 TEXT = Checkpoint(ORIGIN, 7, bytes(range(32))).encode()
 NOTE = Note(TEXT).signed(ORIGIN, LOG)
+COSIGNER_VKEY = f"{ORIGIN}+{KEY.cosigner_id.hex()}+{base64.b64encode(bytes([4]) + LOG.public).decode()}"
 BOTH = NOTE.with_lines([NOTE.cosigned("hospital-a", WITNESS, 1_800_000_000)])
 
 
@@ -105,7 +106,7 @@ def test_more_lines_of_a_checkpoint_are_kept_as_they_are_signed() -> None:
     assert Checkpoint.decode(TEXT + "more\n") == Checkpoint(ORIGIN, 7, bytes(range(32)), ("more",))
 
 
-@pytest.mark.parametrize("vkey", ["", "a+b", "a+b+c", KEY.cosigner_vkey, KEY.vkey[:-4], KEY.vkey.replace("+", "+0", 1)])
+@pytest.mark.parametrize("vkey", ["", "a+b", "a+b+c", COSIGNER_VKEY, KEY.vkey[:-4], KEY.vkey.replace("+", "+0", 1)])
 def test_what_is_no_key_of_a_log_is_refused(vkey: str) -> None:
     with pytest.raises(DecodeError):
         Key.from_vkey(vkey)
