@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.config.privacy import NoNoise
 from mpctf_secure.config.run import Lora, Timeouts
 from mpctf_secure.config.site import SiteConfig
@@ -130,7 +131,7 @@ def participant(setting: dict[str, Any]) -> None:
     work = home / "work"
     paths = {"model": home, "data": work / "tensors", "keys": home / "keys", "work": work}
     site = SiteConfig(coordinator=setting["address"], **paths)
-    agent.join(site, keystore.unseal(site.keys, b"x"), lambda _: None)
+    agent.join(site, keystore.unseal(site.keys, b"x"), own_log(site.keys), lambda _: None)
 
 
 async def run(folder: Path, dimension: int, members: int, rounds: int, *, clear: bool) -> list[dict[str, Any]]:

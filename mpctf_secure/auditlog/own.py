@@ -39,7 +39,7 @@ class OwnLog:
             lock = os.open(keys / FOLDER / _LOCK, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two processes must not begin two logs
-            current = current_key(keys)
+            current = _current_key(keys)
             if current and current.public == public:
                 self._log = self._open(current)
             else:
@@ -87,7 +87,7 @@ class OwnLog:
         return Log(folder_of(self._keys, key), key, History(), self._now)
 
 
-def current_key(keys: Path) -> Key | None:
+def _current_key(keys: Path) -> Key | None:
     """Origin and key of the log that is written in a keys folder; None where there is none yet."""
     path = keys / FOLDER / _CURRENT
     return _key_of(keys, path.read_bytes().decode(errors="replace")) if path.exists() else None
@@ -106,7 +106,7 @@ def verified(keys: Path) -> list[OwnRecord]:
 
     SecurityError for one that is not what was signed, and where one does not go on from another.
     """
-    records, key, following = list[OwnRecord](), current_key(keys), None
+    records, key, following = list[OwnRecord](), _current_key(keys), None
     while key:
         record = read_one(folder_of(keys, key))
         history = record.history

@@ -12,8 +12,9 @@ from typer.exceptions import TyperException
 
 from mpctf_secure import __version__
 from mpctf_secure.attestation.hardening import harden, read_back
-from mpctf_secure.cli import audit, enroll, privacy
+from mpctf_secure.cli import enroll, privacy
 from mpctf_secure.cli import runs as runs_commands
+from mpctf_secure.cli.audit import commands as audit
 from mpctf_secure.cli.options import Format, PassphraseFd
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.errors import EnvironmentUnfitError, InterruptedRunError, MpctfError, UsageError

@@ -11,11 +11,10 @@ import typer
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
 from mpctf_secure.auditlog.events import KeysDrawn, KeysOpened, Requested, RosterInstalled, RosterSigned
-from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.cli import passphrase, telephone
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd
-from mpctf_secure.cli.own_log import open_own_log, own_log_of, own_log_so_far
+from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config.address import check_address
 from mpctf_secure.errors import SecurityError, UsageError
@@ -68,7 +67,7 @@ def init(
     if keys.exists():
         raise UsageError(f"{keys}: exists already", hint="keys are never overwritten; name another folder with --keys")
     drawn = keystore.create(keys, organisation, passphrase.read(passphrase_fd, new=True), STRONG)
-    open_own_log(keys, drawn)
+    own_log(keys, drawn).sign(drawn.log)
     typer.echo(f"keys of {name} in {keys}; write the passphrase down, nobody can restore it")
     _write_config("site" if role == "participant" else "run", keys)
     typer.echo("next: mpctf-secure enroll request")
@@ -98,7 +97,7 @@ def renew(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pass
     """
     _refuse_pending(keys)
     held = keystore.unseal(keys, passphrase.read(passphrase_fd))
-    _write_request(keys, held, days, open_own_log(keys, held))
+    _write_request(keys, held, held, days)
 
 
 @app.command()
@@ -110,10 +109,10 @@ def rotate(keys: KeysFolder = Path("keys"), days: Days = 365, passphrase_fd: Pas
     _signed(keys)  # with no roster yet, two identities in one folder would both be in question
     _refuse_pending(keys)
     phrase = passphrase.read(passphrase_fd)
-    own = open_own_log(keys, keystore.unseal(keys, phrase))  # one passphrase for old and new
+    held = keystore.unseal(keys, phrase)  # one passphrase for old and new
     drawn = keystore.draw(keys, phrase, STRONG)
-    own.append(KeysDrawn(identity=drawn.identity.public.hex()))
-    _write_request(keys, drawn, days, own)
+    own_log(keys).append(KeysDrawn(identity=drawn.identity.public.hex()))
+    _write_request(keys, held, drawn, days)
 
 
 def _refuse_pending(keys: Path) -> None:
@@ -211,7 +210,7 @@ def sign(
     held = set(keystore.identities(keys))
     for identity in held.intersection(enrollment.signing_identities(me, roster, previous)):
         unsealed = keystore.unseal(keys, phrase, identity)
-        own = own_log_so_far(keys, unsealed)
+        own = own_log(keys, unsealed)
         own.append(KeysOpened(command="enroll sign"))
         vote = enrollment.vote(roster, unsealed, heard)
         keystore.keep_vote(keys, roster.version, vote)
@@ -240,7 +239,7 @@ def verify(inputs: Files, keys: KeysFolder = Path("keys")) -> None:
     installed = keystore.install(keys, gathered)
     signed = _signed(keys)
     event = RosterInstalled(version=installed.version, roster=installed.hash.hex())
-    own_log_of(keys, installed).append(event)
+    own_log(keys).append(event)
     path = _write(Path(f"roster-{installed.version}.signed.json"), signed)
     typer.echo(
         f"roster version {installed.version} is installed: {len(installed.members)} members, "
@@ -356,12 +355,15 @@ def _write_config(kind: str, keys: Path) -> None:
     typer.echo(f"{path}: put in your own addresses, names and folders")
 
 
-def _write_request(folder: Path, keys: Keys, days: int, own: OwnLog) -> None:
+def _write_request(folder: Path, held: Keys, asked: Keys, days: int) -> None:
+    """`held`: the keys in force, `asked`: those that the request is for."""
     owner, now = keystore.organisation(folder), datetime.datetime.now(datetime.UTC)
     end = now + datetime.timedelta(days=days)
     nonce = os.urandom(NONCE_BYTES)
-    made = enrollment.make_request(keys, owner.name, owner.role, now, end, nonce, measure_package())
+    made = enrollment.make_request(asked, owner.name, owner.role, now, end, nonce, measure_package())
+    own = own_log(folder, held)
     own.append(Requested(request=made.hash.hex(), expires=made.expires))
+    own.sign(held.log)
     path = _write(Path(f"{owner.name}.request.json"), made)
     typer.echo(f"next: send {path} to everybody, by any way; mpctf-secure enroll compare *.request.json")
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import typer
 
 from mpctf_secure import files
+from mpctf_secure.auditlog.events import KeysOpened
 from mpctf_secure.cli import passphrase
+from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.cli.signals import interrupt_when_told_to_end
 from mpctf_secure.cli.text import one_line
 from mpctf_secure.config import load
@@ -42,9 +44,12 @@ def join_run(site_file: Path, passphrase_fd: int | None, *, once: bool, accept_c
     site = load_site(site_file)
     interrupt_when_told_to_end()
     keys = keystore.unseal(site.keys, passphrase.read(passphrase_fd))
+    own = own_log(site.keys)
+    own.append(KeysOpened(command="join"))
+    own.sign(keys.log)
     typer.echo(f"waits for runs of the coordinator at {site.coordinator}")
     accepted = files.digest(site.data) if accept_change and site.data.exists() else b""
-    (join if once else serve)(site, keys, _show, accepted)
+    (join if once else serve)(site, keys, own, _show, accepted)
 
 
 def load_site(site_file: Path) -> SiteConfig:

@@ -2,29 +2,22 @@
 
 from pathlib import Path
 
-from mpctf_secure.auditlog.own import OwnLog, current_key
+from mpctf_secure.auditlog.own import OwnLog
+from mpctf_secure.errors import EnvironmentUnfitError
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.keys import Keys
-from mpctf_secure.identity.roster import Roster
 from mpctf_secure.transport.tls import utc_now
 
 
-def open_own_log(folder: Path, keys: Keys) -> OwnLog:
-    """With the keys in force, which are open: all that is there is signed."""
-    own = OwnLog(folder, keystore.organisation(folder).name, keys.identity.public, keys.log.public, utc_now)
-    own.sign(keys.log)
-    return own
+def own_log(folder: Path, keys: Keys | None = None) -> OwnLog:
+    """The log of the keys that the roster in force gives this organisation, or gave it last; they may stay sealed.
 
-
-def own_log_of(folder: Path, roster: Roster) -> OwnLog:
-    """With the keys that a roster gives this organisation; they stay sealed."""
+    `keys`: those to begin with where no roster is installed yet.
+    """
     name = keystore.organisation(folder).name
-    me = next(member for member in roster.members if member.name == name)
-    return OwnLog(folder, name, me.identity, me.log, utc_now)
-
-
-def own_log_so_far(folder: Path, keys: Keys) -> OwnLog:
-    """The one that is written, whoever's keys these are: of a rotation there are two; with none yet, under these."""
-    current = current_key(folder)
-    public = current.public if current else keys.log.public
-    return OwnLog(folder, keystore.organisation(folder).name, keys.identity.public, public, utc_now)
+    mine = [one for roster in keystore.all_rosters(folder) for one in roster.members if one.name == name]
+    if mine:
+        return OwnLog(folder, name, mine[-1].identity, mine[-1].log, utc_now)
+    if keys is None:
+        raise EnvironmentUnfitError(f"{folder}: no roster is installed", hint="mpctf-secure enroll verify")
+    return OwnLog(folder, name, keys.identity.public, keys.log.public, utc_now)

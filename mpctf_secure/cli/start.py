@@ -18,7 +18,7 @@ from mpctf_secure.cli.compare import evaluate
 from mpctf_secure.cli.dry_run import show_scripts
 from mpctf_secure.cli.local_sites import COORDINATOR, Fleet, destroy_keys, hold_ceremony, keys_folder, prepare
 from mpctf_secure.cli.models import builtin_config
-from mpctf_secure.cli.own_log import open_own_log
+from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.cli.plan import STOP, STOPPED, Plan
 from mpctf_secure.cli.screen import Screen
 from mpctf_secure.cli.signals import interrupt_when_told_to_end
@@ -143,8 +143,9 @@ def _local(config: RunConfig, folder: Path, screen: Screen) -> _Parties:
 
 def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json: bool) -> None:
     interrupt_when_told_to_end()  # until the event loop hears of it
-    own = open_own_log(parties.home, parties.keys)
+    own = own_log(parties.home)
     own.append(KeysOpened(command="start"))
+    own.sign(parties.keys.log)
     with contextlib.closing(Journal(folder)) as journal:
         log = _open_log(plan, parties, folder, journal)
         if (ended := journal.ended) and (ended.code or parties.fleet):

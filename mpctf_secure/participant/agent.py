@@ -10,7 +10,7 @@ from typing import Never
 
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
-from mpctf_secure.auditlog.events import Charged, KeysOpened, RunAccepted, RunDone, RunRefused
+from mpctf_secure.auditlog.events import Charged, RunAccepted, RunDone, RunRefused
 from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
@@ -54,21 +54,20 @@ _STOPS = "it stops"
 DONE = "done"
 
 
-def join(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes = b"") -> None:
+def join(site: SiteConfig, keys: Keys, own: OwnLog, listener: Listener, accepted_data: bytes = b"") -> None:
     """Take part in one run; returns when it is over. Errors name culprits by their names in the roster.
 
     `accepted_data`: hash of a data file that may have other rows than the privacy ledger was charged for last.
     """
     with _opened(site, listener) as (store, record):
-        _Agent(site, keys, store, record, own_log(site, keys), site.patience, {}, accepted_data).run_once()
+        _Agent(site, keys, store, record, own, site.patience, {}, accepted_data).run_once()
 
 
-def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes = b"") -> Never:
+def serve(site: SiteConfig, keys: Keys, own: OwnLog, listener: Listener, accepted_data: bytes = b"") -> Never:
     """Take part in one run after the other, until a signal or an error that time cannot mend."""
     refused = dict[str, bytes]()
     patience = site.patience
     with _opened(site, listener) as (store, record):
-        own = own_log(site, keys)
         while True:
             agent = _Agent(site, keys, store, record, own, patience, refused, accepted_data)
             try:
@@ -82,15 +81,6 @@ def serve(site: SiteConfig, keys: Keys, listener: Listener, accepted_data: bytes
                     raise
             patience = math.inf  # whoever has answered once is waited for without end
             time.sleep(_BETWEEN_RUNS_SECONDS)
-
-
-def own_log(site: SiteConfig, keys: Keys) -> OwnLog:
-    """This site's own log; it tells that its keys are in use."""
-    name = keystore.organisation(site.keys).name
-    own = OwnLog(site.keys, name, keys.identity.public, keys.log.public, utc_now)
-    own.append(KeysOpened(command="join"))
-    own.sign(keys.log)
-    return own
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import pytest
 
 from mpctf_secure.cli import start as start_module
 from mpctf_secure.cli.local_sites import hold_ceremony, prepare
+from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.config import load
 from mpctf_secure.config.run import RunConfig
 from mpctf_secure.config.site import Policy, SiteConfig
@@ -223,7 +224,7 @@ class RealRun:
 
     def _take_part(self, name: str, site: SiteConfig, keys: Keys) -> None:
         try:
-            agent.join(site, keys, lambda _: None)
+            agent.join(site, keys, own_log(site.keys), lambda _: None)
         except MpctfError as error:
             self.failures[name] = error
 

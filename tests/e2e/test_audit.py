@@ -19,7 +19,7 @@ from mpctf_secure.auditlog.events import OfRun, Vetoed
 from mpctf_secure.auditlog.note import Note
 from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.auditlog.storage import LOG
-from mpctf_secure.cli import audit_prune
+from mpctf_secure.cli.audit import prune
 from mpctf_secure.config import load
 from mpctf_secure.coordinator.audit import RunLog
 from mpctf_secure.hazmat.signature import SigningKey
@@ -69,20 +69,44 @@ def test_log_of_a_run_is_verified_at_both_ends_and_against_each_other(finished: 
         assert f"  {line}\n" in result.stdout
 
 
+def test_programs_get_what_was_found_as_fields(finished: Path) -> None:
+    (run,) = json.loads(audit("verify", finished / "audit", "--format", "json").stdout)
+    assert {name: run[name] for name in ("origin", "leaves", "signed", "witnessed", "rounds_closed", "exit_code")} == {
+        "origin": f"coordinator/run/{RUN}",
+        "leaves": 12,
+        "signed": 11,
+        "witnessed": 11,
+        "rounds_closed": 2,
+        "exit_code": None,
+    }
+    assert [(step["number"], step["size"]) for step in run["steps"]] == [(0, 3), (1, 7), (2, 11)]
+    assert set(run["steps"][2]["witnesses"]) == {"site-1", "site-2", "site-3", "site-4"}
+
+
+def test_what_is_wrong_with_one_log_hides_no_other(folder: Path) -> None:
+    drop_lines(folder / "audit")
+    result = audit("verify", folder / "audit", at_site(folder), "--format", "json")
+    assert result.returncode == 4
+    spoilt, good = json.loads(result.stdout)
+    assert (len(spoilt["doubts"]), good["doubts"], good["witnessed"]) == (1, [], 11)
+
+
 def test_site_s_own_log_goes_together_with_the_run_s(finished: Path) -> None:
     result = audit("verify", "--site", finished / "sites" / "site-3" / "site.yaml", "--format", "json")
     own, run = json.loads(result.stdout)
     assert own["log"].startswith("site-3/own/")
     assert "goes together with this site's own log" in run["statements"]
     assert own["doubts"] == run["doubts"] == []
+    assert own["leaves"] == own["signed"] == 18
 
 
 def test_own_log_is_verified_by_itself(finished: Path) -> None:
     (log,) = (finished / "sites" / "site-4" / "keys" / "audit").glob("*/log.jsonl")
     roster = finished / "sites" / "site-1" / "keys" / "rosters" / "1.json"
     result = audit("verify", log.parent, "--roster", roster)
-    assert "19 leaves in order, 0 of them not signed yet" in result.stdout
-    assert f"in {roster} that is site-4" in result.stdout
+    assert "18 leaves in order, 0 of them not signed yet" in result.stdout
+    assert "in roster version 1, hash " in result.stdout
+    assert "…, that is site-4\n" in result.stdout
 
 
 def test_what_a_log_says_is_shown_and_handed_on(finished: Path) -> None:
@@ -116,6 +140,24 @@ def test_evidence_of_a_site_is_in_one_archive_and_checks_there(finished: Path, t
     assert "3 of 4 participants make a quorum" in (pack / "README.md").read_text()
     again = audit("pack", finished / "sites" / "site-1" / "site.yaml", RUN, target)
     assert (again.returncode, again.stderr.splitlines()[0]) == (2, f"error: {target}: exists already")
+
+
+def test_proof_convinces_whoever_has_a_roster_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    roster = finished / "sites" / "site-2" / "keys" / "rosters" / "1.json"
+    path = tmp_path / "proof.json"
+    path.write_text(audit("prove", finished / "audit", 4, "--since", 3).stdout)
+    (found,) = json.loads(audit("verify", path, "--roster", roster, "--format", "json").stdout)
+    assert found["origin"] == f"coordinator/run/{RUN}"
+    assert (found["signed"], set(found["witnesses"])) == (11, {"site-1", "site-2", "site-3", "site-4"})
+    lines = (finished / "audit" / LOG).read_text().splitlines()
+    assert f"leaf 4 is in it: {lines[4]}" in found["statements"]
+    path.write_text(path.read_text().replace("attempt", "atempt"))
+    result = audit("verify", path, "--roster", roster)
+    assert result.returncode == 4
+    assert f"error: {path}: inclusion proof of leaf 4 does not lead to the root" in result.stderr
+    (own,) = (finished / "sites" / "site-4" / "keys" / "audit").glob("*/log.jsonl")
+    path.write_text(audit("prove", own.parent, 1).stdout)
+    assert "site-4 has signed a log of 18 leaves\n" in audit("verify", path, "--roster", roster).stdout
 
 
 def edit(old: bytes, new: bytes, path: str = LOG) -> Callable[[Path], None]:
@@ -161,7 +203,8 @@ TAMPERED = {
 def test_whoever_changes_the_log_is_found_out(folder: Path, change: Callable[[Path], None], why: str) -> None:
     change(folder / "audit")
     result = audit("verify", folder / "audit")
-    assert (result.returncode, result.stdout) == (4, "")
+    assert result.returncode == 4
+    assert " leaves in order" not in result.stdout
     first, hint = result.stderr.splitlines()
     assert first.startswith(f"error: {folder / 'audit'}: ")
     assert why in first
@@ -194,7 +237,7 @@ def test_thief_of_the_log_key_cannot_write_another_past(folder: Path) -> None:
     roster = folder / "sites" / "coordinator" / "keys" / "rosters" / "1.json"
     judged = audit("verify", evidence, "--roster", roster)
     assert judged.returncode == 0
-    assert "1.json that is coordinator" in judged.stdout
+    assert "…, that is coordinator\n" in judged.stdout
 
 
 def test_rewritten_log_without_its_steps_contradicts_any_site_s(folder: Path) -> None:
@@ -270,21 +313,21 @@ def site_file(folder: Path) -> None:
 def test_old_logs_go_and_what_they_ended_with_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site_file(folder)
     home = folder / "sites" / "site-1"
-    identity, second = bytes(32), SigningKey(b"2" * 32)
-    origin = own_logs.verified(home / "keys")[0].key.name
-    OwnLog(home / "keys", "site-1", identity, second.public, utc_now)
+    OwnLog(home / "keys", "site-1", bytes(32), SigningKey(b"2" * 32).public, utc_now)
+    first, second = (record.key.name for record in own_logs.verified(home / "keys"))
     arguments = ("prune", "--keys", home / "keys", "--runs", home / "work" / "runs", "--older-than", 200)
     assert audit(*arguments).stdout == ""
     later = utc_now() + datetime.timedelta(days=201)
-    monkeypatch.setattr(audit_prune, "utc_now", lambda: later)
-    assert list(audit_prune.prune_logs(home / "keys", home / "work" / "runs", 200)) == [
-        origin,
+    monkeypatch.setattr(prune, "utc_now", lambda: later)
+    assert list(prune.prune_logs(home / "keys", home / "work" / "runs", 200)) == [
+        first,
+        second,
         f"coordinator/run/{RUN}",
     ]
     assert not at_site(folder).exists()
     (left,) = own_logs.verified(home / "keys")
-    kept = left.history.find("pruned", origin)
-    assert kept
+    assert left.history.find("pruned", first)
+    assert left.history.find("pruned", second)
     assert audit("prune", "--keys", home / "keys", "--older-than", 10).returncode == 2
     assert audit("prune", "--keys", home, "--older-than", 200).returncode in {2, 3}
 
@@ -349,7 +392,7 @@ WRONG = {
     "nothing": (("verify",), 2, "name an audit folder"),
     "no such folder": (("verify", "no-such"), 2, "no-such: no log.jsonl here"),
     "a folder that is none": (("verify", "."), 2, "no log.jsonl here"),
-    "a file that is no evidence": (("verify", __file__), 2, "not a file of evidence"),
+    "a file that is no evidence": (("verify", __file__), 2, "neither a proof nor evidence"),
     "no such roster": (("verify", "{audit}", "--roster", "no-such.json"), 3, "no-such.json"),
     "a leaf that is not there": (("prove", "{audit}", "99"), 2, "not 100"),
     "a size that is not there": (("prove", "{audit}", "1", "--since", "99"), 2, "not 99"),
@@ -357,15 +400,21 @@ WRONG = {
     "no such kind": (("show", "{audit}", "--kind", "dropuot"), 2, "no dropuot in"),
     "no such format": (("export", "{audit}", "--format", "pdf"), 2, "pdf"),
     "no such run": (("pack", "{site}", "no-run", "x.zip"), 2, "no log of a run no-run"),
+    "a proof by itself": (("verify", "{proof}"), 2, "a proof is checked with the keys of a roster"),
+    "a log against itself": (("verify", "{audit}", "{audit}/../audit"), 2, "named twice"),
+    "no such runs": (("prune", "--keys", "{keys}", "--older-than", "183", "--runs", "none"), 2, "none: no such folder"),
+    "no such keys": (("prune", "--keys", "none", "--older-than", "183"), 3, "none: no keys here"),
     "no such site": (("verify", "--site", "no-site.yaml"), 2, "no-site.yaml"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "code", "why"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_input_gets_one_line_and_what_to_do(
-    finished: Path, arguments: tuple[str, ...], code: int, why: str
+    finished: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, why: str
 ) -> None:
-    names = {"audit": finished / "audit", "site": finished / "sites" / "site-1" / "site.yaml"}
+    site, proof = finished / "sites" / "site-1", tmp_path / "proof.json"
+    proof.write_text(audit("prove", finished / "audit", 1).stdout)
+    names = {"audit": finished / "audit", "site": site / "site.yaml", "keys": site / "keys", "proof": proof}
     result = audit(*(argument.format(**names) for argument in arguments))
     assert result.returncode == code, result.stderr
     first, hint = result.stderr.splitlines()

@@ -33,7 +33,7 @@ OF_RUN = {
 }
 OF_ORGANISATION = {
     "log_begun": "auditlog/own.py",
-    "keys_opened": "participant/agent.py",
+    "keys_opened": "cli/join.py",
     "keys_drawn": "cli/enroll.py",
     "requested": "cli/enroll.py",
     "roster_signed": "cli/enroll.py",
@@ -49,7 +49,7 @@ OF_ORGANISATION = {
     "cosigned": "participant/witness.py",
     "run_done": "participant/agent.py",
     "run_kept": "cli/start.py",
-    "pruned": "cli/audit_prune.py",
+    "pruned": "cli/audit/prune.py",
     "clock_set": "auditlog/storage.py",
     "log_recovered": "auditlog/storage.py",
 }

@@ -50,11 +50,10 @@ def test_serving_goes_on_after_what_another_run_may_not_have(
 ) -> None:
     """A run with too little noise must not be a way to put a site out of all others."""
     monkeypatch.setattr(agent, "_Agent", Runs(error))
-    monkeypatch.setattr(agent, "own_log", lambda *_: None)
     monkeypatch.setattr(agent.time, "sleep", lambda _: None)
     site = SiteConfig(coordinator="127.0.0.1:1", model=tmp_path, data=tmp_path, work=tmp_path / "work")
     with pytest.raises(OverError if goes_on else type(error)):
-        serve(site, None, lambda _: None)  # type: ignore[arg-type]
+        serve(site, None, None, lambda _: None)  # type: ignore[arg-type]
 
 
 class Told:

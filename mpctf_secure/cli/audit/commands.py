@@ -24,7 +24,7 @@ def verify(
     logs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[LOG …]", help="Audit folders of a run; two of one run, also with each other; fork.json."
+            metavar="[LOG …]", help="Audit folders; two of one run, also with each other; a proof; fork.json."
         ),
     ] = None,
     roster: Annotated[
@@ -39,21 +39,21 @@ def verify(
 
     Example: mpctf-secure audit verify runs/joint-20270101-120000-1a2b/audit --roster roster-1.json
     """
-    from mpctf_secure.cli import audit_verdict as verdict  # noqa: PLC0415 - --help must not wait for numpy
+    from mpctf_secure.cli.audit import verdict  # noqa: PLC0415 - --help must not wait for numpy
 
     if not logs and site is None:
         raise UsageError(
-            "name an audit folder, fork.json, or --site SITE.yaml", hint="mpctf-secure audit verify --help"
+            "name an audit folder, a proof, fork.json, or --site SITE.yaml", hint="mpctf-secure audit verify --help"
         )
     found = [*verdict.of_logs(logs or [], roster), *(verdict.of_site(site, given=roster) if site else [])]
     if output is Format.JSON:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps([one.fields() for one in found], indent=2))
     else:
         for one in found:
-            typer.echo(one_line(one["log"]))
-            for line in [*one["statements"], *(f"NOT RIGHT: {doubt}" for doubt in one["doubts"])]:
+            typer.echo(one_line(one.log))
+            for line in [*one.statements, *(f"NOT RIGHT: {doubt}" for doubt in one.doubts)]:
                 typer.echo(one_line(f"  {line}"))
-    doubts = [f"{one['log']}: {doubt}" for one in found for doubt in one["doubts"]]
+    doubts = [f"{one.log}: {doubt}" for one in found for doubt in one.doubts]
     if doubts:
         raise SecurityError(doubts[0], hint="who is right? each side's signatures decide: docs/audit.md")
 
@@ -68,7 +68,7 @@ def show(
 
     Example: mpctf-secure audit show runs/joint-20270101-120000-1a2b/audit --kind dropout
     """
-    from mpctf_secure.cli.audit_export import leaves  # noqa: PLC0415 - as above
+    from mpctf_secure.cli.audit.export import leaves  # noqa: PLC0415 - as above
 
     found = list(leaves(log))
     if kind and kind not in (kinds := sorted({leaf["kind"] for _, leaf in found})):
@@ -95,13 +95,13 @@ def prove(
         int | None, typer.Option(metavar="SIZE", min=1, help="Also that the log continues its first SIZE leaves.")
     ] = None,
 ) -> None:
-    """Write a proof, as JSON, that a leaf is below the newest checkpoint: who has that needs no more of the log.
+    """Write a proof, as JSON, that a leaf is below the newest checkpoint: who has that and a roster needs no more.
 
     Example: mpctf-secure audit prove runs/joint-20270101-120000-1a2b/audit 5 > proof.json
     """
-    from mpctf_secure.cli import audit_export  # noqa: PLC0415 - as above
+    from mpctf_secure.cli.audit import export as made  # noqa: PLC0415 - as above
 
-    typer.echo(json.dumps(audit_export.prove(log, [leaf], since), indent=2, ensure_ascii=False))
+    typer.echo(made.prove(log, [leaf], since).encode().decode())
 
 
 class ExportFormat(StrEnum):
@@ -123,7 +123,7 @@ def export(
 
     Example: mpctf-secure audit export runs/joint-20270101-120000-1a2b/audit --format cef
     """
-    from mpctf_secure.cli.audit_export import exported  # noqa: PLC0415 - as above
+    from mpctf_secure.cli.audit.export import exported  # noqa: PLC0415 - as above
 
     for line in exported(log, str(output)):
         typer.echo(line)
@@ -143,7 +143,7 @@ def prune(
 
     Example: mpctf-secure audit prune --older-than 2200 --runs work/runs
     """
-    from mpctf_secure.cli.audit_prune import prune_logs  # noqa: PLC0415 - as above
+    from mpctf_secure.cli.audit.prune import prune_logs  # noqa: PLC0415 - as above
 
     for origin in prune_logs(keys, runs, days):
         typer.echo(one_line(f"deleted {origin}"))
@@ -159,7 +159,7 @@ def pack(
 
     Example: mpctf-secure audit pack site.yaml joint-20270101-120000-1a2b evidence.zip
     """
-    from mpctf_secure.cli.audit_pack import write_pack  # noqa: PLC0415 - as above
+    from mpctf_secure.cli.audit.pack import write_pack  # noqa: PLC0415 - as above
 
     names, doubts = write_pack(site_file, run, target)
     typer.echo(f"{target}: {len(names)} files")

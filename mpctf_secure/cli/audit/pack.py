@@ -8,8 +8,8 @@ from typing import Any
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
 from mpctf_secure.auditlog.storage import CERTIFICATES, CHECKPOINT, CONTRACT, FOLDER, LOG, ROSTERS, STEPS, WITNESSED
-from mpctf_secure.cli.audit_export import leaves, prove
-from mpctf_secure.cli.audit_verdict import of_site
+from mpctf_secure.cli.audit.export import leaves, prove
+from mpctf_secure.cli.audit.verdict import of_site
 from mpctf_secure.cli.join import load_site
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.identity import keystore
@@ -64,13 +64,13 @@ def write_pack(site_file: Path, run: str, target: Path) -> tuple[list[str], list
     content = {f"run/{path.relative_to(folder)}": path.read_bytes() for path in _shown(folder)}
     own_folder = own_logs.folder_of(site.keys, own.key)
     mine = [(number, leaf) for number, leaf in leaves(own_folder) if leaf.get("run") == run]
-    content["own/proofs.json"] = _json(prove(own_folder, [number for number, _ in mine if number < own.signed]))
+    content["own/proofs.json"] = prove(own_folder, [number for number, _ in mine if number < own.signed]).encode()
     content["own/unsigned.json"] = _json([leaf for number, leaf in mine if number >= own.signed])
     spent = spending(site.keys, None, site.policy.budget, site.data_set)
     of_run = [{**one, "runs": [each for each in one["runs"] if each["run"] == run]} for one in spent]
     content["privacy.json"] = _json([one for one in of_run if one["runs"]])
     found = of_site(site_file, run)
-    content["verdict.json"] = _json(found)
+    content["verdict.json"] = _json([one.fields() for one in found])
     contract = Contract.decode(content.get(f"run/{CONTRACT}", b""))
     content["README.md"] = _README.format(
         run=run,
@@ -86,7 +86,7 @@ def write_pack(site_file: Path, run: str, target: Path) -> tuple[list[str], list
                 archive.writestr(path, data)
         unfinished.chmod(0o600)
         unfinished.rename(target)
-    return sorted(content), [doubt for one in found for doubt in one["doubts"]]
+    return sorted(content), [doubt for one in found for doubt in one.doubts]
 
 
 def _shown(folder: Path) -> list[Path]:

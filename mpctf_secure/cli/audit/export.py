@@ -1,6 +1,5 @@
 """A log's leaves and proofs as other programs take them; what they say is checked by `audit verify`."""
 
-import base64
 import datetime
 import json
 import re
@@ -13,6 +12,7 @@ from mpctf_secure.auditlog.entry import Entry, to_text
 from mpctf_secure.auditlog.events import OfOrganisation, OfRun
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
+from mpctf_secure.auditlog.proof import Proof
 from mpctf_secure.auditlog.storage import LOG, Record, check_below, read_record, take_all
 from mpctf_secure.errors import SecurityError, UsageError
 from mpctf_secure.rounds.audit import log_key, verify_run
@@ -43,40 +43,27 @@ def _record(folder: Path) -> Record:
     return read_record(folder)
 
 
-def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> dict[str, Any]:
-    """That leaves are below a checkpoint, of those above them that with most witnesses: RFC 6962 section 2.1.
+def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> Proof:
+    """That leaves are below a checkpoint, of those above them that with most witnesses.
 
-    Hashes are in base64; `since`: also that the log goes on from its first so many leaves.
+    `since`: also that the log goes on from its first so many leaves.
     """
     record, wanted = _record(folder), list(numbers)
     least = max([number + 1 for number in wanted] + [since or 0])
     try:
         history, keys = _history(record)
-        tree = history.tree
         notes = [(check_below(history, Checkpoint.decode(n.text)), n) for n in map(Note.decode, record.notes.values())]
         cosigned = [(sum(note.cosigned_at(key) is not None for key in keys), size, note) for size, note in notes]
-        fit = [one for one in cosigned if one[1] >= least]
     except SecurityError as error:
         raise SecurityError(f"{folder}: {error.message}", hint="mpctf-secure audit verify") from error
-    if not fit:
-        signed = max((size for size, _ in notes), default=0)
+    signed = max((size for _, size, _ in cosigned), default=0)
+    if signed < least:
         raise UsageError(
-            f"{folder}: {signed} of {len(tree)} leaves are signed, and not {least}",
+            f"{folder}: {signed} of {len(history.tree)} leaves are signed, and not {least}",
             hint="mpctf-secure audit show lists them; a log is signed at the end of each round",
         )
-    _, size, note = max(fit, key=lambda one: one[:2])
-    proofs = []
-    for number in wanted:
-        inclusion = _encoded(tree.inclusion(number, size))
-        proofs.append({"index": number, "leaf": record.lines[number].decode(), "inclusion": inclusion})
-    proved: dict[str, Any] = {"checkpoint": note.encode().decode(), "leaves": proofs}
-    if since is not None:
-        proved |= {
-            "since": since,
-            "root": _encoded([tree.root(since)])[0],
-            "consistency": _encoded(tree.consistency(since, size)),
-        }
-    return proved
+    _, _, note = max((one for one in cosigned if one[1] >= least), key=lambda one: one[:2])
+    return Proof.of(history.tree, note, record.lines, wanted, since)
 
 
 def exported(folder: Path, form: str) -> Iterator[str]:
@@ -95,10 +82,6 @@ def _history(record: Record) -> tuple[History, list[Key]]:
         return history, [log_key(member) for member in verdict.roster.participants]
     kind = HistoryOfRun if record.lines and b'"kind":"run_opened"' in record.lines[0] else History
     return take_all(record.lines, kind()), []
-
-
-def _encoded(hashes: list[bytes]) -> list[str]:
-    return [base64.b64encode(one).decode() for one in hashes]
 
 
 def _jsonl(number: int, leaf: dict[str, Any]) -> str:

@@ -10,23 +10,18 @@ from mpctf_secure.auditlog import own as own_logs
 from mpctf_secure.auditlog.events import Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
-from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.auditlog.storage import FOLDER, LOG, read_record, take_all
+from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.errors import UsageError
-from mpctf_secure.identity import keystore
 from mpctf_secure.transport.tls import utc_now
 
 
 def prune_logs(keys: Path, runs: Path | None, days: int) -> Iterator[str]:
     """The origins of the logs that were deleted: own ones that are not written any more, and those of runs."""
-    current, limit = own_logs.current_key(keys), utc_now() - datetime.timedelta(days=days)
-    if current is None:
-        raise UsageError(f"{keys}: no own log here", hint="--keys names the keys folder")
-    own = OwnLog(keys, keystore.organisation(keys).name, b"", current.public, utc_now)
-    old = [
-        (record.key.name, own_logs.folder_of(keys, record.key), record.history) for record in own_logs.verified(keys)
-    ]
-    for origin, folder, history in [*old[:-1], *_of_runs(runs)]:
+    limit, own = utc_now() - datetime.timedelta(days=days), own_log(keys)
+    *old, _ = own_logs.verified(keys)
+    of_organisation = [(record.key.name, own_logs.folder_of(keys, record.key), record.history) for record in old]
+    for origin, folder, history in [*of_organisation, *_of_runs(runs)]:
         if history.last and history.last < limit:
             own.append(Pruned(origin=origin, size=len(history.tree), root=history.tree.root().hex()))
             with files.writing(folder):
@@ -35,6 +30,8 @@ def prune_logs(keys: Path, runs: Path | None, days: int) -> Iterator[str]:
 
 
 def _of_runs(runs: Path | None) -> Iterator[tuple[str, Path, History]]:
+    if runs and not runs.is_dir():
+        raise UsageError(f"{runs}: no such folder", hint="--runs names a coordinator's runs/, or a site's work/runs/")
     for path in sorted(runs.glob(f"*/{FOLDER}/{LOG}")) if runs else []:
         record = read_record(path.parent)
         if record.notes:  # else nothing was ever signed, and whatever is there is no evidence

@@ -1,0 +1,1 @@
+"""`mpctf-secure audit`: one module for each kind of work on logs."""

@@ -1,0 +1,312 @@
+"""What `audit verify` finds, for people and programs: a record for each log, of statements and of doubts."""
+
+import base64
+import contextlib
+import datetime
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple
+
+from mpctf_secure import files
+from mpctf_secure.auditlog import own as own_logs
+from mpctf_secure.auditlog.events import Charged, Cosigned, Pruned
+from mpctf_secure.auditlog.history import History, HistoryOfRun
+from mpctf_secure.auditlog.note import Checkpoint, Key
+from mpctf_secure.auditlog.own import OwnRecord
+from mpctf_secure.auditlog.proof import Proof
+from mpctf_secure.auditlog.storage import FOLDER, LOG, Record, read_record
+from mpctf_secure.cli.join import load_site
+from mpctf_secure.errors import DecodeError, SecurityError, UsageError
+from mpctf_secure.hazmat.kdf import sha256
+from mpctf_secure.identity import keystore
+from mpctf_secure.identity.documents import RosterBody, SignedRoster
+from mpctf_secure.identity.roster import Roster, view
+from mpctf_secure.privacy.ledger import Ledger
+from mpctf_secure.rounds.audit import (
+    Fork,
+    Verdict,
+    contradicts,
+    find_fork,
+    log_key,
+    missing,
+    reconcile,
+    run_log_key,
+    unwitnessed,
+    verify_run,
+)
+
+
+class Finding(NamedTuple):
+    """What was found out about one log."""
+
+    log: str
+    """Its folder and origin."""
+    facts: Mapping[str, object]
+    """What holds, for programs."""
+    statements: list[str]
+    """The same in words."""
+    doubts: list[str]
+    """What is not right."""
+
+    def fields(self) -> dict[str, object]:
+        """For JSON."""
+        return {"log": self.log, **self.facts, "statements": self.statements, "doubts": self.doubts}
+
+
+class _Seen(NamedTuple):
+    """A run's log that was verified."""
+
+    path: Path
+    record: Record
+    verdict: Verdict
+    history: HistoryOfRun
+
+
+def of_logs(paths: Sequence[Path], roster: Path | None) -> list[Finding]:
+    """Audit folders of runs, own logs, files of evidence; folders of one run are held against each other.
+
+    What is wrong with one hides no other.
+    """
+    body = keystore.load_document(roster, SignedRoster).roster if roster else None
+    findings, seen = list[Finding](), dict[Path, _Seen]()
+    for path in paths:
+        if path.resolve() in {other.resolve() for other in seen}:
+            raise UsageError(f"{path}: named twice", hint="a log is held against another one's copy of it")
+        try:
+            if path.is_file():
+                findings.append(_of_file(path, body))
+            elif (path / own_logs.KEY).is_file():
+                findings.append(_of_own(path, body))
+            elif (path / LOG).is_file():
+                record = read_record(path)
+                seen[path] = _Seen(path, record, *verify_run(record))
+                findings.append(_of_run(seen[path], list(seen.values())[:-1], body))
+            else:
+                raise UsageError(
+                    f"{path}: no {LOG} here", hint="name the audit folder of a run, or of a site's copy of it"
+                )
+        except SecurityError as error:
+            findings.append(_refused(str(path), error))
+    return findings
+
+
+def _refused(log: str, error: SecurityError) -> Finding:
+    return Finding(log, {}, [], [f"{error.message}; {error.hint}" if error.hint else error.message])
+
+
+def _of_run(one: _Seen, others: Sequence[_Seen], roster: RosterBody | None) -> Finding:
+    statements = _statements(one.verdict, one.record, compared=roster is not None)
+    doubts = missing(one.verdict, one.history, one.record)
+    if roster and roster.hash != one.verdict.roster.hash:
+        doubts.append("its roster is another one than that given")
+    for other in others:
+        if other.verdict.origin == one.verdict.origin:
+            found = _compare(one, other)
+            (doubts if found else statements).append(found or _longer(one, other))
+    return Finding(f"{one.path}: {one.verdict.origin}", _facts(one.verdict), statements, doubts)
+
+
+def _compare(one: _Seen, other: _Seen) -> str | None:
+    """What is wrong between two logs of one run, and a file of evidence where two checkpoints are enough for that."""
+    size = contradicts(one.record, other.history) or contradicts(other.record, one.history)
+    if size is None:
+        return None
+    key = run_log_key(one.verdict.roster, one.verdict.origin.rpartition("/")[2])
+    fork = find_fork(one.record, other.record, key)
+    if fork is None:
+        return f"{other.path} has another history: its first {size} leaves, which were signed, are others"
+    evidence = Path(f"fork-{sha256(fork.encode()).hex()[:8]}.json")
+    with files.writing(evidence):
+        files.replace(evidence, fork.encode())
+    return f"{other.path} has another history: {evidence} convicts {one.verdict.roster.coordinator.name}"
+
+
+def _longer(one: _Seen, other: _Seen) -> str:
+    more = one.verdict.leaves - other.verdict.leaves
+    length = f"; it has {abs(more)} leaves {'more' if more > 0 else 'less'}" if more else ""
+    return f"no checkpoint contradicts one of {other.path}{length}"
+
+
+def of_site(site_file: Path, run: str | None = None, given: Path | None = None) -> list[Finding]:
+    """A site's own logs, and the copies of all runs' logs, or of one, against them."""
+    site = load_site(site_file)
+    name, findings, logs = keystore.organisation(site.keys).name, list[Finding](), own_logs.verified(site.keys)
+    copies = sorted((site.work / "runs").glob(f"*/{FOLDER}"))
+    if not logs and copies:
+        raise SecurityError(f"{site.keys}: the own log is gone", hint="restore the keys folder as it was")
+    if not logs:
+        raise UsageError(f"{site.keys}: no own log yet", hint="it begins with enroll init, or the first join")
+    rosters = keystore.all_rosters(site.keys)
+    known = {member.log for roster in rosters for member in roster.members if member.name == name}
+    for log in logs:
+        # Before the first roster nobody else can know the key.
+        doubts = [] if log.key.public in known or not rosters else ["no installed roster has its key"]
+        doubts += _ledger_doubts(site.keys, log.history)
+        findings.append(Finding(log.key.name, _own_facts(log), [_length(log)], doubts))
+    hashes = {keystore.load_document(given, SignedRoster).roster.hash} if given else {one.hash for one in rosters}
+    histories = [log.history for log in logs]
+    for folder in copies:
+        if run in {None, folder.parent.name} and (folder / LOG).is_file():
+            findings.append(_of_copy(folder, name, hashes, histories))
+    there = {folder.parent.name for folder in copies if (folder / LOG).is_file()}
+    for lost in sorted(_cosigned_runs(histories) - there):
+        if run in {None, lost}:
+            folder = site.work / "runs" / lost / FOLDER
+            findings.append(Finding(str(folder), {}, [], ["this site has cosigned it; it is gone"]))
+    return findings
+
+
+def _cosigned_runs(logs: Sequence[History]) -> set[str]:
+    """Runs whose log this site has cosigned, and not pruned since."""
+    events = [entry.event for log in logs for entry in log.known.values()]
+    pruned = {event.origin.rpartition("/")[2] for event in events if isinstance(event, Pruned)}
+    return {event.run for event in events if isinstance(event, Cosigned)} - pruned
+
+
+def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[History]) -> Finding:
+    """One copy; what is wrong with it hides no other."""
+    if not (folder / LOG).stat().st_size:
+        lost = folder.parent.name in _cosigned_runs(logs)
+        return Finding(str(folder), {}, ["nothing is there"], ["this site has cosigned leaves of it"] if lost else [])
+    try:
+        record = read_record(folder)
+        verdict, history = verify_run(record)
+    except SecurityError as error:
+        return _refused(str(folder), error)
+    run = verdict.origin.rpartition("/")[2]
+    own = next((log for log in logs if log.find("run_accepted", run)), logs[-1])
+    statements = _statements(verdict, record, compared=True)
+    doubts = [*missing(verdict, history, record), *reconcile(name, verdict, history, record, own)]
+    if verdict.roster.hash not in rosters:
+        doubts.append("its roster is neither given nor installed here")
+    if (number := unwitnessed(history, own, run)) is not None:
+        statements.append(f"round {number}: this site has released shares, and no step tells what became of them")
+    if not doubts:
+        statements.append("goes together with this site's own log")
+    return Finding(f"{folder}: {verdict.origin}", _facts(verdict), statements, doubts)
+
+
+def _ledger_doubts(keys: Path, own: History) -> list[str]:
+    """Every round that was charged is in the privacy ledger as it was then: who puts back an older one is found."""
+    hashes = Ledger(keys).hashes()
+    doubts = []
+    for entry in own.known.values():
+        event = entry.event
+        if isinstance(event, Charged) and (len(hashes) < event.charges or hashes[event.charges - 1] != event.ledger):
+            doubts.append(f"run {event.run}, round {event.round}: the privacy ledger is not the one that was charged")
+    return doubts
+
+
+def _of_own(path: Path, roster: RosterBody | None) -> Finding:
+    """One of an organisation's own logs, by itself."""
+    log = own_logs.read_one(path)
+    statements = [_length(log), f"signed with the key {log.key.vkey}", *_holder(log.key, roster)]
+    return Finding(f"{path}: {log.key.name}", _own_facts(log), statements, [])
+
+
+def _length(log: OwnRecord) -> str:
+    return f"{len(log.history.tree)} leaves in order, {len(log.history.tree) - log.signed} of them not signed yet"
+
+
+def _own_facts(log: OwnRecord) -> dict[str, object]:
+    return {"origin": log.key.name, "leaves": len(log.history.tree), "signed": log.signed}
+
+
+def _holder(key: Key, roster: RosterBody | None) -> list[str]:
+    """Whose log key this is; SecurityError where it is nobody's."""
+    if roster is None:
+        return ["--roster says who that is"]
+    for member in roster.members:
+        if bytes.fromhex(member.log) == key.public:
+            return [f"in roster version {roster.version}, hash {roster.hash.hex()[:16]}…, that is {member.name}"]
+    raise SecurityError("nobody in the given roster has its key")
+
+
+def _of_file(path: Path, roster: RosterBody | None) -> Finding:
+    data = path.read_bytes()
+    with contextlib.suppress(DecodeError):
+        return _of_fork(path, Fork.decode(data), roster)
+    try:
+        proof = Proof.decode(data)
+    except DecodeError as error:
+        raise UsageError(
+            f"{path}: neither a proof nor evidence", hint="`audit prove` writes the one, a site the other: fork.json"
+        ) from error
+    if roster is None:
+        raise UsageError(f"{path}: a proof is checked with the keys of a roster", hint="add --roster roster-N.json")
+    return _of_proof(path, proof, view(roster))
+
+
+def _of_proof(path: Path, proof: Proof, roster: Roster) -> Finding:
+    origin = Checkpoint.decode(proof.note.text).origin
+    name, log, run = [*origin.split("/", 2), "", ""][:3]
+    if log == "run":
+        key, witnesses = run_log_key(roster, run), roster.participants
+    else:
+        holder = next((member for member in roster.members if member.name == name), None)
+        if holder is None:
+            raise SecurityError(f"{name} is not in the given roster")
+        key, witnesses = Key(origin, holder.log), ()
+    size = proof.verify(key).size
+    cosigned = {str(one.name): proof.note.cosigned_at(log_key(one)) for one in witnesses}
+    times = {one: time for one, time in cosigned.items() if time is not None}
+    statements = [
+        f"{name} has signed a log of {size} leaves" + (f"; cosigned by {', '.join(times)}" if times else ""),
+        *(f"leaf {one.index} is in it: {one.leaf.decode()}" for one in proof.leaves),
+    ]
+    if proof.since:
+        root = base64.b64encode(proof.since.root).decode()
+        statements.append(f"it continues the log of {proof.since.size} leaves with the root {root}")
+    facts = {"origin": origin, "signed": size, "witnesses": times, "leaves": [one.index for one in proof.leaves]}
+    return Finding(f"{path}: {origin}", facts, statements, [])
+
+
+def _of_fork(path: Path, fork: Fork, roster: RosterBody | None) -> Finding:
+    vkey = fork.key.vkey
+    statements = [f"whoever holds the key {vkey} has signed two histories of one log", *_holder(fork.key, roster)]
+    return Finding(f"{path}: {fork.key.name}", {"origin": fork.key.name, "convicted_key": vkey}, statements, [])
+
+
+def _facts(verdict: Verdict) -> dict[str, object]:
+    """Times are the witnesses' own, in seconds since 1970."""
+    contract = verdict.contract
+    return {
+        "origin": verdict.origin,
+        "roster": verdict.roster.hash.hex(),
+        "contract": contract.hash.hex() if contract else None,
+        "leaves": verdict.leaves,
+        "signed": max(verdict.signed, verdict.witnessed),
+        "witnessed": verdict.witnessed,
+        "witnesses_needed": contract.agreement if contract else None,
+        "steps": [step._asdict() for step in verdict.steps],
+        "rounds_closed": verdict.rounds,
+        "rounds": contract.rounds if contract else None,
+        "exit_code": verdict.end,
+    }
+
+
+def _statements(verdict: Verdict, record: Record, *, compared: bool) -> list[str]:
+    roster, signed = verdict.roster, max(verdict.signed, verdict.witnessed)
+    same = "" if compared else "; --roster compares it with one that you have from elsewhere"
+    lines = [
+        f"{verdict.leaves} leaves in order, the first {signed} as {roster.coordinator.name} has signed them",
+        f"roster version {roster.version}, hash {roster.hash.hex()[:16]}…{same}",
+    ]
+    if verdict.steps:
+        last = verdict.steps[-1]
+        needed = verdict.contract.agreement if verdict.contract else 0
+        names = ", ".join(last.witnesses)
+        at = datetime.datetime.fromtimestamp(max(last.witnesses.values()), datetime.UTC)
+        lines.append(f"the first {verdict.witnessed} witnessed at step {last.number} by {names} ({needed} are needed)")
+        lines.append(f"the last of them cosigned at {at:%Y-%m-%d %H:%M:%S} UTC, by its own clock")
+    else:
+        lines.append("no step was witnessed")
+    if rest := signed - verdict.witnessed:
+        lines.append(f"{rest} after these are {roster.coordinator.name}'s word alone")
+    if unsigned := verdict.leaves - signed:
+        lines.append(f"the last {unsigned} are NOT SIGNED: whoever can write the file may have written them")
+    if record.rest:
+        lines.append(f"{len(record.rest)} bytes behind the last leaf are none")
+    of = f" of {verdict.contract.rounds}" if verdict.contract else ""
+    ended = "" if verdict.end is None else f"; the run ended with exit code {verdict.end}"
+    return [*lines, f"{verdict.rounds}{of} rounds are closed{ended}"]
