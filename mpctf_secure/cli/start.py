@@ -195,7 +195,7 @@ def _open_log(plan: Plan, parties: _Parties, folder: Path, journal: Journal) -> 
     log = RunLog(folder, parties.roster, plan.proposal.run_id, utc_now)
     if log.is_empty and not journal.is_empty:
         raise EnvironmentUnfitError(f"{folder}: the run's audit log is gone", hint="restore the folder as it was")
-    if log.ended is not None and journal.ended is None:  # killed in between
+    if log.ended and journal.ended is None:  # killed in between; one that ended well is gone through once more
         journal.end(Ended(log.ended, "its audit log has ended"))
     log.keep(b"", keystore.roster_files(parties.home, parties.roster.version))
     return log
