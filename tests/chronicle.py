@@ -19,6 +19,7 @@ from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
 from mpctf_secure.auditlog.witness import origin_of_run, step_line
 from mpctf_secure.errors import SecurityError
+from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Member, Roster
 from mpctf_secure.ids import IdentityKey, ParticipantName
@@ -69,14 +70,14 @@ class Chronicle:
             self.lines.append(entry.encode())
             self.history.take(self.lines[-1])
 
-    def tell_round(self, number: int, outcome: bytes, state_hash: bytes, certificate: str = NOTHING) -> None:
+    def tell_round(self, number: int, outcome: bytes, state_hash: bytes, certificate: bytes | None = None) -> None:
         """A round with this outcome: attempts of contexts and tuples that nobody knows."""
-        self.tell(StepWitnessed(round=number - 1, certificate=certificate, witnesses=()))
+        self.tell(self.witnessed(number - 1, certificate))
         said = decoded(outcome)
         last = said.announce.attempt
         for attempt in range(1, last + 1):
             which = {"round": number, "attempt": attempt}
-            self.tell(AttemptOpened(**which, context=NOTHING, cohort=()))
+            self.tell(AttemptOpened(**which, context=NOTHING, cohort=self.names(said.announce.cohort)))
             if attempt < last or isinstance(said, Void):
                 self.tell(AttemptFailed(**which, tuple=None))
         which = {"round": number, "attempt": last}
@@ -87,6 +88,13 @@ class Chronicle:
             digest = said.digest.hex()
             self.tell(SumPublished(**which, tuple=NOTHING, survivors=names, recovered=(), digest=digest))
         self.tell(RoundClosed(round=number, state_hash=state_hash.hex()))
+
+    def witnessed(self, step: int, certificate: bytes | None) -> StepWitnessed:
+        """What tells of a certificate; None: of one that nobody knows."""
+        if certificate is None:
+            return StepWitnessed(round=step, certificate=NOTHING, witnesses=())
+        senders = [Signed.decode(message).sender for message in Certificate.decode(certificate).messages]
+        return StepWitnessed(round=step, certificate=sha256(certificate).hex(), witnesses=self.names(senders))
 
     def names(self, members: Sequence[IdentityKey]) -> tuple[str, ...]:
         return tuple(sorted(str(self.roster.by_identity(member).name) for member in members))

@@ -18,7 +18,6 @@ from mpctf_secure.auditlog.events import (
     ContractClosed,
     Key,
     Leaf,
-    OfOrganisation,
     OfRun,
     RoundClosed,
     RoundVoid,
@@ -28,6 +27,7 @@ from mpctf_secure.auditlog.events import (
     SumPublished,
 )
 from mpctf_secure.auditlog.merkle import Tree, leaf_hash
+from mpctf_secure.auditlog.own_events import OfOrganisation
 from mpctf_secure.errors import SecurityError
 
 L = TypeVar("L", bound=Leaf)
@@ -42,13 +42,15 @@ class History:
         self.tree = Tree()
         self.known = dict[Key, Entry]()
         """By the keys of their events."""
+        self.places = dict[Key, int]()
+        """The same ones' numbers in the log."""
         self.last: datetime.datetime | None = None
         """The time of the last leaf."""
 
     def copy(self) -> Self:
         """One that goes on by itself."""
         other = copy.copy(self)
-        other.tree, other.known = self.tree.copy(), dict(self.known)
+        other.tree, other.known, other.places = self.tree.copy(), dict(self.known), dict(self.places)
         return other
 
     def take(self, line: bytes) -> Entry:
@@ -56,9 +58,10 @@ class History:
         entry = Entry.decode(line, self.kinds)
         self.check(entry)
         self.last = entry.time
-        self.tree.append(leaf_hash(line))
         if entry.event.key:
             self.known[entry.event.key] = entry
+            self.places[entry.event.key] = len(self.tree)
+        self.tree.append(leaf_hash(line))
         self.advance(entry.event)
         return entry
 
@@ -99,6 +102,12 @@ class HistoryOfRun(History):
         """The last one that was closed."""
         self._due: tuple[str, ...] = ("run_opened",)
         self._attempt = 0
+
+    def stands_at(self, step: int, size: int) -> bool:
+        """Whether the first `size` leaves end with a step: it is closed in them, and nothing after it has begun."""
+        closed = self.places.get(("round_closed", step) if step else ("contract_closed",), len(self.tree))
+        after = (("step_witnessed", step), ("model_exported",), ("run_ended",))
+        return closed < size <= min((self.places[key] for key in after if key in self.places), default=size)
 
     def check_order(self, event: Leaf) -> None:
         """One of the protocol's events must be due, with the round and attempt that are due."""

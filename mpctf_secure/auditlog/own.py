@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from mpctf_secure import files
 from mpctf_secure.auditlog.entry import Entry
-from mpctf_secure.auditlog.events import Cosigned, Leaf, LogBegun
+from mpctf_secure.auditlog.events import Leaf
 from mpctf_secure.auditlog.history import History
 from mpctf_secure.auditlog.note import Key
+from mpctf_secure.auditlog.own_events import Cosigned, LogBegun
 from mpctf_secure.auditlog.storage import FOLDER, Log, read_signed
 from mpctf_secure.errors import DecodeError, EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey

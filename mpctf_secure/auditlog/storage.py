@@ -260,7 +260,8 @@ def read_record(folder: Path) -> Record:
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
     """Its files that are called after a number; others lie there by chance."""
-    return [path for path in sorted(folder.glob(f"*{suffix}")) if path.name.removesuffix(suffix).isdecimal()]
+    named = (path for path in sorted(folder.glob(f"*{suffix}")) if path.name.removesuffix(suffix).isdecimal())
+    return [path for path in named if path.is_file()]
 
 
 def take_all(lines: Iterable[bytes], history: H) -> H:

@@ -10,7 +10,7 @@ import typer
 
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
-from mpctf_secure.auditlog.events import KeysDrawn, KeysOpened, Requested, RosterInstalled, RosterSigned
+from mpctf_secure.auditlog.own_events import KeysDrawn, KeysOpened, Requested, RosterInstalled, RosterSigned
 from mpctf_secure.cli import passphrase, telephone
 from mpctf_secure.cli.models import builtin_config
 from mpctf_secure.cli.options import Format, PassphraseFd

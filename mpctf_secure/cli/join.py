@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from mpctf_secure import files
-from mpctf_secure.auditlog.events import KeysOpened
+from mpctf_secure.auditlog.own_events import KeysOpened
 from mpctf_secure.cli import passphrase
 from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.cli.signals import interrupt_when_told_to_end

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Never
 
 import typer
 
-from mpctf_secure.auditlog.events import KeysOpened, RunKept
 from mpctf_secure.auditlog.own import OwnLog
+from mpctf_secure.auditlog.own_events import KeysOpened, RunKept
 from mpctf_secure.cli import local_sites, passphrase, report
 from mpctf_secure.cli.compare import evaluate
 from mpctf_secure.cli.dry_run import show_scripts

@@ -10,8 +10,8 @@ from typing import Never
 
 from mpctf_secure import files
 from mpctf_secure.attestation.measurement import measure_package
-from mpctf_secure.auditlog.events import Charged, RunAccepted, RunDone, RunRefused
 from mpctf_secure.auditlog.own import OwnLog
+from mpctf_secure.auditlog.own_events import Charged, RunAccepted, RunDone, RunRefused
 from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.config.strategies import MemoryAware
 from mpctf_secure.config.training import Training

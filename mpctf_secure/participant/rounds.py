@@ -209,7 +209,7 @@ class Participant:
         try:
             secret = attempts.secret("noise")
             advert = attempts.join(announce, lambda context: self._encode(state, given, context, secret))
-            self._witness.join(announce.round, announce.attempt, ctx)
+            self._witness.join(announce, ctx)
             adverts = self._link.send("advert", advert, ctx, "adverts")
             delivery = self._link.send("shares", attempts.share(adverts), ctx, "delivery")
             try:

@@ -3,17 +3,18 @@
 What it knows is in its own log, where it gets before anything leaves.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from mpctf_secure import files
-from mpctf_secure.auditlog.events import Confirmed, Cosigned, Heard, Joined, Released, Uploaded
 from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own import OwnLog
-from mpctf_secure.auditlog.storage import CERTIFICATES, FOLDER, STEPS, Copy, keep_beside, keep_witnessed
+from mpctf_secure.auditlog.own_events import Confirmed, Cosigned, Heard, Joined, Released, Uploaded
+from mpctf_secure.auditlog.storage import CERTIFICATES, FOLDER, STEPS, Copy, check_below, keep_beside, keep_witnessed
 from mpctf_secure.auditlog.witness import check_step, demand, head, is_fork, witnessed
 from mpctf_secure.errors import COORDINATOR, SecurityError, blaming
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
@@ -21,14 +22,28 @@ from mpctf_secure.hazmat.signature import SigningKey
 from mpctf_secure.identity.roster import Roster
 from mpctf_secure.ids import IdentityKey
 from mpctf_secure.participant.link import Link
-from mpctf_secure.rounds.audit import Fork, check_beginning, check_known, log_key, read_certificate, run_log_key
+from mpctf_secure.rounds.audit import (
+    Fork,
+    check_beginning,
+    check_known,
+    check_witnesses,
+    log_key,
+    read_certificate,
+    run_log_key,
+)
 from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import LogRequest, Publication, Void, Witnessed
+from mpctf_secure.rounds.messages import Announce, LogRequest, Publication, Void, Witnessed
+from mpctf_secure.secagg.messages import Survivors
+from mpctf_secure.secagg.proof import DealerProof
 
 FORK = "fork.json"
 _MOST_PIECES = 128
 _STRIDE = 100
 """Steps of a log that is got anew in one answer."""
+
+
+class ForkError(SecurityError):
+    """The coordinator is convicted: what it says after that mends nothing."""
 
 
 class Certified(NamedTuple):
@@ -63,9 +78,10 @@ class Witness:
         self._checked = 0  # up to this step the log was held against the own log
         keep_beside(self._folder, contract.encode(), rosters)
 
-    def join(self, number: int, attempt: int, context: bytes) -> None:
+    def join(self, announce: Announce, context: bytes) -> None:
         """An attempt, before anything of it leaves."""
-        self._own.append(Joined(run=self._run, round=number, attempt=attempt, context=context.hex()))
+        which = {"run": self._run, "round": announce.round, "attempt": announce.attempt}
+        self._own.append(Joined(**which, context=context.hex(), cohort=self._names(announce.cohort)))
 
     def upload(self, number: int, attempt: int, digest: bytes) -> None:
         """A masked input, before its last piece leaves."""
@@ -74,7 +90,9 @@ class Witness:
 
     def confirm(self, number: int, attempt: int, claim: bytes) -> None:
         """A tuple, before the signature of it leaves."""
-        self._own.append(Confirmed(run=self._run, round=number, attempt=attempt, tuple=sha256(claim).hex()))
+        which = {"run": self._run, "round": number, "attempt": attempt}
+        recovered = self._names(Survivors.decode(claim).dropouts)
+        self._own.append(Confirmed(**which, tuple=sha256(claim).hex(), recovered=recovered))
 
     def release(self, number: int, attempt: int, claim: bytes) -> None:
         """Shares for a tuple, before they leave."""
@@ -82,11 +100,14 @@ class Witness:
 
     def hear(self, number: int, outcome: Publication | Void) -> None:
         """A round's outcome, before it is applied."""
-        digest, survivors = None, tuple[IdentityKey, ...]()
+        announce, digest, survivors, convicted = outcome.announce, None, tuple[str, ...](), None
         if isinstance(outcome, Publication):
-            digest, survivors = outcome.digest.hex(), outcome.survivors
-        attempt, names = outcome.announce.attempt, self._names(survivors)
-        self._own.append(Heard(run=self._run, round=number, attempt=attempt, digest=digest, survivors=names))
+            digest, survivors = outcome.digest.hex(), self._names(outcome.survivors)
+        elif outcome.proof:
+            (convicted,) = self._names([DealerProof.decode(outcome.proof).dealer])
+        which = {"run": self._run, "round": number, "attempt": announce.attempt}
+        said = {"digest": digest, "survivors": survivors, "convicted": convicted}
+        self._own.append(Heard(**which, cohort=self._names(announce.cohort), **said))
 
     def witness(self, step: int, said: bytes, state_hash: bytes | None) -> bytes:
         """The body that says `said` and that this site has seen the log of a step; the log is kept before.
@@ -94,9 +115,11 @@ class Witness:
         SecurityError for a log that hides something, or is not the one that this site has seen.
         """
         entry = self._own.history.find("cosigned", self._run, step)
-        path = self._folder / STEPS / str(step)
-        note = Note.decode(path.read_bytes()) if entry and path.exists() else self.follow(step, state_hash)
-        checkpoint = check_step(note, self._log_key, step)
+        newest = self._own.cosigned(self._run, self._contract.rounds)
+        if entry is None and newest and newest.round > step:
+            raise SecurityError(f"this site has cosigned step {newest.round}, not {step}", culprits=[COORDINATOR])
+        note = self._kept(step, state_hash) or self.follow(step, state_hash)
+        checkpoint = Checkpoint.decode(note.text)
         if entry is None:
             tree, salt = self._own.history.tree, os.urandom(HASH_BYTES)
             commitment = head(salt, len(tree), tree.root())
@@ -122,10 +145,13 @@ class Witness:
         with blaming(COORDINATOR, "audit log"):
             try:
                 note, lines, history = self._fetch(step)
+            except ForkError:
+                raise
             except SecurityError:
                 if not len(self._copy.history.tree):
                     raise
                 self._copy.forget()  # it is a cache: this machine, and not the coordinator, may have spoilt it
+                self._checked = 0
                 for number in range(_STRIDE, step, _STRIDE):  # so that no answer is too long
                     _, lines, history = self._fetch(number)
                     self._copy.extend(history, lines)
@@ -176,21 +202,47 @@ class Witness:
 
     def _demand(self, history: HistoryOfRun, step: int, state_hash: bytes | None) -> None:
         """Everything that this site knows of the run by itself is there as it knows it."""
-        check_beginning(history, self._contract)
+        check_beginning(history, self._contract, self._roster)
+        if not history.stands_at(step, len(history.tree)):
+            raise SecurityError(f"its checkpoint does not end with step {step}")
         check_known(history, self._own.history, self._run, range(self._checked + 1, step + 1))
         for number in range(self._checked, step):
+            if seen := self._seen(number):
+                check_below(history, Checkpoint.decode(seen.text))
             before = self._folder / CERTIFICATES / str(number)
             if before.exists():
-                demand(history, "step_witnessed", number, certificate=sha256(before.read_bytes()).hex())
+                check_witnesses(history, number, before.read_bytes(), self._roster)
         if state_hash:
             demand(history, "round_closed", step, state_hash=state_hash.hex())
         self._checked = step
 
     def _check_same(self, step: int, note: Note) -> None:
         """The coordinator signs one checkpoint a step, and this site may have seen it."""
+        if seen := self._seen(step):
+            self._check_one_history(step, seen, note)
+
+    def _seen(self, step: int) -> Note | None:
+        """The checkpoint of a step that is here; None also where this machine has spoilt it."""
         path = self._folder / STEPS / str(step)
-        if path.exists():
-            self._check_one_history(step, Note.decode(path.read_bytes()), note)
+        with contextlib.suppress(FileNotFoundError, SecurityError):
+            note = Note.decode(path.read_bytes())
+            check_step(note, self._log_key, step)
+            return note
+        return None
+
+    def _kept(self, step: int, state_hash: bytes | None) -> Note | None:
+        """The checkpoint of a step that this site has cosigned, if it and its leaves are still here."""
+        cosigned, note = self._own.history.event(Cosigned, self._run, step), self._seen(step)
+        history = self._copy.history
+        if cosigned is None or note is None or len(history.tree) < cosigned.size:
+            return None
+        root = history.tree.root(cosigned.size)
+        if (root.hex(), Checkpoint.decode(note.text).root) != (cosigned.root, root):
+            return None
+        if state_hash:
+            with blaming(COORDINATOR, "audit log"):
+                demand(history, "round_closed", step, state_hash=state_hash.hex())
+        return note
 
     def _check_one_history(self, step: int, seen: Note, note: Note) -> None:
         """Two checkpoints of a step convict the coordinator, and are kept for whoever is to judge that."""
@@ -199,12 +251,12 @@ class Witness:
         if not is_fork(seen, note, self._log_key):
             raise SecurityError(f"another checkpoint of step {step}")
         files.replace(self._folder / FORK, Fork(self._log_key, (seen, note)).encode())
-        raise SecurityError(
+        raise ForkError(
             f"the coordinator has signed two histories at step {step}",
             hint=f"{self._folder / FORK} convicts it before anybody: mpctf-secure audit verify",
         )
 
-    def _names(self, members: tuple[IdentityKey, ...]) -> tuple[str, ...]:
+    def _names(self, members: Iterable[IdentityKey]) -> tuple[str, ...]:
         return tuple(sorted(str(self._roster.by_identity(member).name) for member in members))
 
 

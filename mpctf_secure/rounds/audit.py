@@ -1,25 +1,15 @@
 """What a run's log, rosters, contract and certificates say together, without trust in who keeps them."""
 
+import bisect
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
-from mpctf_secure.auditlog.events import (
-    AttemptFailed,
-    Confirmed,
-    Cosigned,
-    Heard,
-    Joined,
-    Released,
-    RoundClosed,
-    RunAccepted,
-    RunEnded,
-    RunOpened,
-    SumPublished,
-    Uploaded,
-)
+from mpctf_secure.auditlog.events import AttemptFailed, RoundClosed, RunEnded, RunOpened, SumPublished
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
+from mpctf_secure.auditlog.own_events import Confirmed, Cosigned, Heard, Joined, Released, RunAccepted, Uploaded
 from mpctf_secure.auditlog.storage import Record, check_below, signed_size, take_all
 from mpctf_secure.auditlog.witness import check_cosignature, check_step, demand, head, is_fork, origin_of_run
 from mpctf_secure.errors import DecodeError, SecurityError
@@ -53,9 +43,11 @@ class Verdict(NamedTuple):
     """So many of them, from the first, are below a checkpoint of the coordinator."""
     steps: tuple[Step, ...]
     rounds: int
-    """So many are closed."""
+    """So many are closed in the signed leaves."""
     end: int | None
-    """The run's exit code."""
+    """The run's exit code in them."""
+    first_roster: int
+    """The version of the first one: if it is not 1, nothing says whether its members had signed it."""
 
     @property
     def witnessed(self) -> int:
@@ -95,7 +87,7 @@ def read_certificate(
 def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
     """What a run's folder proves, and what its log says; SecurityError names what does not hold, and where.
 
-    1. The rosters follow each other, each signed as it must be; one of them is the run's.
+    1. The rosters follow each other, each but the first signed by the one before, version 1 by all; one is the run's.
     2. The leaves are canonical, known, and in an order that a run can have; the contract is the one in the log.
     3. Every checkpoint there is signed by the coordinator, no cosignature is forged, and these leaves lead to it.
     4. Every certificate is of the checkpoint of its step and signed by a quorum, and the next step has its hash.
@@ -106,10 +98,10 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
     opened = history.event(RunOpened)
     if opened is None:
         raise SecurityError("the log is empty")
-    roster = _roster_of(record.rosters, opened.roster_hash)
+    roster, first = _roster_of(record.rosters, opened.roster_hash)
     contract = Contract.decode(record.contract) if record.contract else None
-    if contract and history.find("contract_closed"):
-        check_beginning(history, contract)
+    if contract:
+        check_beginning(history, contract, roster)
     key = run_log_key(roster, opened.run)
     signed = signed_size(record, key, history)
     for member in roster.participants:
@@ -120,19 +112,23 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
         for number, data in sorted(record.certificates.items())
         if contract
     )
+    signed = max([signed, *(step.size for step in steps)])
     ended = history.event(RunEnded)
-    end = ended.exit_code if ended else None
-    return Verdict(key.name, roster, contract, len(history.tree), signed, steps, history.round, end), history
+    end = ended.exit_code if ended and history.places["run_ended",] < signed else None
+    rounds = sum(history.places["round_closed", number] < signed for number in range(1, history.round + 1))
+    return Verdict(key.name, roster, contract, len(history.tree), signed, steps, rounds, end, first), history
 
 
-def _roster_of(documents: Sequence[bytes], roster_hash: str) -> Roster:
+def _roster_of(documents: Sequence[bytes], roster_hash: str) -> tuple[Roster, int]:
+    """That of the run, and the version of the first one there is."""
     history = sorted(map(SignedRoster.decode, documents), key=lambda one: one.roster.version)
     if not history:
         raise SecurityError("no roster beside the log")
+    enrollment.verify_form(history[0].roster)
     enrollment.verify_history(history)
     for signed in history:
         if signed.roster.hash.hex() == roster_hash:
-            return view(signed.roster)
+            return view(signed.roster), history[0].roster.version
     raise SecurityError("the roster in the log is not beside it")
 
 
@@ -140,24 +136,35 @@ def _verified_step(history: HistoryOfRun, number: int, data: bytes, contract: Co
     try:
         note, said = read_certificate(data, number, contract, roster)
         size = check_below(history, Checkpoint.decode(note.text))
-        members = {identity: roster.by_identity(identity) for identity in said}
+        if not history.stands_at(number, size):
+            raise SecurityError(f"its checkpoint does not end with step {number}")
         closed = history.event(RoundClosed, number)
         position = Position(number, bytes.fromhex(closed.state_hash)).encode() if closed else None
-        agreeing = [one for one, body in said.items() if position in {None, body.said}]
-        if sum(members[one].name in contract.participants for one in agreeing) < contract.agreement:
-            raise SecurityError(f"{len(agreeing)} witnesses hold the state, {contract.agreement} are needed")
+        times = {
+            str(roster.by_identity(identity).name): body.time
+            for identity, body in said.items()
+            if position in {None, body.said} and roster.by_identity(identity).name in contract.participants
+        }
+        if len(times) < contract.agreement:
+            raise SecurityError(f"{len(times)} witnesses hold the state, {contract.agreement} are needed")
         if history.find("step_witnessed", number):
-            demand(history, "step_witnessed", number, certificate=sha256(data).hex())
+            check_witnesses(history, number, data, roster)
     except SecurityError as error:
         raise SecurityError(f"certificate of step {number}: {error.message}", culprits=error.culprits) from error
-    times = {str(member.name): said[identity].time for identity, member in members.items()}
     return Step(number, size, dict(sorted(times.items())))
 
 
-def check_beginning(history: HistoryOfRun, contract: Contract) -> None:
-    """SecurityError where a run's log does not begin with this contract, and the roster and participants in it."""
-    names = tuple(contract.participants)
-    demand(history, "run_opened", run=contract.run_id, roster_hash=contract.roster_hash, participants=names)
+def check_witnesses(history: History, step: int, certificate: bytes, roster: Roster) -> None:
+    """SecurityError where a run's log tells of another certificate of a step, or of others in it."""
+    senders = [Signed.decode(message).sender for message in Certificate.decode(certificate).messages]
+    names = tuple(sorted(str(roster.by_identity(sender).name) for sender in senders))
+    demand(history, "step_witnessed", step, certificate=sha256(certificate).hex(), witnesses=names)
+
+
+def check_beginning(history: HistoryOfRun, contract: Contract, roster: Roster) -> None:
+    """SecurityError where a run's log does not begin with this contract, its program, roster and participants."""
+    proposed = {"run": contract.run_id, "package": contract.package, "participants": tuple(contract.participants)}
+    demand(history, "run_opened", roster_version=roster.version, roster_hash=contract.roster_hash, **proposed)
     agreed = {"contract_hash": contract.hash.hex(), "base_model_hash": contract.base_model_hash}
     demand(history, "contract_closed", **agreed)
 
@@ -165,23 +172,26 @@ def check_beginning(history: HistoryOfRun, contract: Contract) -> None:
 def check_known(history: HistoryOfRun, own: History, run: str, rounds: Iterable[int]) -> None:
     """SecurityError where a run's log hides what a site's own log has of these rounds, or has it otherwise.
 
-    That is: the attempts that it joined, the tuples that it confirmed, what was published.
+    That is: the attempts that it joined and with whom, the tuples that it confirmed, what was published.
     """
     for number in rounds:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             if joined := own.event(Joined, run, number, attempt):
-                demand(history, "attempt_opened", number, attempt, context=joined.context)
+                demand(history, "attempt_opened", number, attempt, context=joined.context, cohort=joined.cohort)
             if confirmed := own.event(Confirmed, run, number, attempt):
                 if history.find("attempt_failed", number, attempt):
                     demand(history, "attempt_failed", number, attempt, tuple=confirmed.tuple)
                 else:
-                    demand(history, "sum_published", number, attempt=attempt, tuple=confirmed.tuple)
+                    signed = {"tuple": confirmed.tuple, "recovered": confirmed.recovered}
+                    demand(history, "sum_published", number, attempt=attempt, **signed)
         heard = own.event(Heard, run, number)
+        if heard:
+            demand(history, "attempt_opened", number, heard.attempt, cohort=heard.cohort)
         if heard and heard.digest:
             said = {"attempt": heard.attempt, "digest": heard.digest, "survivors": heard.survivors}
             demand(history, "sum_published", number, **said)
         elif heard:
-            demand(history, "round_void", number, attempt=heard.attempt)
+            demand(history, "round_void", number, attempt=heard.attempt, convicted=heard.convicted)
 
 
 class Fork(NamedTuple):
@@ -211,8 +221,14 @@ class Fork(NamedTuple):
 
 def find_fork(one: Record, other: Record, key: Key) -> Fork | None:
     """Two checkpoints, one of each record, that convict the log's writer."""
-    pairs = ((Note.decode(mine), Note.decode(theirs)) for mine in one.notes.values() for theirs in other.notes.values())
+    pairs = itertools.product(_notes(one), _notes(other))
     return next((Fork(key, pair) for pair in pairs if is_fork(*pair, key)), None)
+
+
+def _notes(record: Record) -> list[Note]:
+    """Every checkpoint in a record, also those that only a certificate has."""
+    certified = (Certificate.decode(data).note for data in record.certificates.values())
+    return list(map(Note.decode, [*record.notes.values(), *certified]))
 
 
 def contradicts(record: Record, history: HistoryOfRun) -> int | None:
@@ -220,7 +236,7 @@ def contradicts(record: Record, history: HistoryOfRun) -> int | None:
 
     Both were signed: whoever did that has two histories, whether or not two checkpoints of one step show it at once.
     """
-    for checkpoint in (Checkpoint.decode(Note.decode(note).text) for note in record.notes.values()):
+    for checkpoint in (Checkpoint.decode(note.text) for note in _notes(record)):
         if checkpoint.size <= len(history.tree) and history.tree.root(checkpoint.size) != checkpoint.root:
             return checkpoint.size
     return None
@@ -238,6 +254,7 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
     if member is None:
         return [f"{name} is not in its roster"]
     doubts = []
+    of_run = sorted(own.places[key] for key, entry in own.known.items() if getattr(entry.event, "run", None) == run)
     accepted = own.event(RunAccepted, run)
     if accepted is None or accepted.contract_hash != contract.hash.hex():
         doubts.append("this site's own log has not accepted this contract")
@@ -253,11 +270,25 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
             doubts.append(f"step {step}: this site has cosigned {cosigned.size} leaves")
         elif cosigned and history.tree.root(cosigned.size).hex() != cosigned.root:
             doubts.append(f"step {step}: this site has cosigned another log")
-        data = record.certificates.get(step)
-        said = read_certificate(data, step, contract, verdict.roster)[1].get(member.identity) if data else None
-        if said and (cosigned is None or not _commits(said.head, cosigned, own)):
+        said = _said(member.identity, step, verdict, record)
+        if said and (cosigned is None or not _commits(said.head, cosigned, own, of_run)):
             doubts.append(f"step {step}: this site's own log is not the one that it has committed to: it was changed")
     return doubts
+
+
+def uncommitted(name: str, verdict: Verdict) -> Iterator[str]:
+    """The steps at which no commitment that a site has signed says what its own log was.
+
+    A site with certificates of its own choice can show any own log: whoever audits it takes the coordinator's.
+    """
+    compared = {step.number for step in verdict.steps if name in step.witnesses}
+    if missed := [step for step in range(verdict.rounds + 1) if step not in compared]:
+        yield f"steps {', '.join(map(str, missed))}: no commitment of this site to its own log is here"
+
+
+def _said(member: IdentityKey, step: int, verdict: Verdict, record: Record) -> Witnessed | None:
+    data, contract = record.certificates.get(step), verdict.contract
+    return read_certificate(data, step, contract, verdict.roster)[1].get(member) if data and contract else None
 
 
 def _round_doubts(name: str, number: int, history: HistoryOfRun, own: History, run: str) -> Iterator[str]:
@@ -288,8 +319,13 @@ def unwitnessed(history: HistoryOfRun, own: History, run: str) -> int | None:
     return number if own.event(Released, run, number) else None
 
 
-def _commits(commitment: bytes, cosigned: Cosigned, own: History) -> bool:
-    """Whether what a site has signed is its own log as it was then."""
-    if cosigned.own_size > len(own.tree):
+def _commits(commitment: bytes, cosigned: Cosigned, own: History, of_run: Sequence[int]) -> bool:
+    """Whether what a site has signed is its own log as it was then, with all that it had of the run.
+
+    `of_run`: the numbers of its leaves of the run. A commitment to fewer would leave the site free to write others.
+    """
+    cosigning = own.places["cosigned", cosigned.run, cosigned.round]
+    before = bisect.bisect_left(of_run, cosigning)
+    if not max(of_run[:before][-1:], default=-1) < cosigned.own_size <= cosigning:
         return False
     return commitment == head(bytes.fromhex(cosigned.salt), cosigned.own_size, own.tree.root(cosigned.own_size))

@@ -13,7 +13,7 @@ from mpctf_secure.hazmat.encoding import Reader, decode_sequence, enc, enc_seque
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.hazmat.shamir import SHARE_BYTES
 from mpctf_secure.ids import IdentityKey
-from mpctf_secure.secagg.messages import MASK_KEY, SELF_MASK, members
+from mpctf_secure.secagg.messages import MASK_KEY, SELF_MASK, Signed, members
 from mpctf_secure.secagg.parameters import MAX_COHORT, Context, check_ascending
 from mpctf_secure.secagg.verification import check_share, recover, verify_adverts, verify_dealings
 
@@ -52,6 +52,11 @@ class DealerProof:
     def encode(self) -> bytes:
         """The bytes that travel."""
         return enc(self.adverts, self.dealing, self.kind) + enc_sequence(self.holders) + enc_sequence(self.shares)
+
+    @property
+    def dealer(self) -> IdentityKey:
+        """Against whom it is; DecodeError where that cannot be read."""
+        return Signed.decode(self.dealing).sender
 
     def convict(self, context: Context) -> IdentityKey:
         """The dealer at fault; SecurityError where this proves nothing, which is the fault of whoever shows it.

@@ -95,7 +95,7 @@ def test_site_s_own_log_goes_together_with_the_run_s(finished: Path) -> None:
     result = audit("verify", "--site", finished / "sites" / "site-3" / "site.yaml", "--format", "json")
     own, run = json.loads(result.stdout)
     assert own["log"].startswith("site-3/own/")
-    assert "goes together with this site's own log" in run["statements"]
+    assert "nothing contradicts this site's own log" in run["statements"]
     assert own["doubts"] == run["doubts"] == []
     assert own["leaves"] == own["signed"] == 18
 
@@ -297,6 +297,49 @@ def test_site_that_changes_its_own_record_is_found_out(folder: Path, change: Cal
     result = audit("verify", "--site", home / "site.yaml")
     assert result.returncode == 4
     assert why in result.stderr
+
+
+def test_own_log_that_nobody_has_signed_is_nobody_s(folder: Path) -> None:
+    """Anybody can write one under a key that is public."""
+    (log,) = (folder / "sites" / "site-4" / "keys" / "audit").glob("*/log.jsonl")
+    (log.parent / "checkpoint").unlink()
+    edit(b'"attempt":1', b'"attempt":2')(log.parent)
+    result = audit("verify", log.parent)
+    assert result.returncode == 4
+    assert "nothing of it is signed: whoever can write the file may have written it" in result.stderr
+
+
+def test_own_log_under_another_s_name_is_refused(finished: Path, tmp_path: Path) -> None:
+    keys = keystore.unseal(finished / "sites" / "site-4" / "keys", PHRASE)
+    OwnLog(tmp_path, "site-3", keys.identity.public, keys.log.public, utc_now).sign(keys.log)
+    (log,) = (tmp_path / "audit").glob("*/log.jsonl")
+    assert audit("verify", log.parent).returncode == 0
+    roster = finished / "sites" / "site-1" / "keys" / "rosters" / "1.json"
+    result = audit("verify", log.parent, "--roster", roster)
+    assert (result.returncode, "site-3 does not have its key in the given roster" in result.stderr) == (4, True)
+
+
+def test_evidence_that_a_site_has_is_not_passed_over(folder: Path) -> None:
+    site_file(folder)
+    forge(folder, folder / "forged").checkpoint(0, stolen(folder))
+    assert audit("verify", folder / "forged" / "audit", at_site(folder), cwd=folder).returncode == 4
+    (evidence,) = folder.glob("fork-*.json")
+    shutil.copy(evidence, at_site(folder) / "fork.json")
+    result = audit("verify", "--site", folder / "sites" / "site-1" / "site.yaml")
+    assert (result.returncode, "the coordinator has signed two histories" in result.stderr) == (4, True)
+
+
+def test_what_is_no_file_or_no_roster_is_an_error_and_no_crash(folder: Path, tmp_path: Path) -> None:
+    (folder / "audit" / "steps" / "3").mkdir()
+    roster = folder / "sites" / "site-1" / "keys" / "rosters" / "1.json"
+    assert audit("verify", folder / "audit", "--roster", roster).returncode == 0
+    content = json.loads(roster.read_text())
+    content["roster"]["members"] = [one for one in content["roster"]["members"] if one["role"] == "participant"]
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(content))
+    result = audit("verify", folder / "audit", "--roster", bad)
+    assert (result.returncode, len(result.stderr.splitlines())) == (4, 2), result.stderr
+    assert f"error: {bad}: " in result.stderr
 
 
 def site_file(folder: Path) -> None:

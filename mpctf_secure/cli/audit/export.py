@@ -9,9 +9,10 @@ from typing import Any
 
 from mpctf_secure import __version__
 from mpctf_secure.auditlog.entry import Entry, to_text
-from mpctf_secure.auditlog.events import OfOrganisation, OfRun
+from mpctf_secure.auditlog.events import OfRun
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
+from mpctf_secure.auditlog.own_events import OfOrganisation
 from mpctf_secure.auditlog.proof import Proof
 from mpctf_secure.auditlog.storage import LOG, Record, check_below, read_record, take_all
 from mpctf_secure.errors import SecurityError, UsageError

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
-from mpctf_secure.auditlog.events import Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
+from mpctf_secure.auditlog.own_events import Pruned
 from mpctf_secure.auditlog.storage import FOLDER, LOG, read_record, take_all
 from mpctf_secure.cli.own_log import own_log
 from mpctf_secure.errors import UsageError

@@ -9,18 +9,20 @@ from typing import NamedTuple
 
 from mpctf_secure import files
 from mpctf_secure.auditlog import own as own_logs
-from mpctf_secure.auditlog.events import Charged, Cosigned, Pruned
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key
 from mpctf_secure.auditlog.own import OwnRecord
+from mpctf_secure.auditlog.own_events import Charged, Cosigned, Pruned
 from mpctf_secure.auditlog.proof import Proof
 from mpctf_secure.auditlog.storage import FOLDER, LOG, Record, read_record
 from mpctf_secure.cli.join import load_site
-from mpctf_secure.errors import DecodeError, SecurityError, UsageError
+from mpctf_secure.errors import DecodeError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
 from mpctf_secure.identity.documents import RosterBody, SignedRoster
+from mpctf_secure.identity.enrollment import verify_form
 from mpctf_secure.identity.roster import Roster, view
+from mpctf_secure.participant.witness import FORK
 from mpctf_secure.privacy.ledger import Ledger
 from mpctf_secure.rounds.audit import (
     Fork,
@@ -31,6 +33,7 @@ from mpctf_secure.rounds.audit import (
     missing,
     reconcile,
     run_log_key,
+    uncommitted,
     unwitnessed,
     verify_run,
 )
@@ -67,7 +70,7 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[Finding]:
 
     What is wrong with one hides no other.
     """
-    body = keystore.load_document(roster, SignedRoster).roster if roster else None
+    body = _roster_in(roster) if roster else None
     findings, seen = list[Finding](), dict[Path, _Seen]()
     for path in paths:
         if path.resolve() in {other.resolve() for other in seen}:
@@ -90,12 +93,19 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[Finding]:
     return findings
 
 
+def _roster_in(path: Path) -> RosterBody:
+    body = keystore.load_document(path, SignedRoster).roster
+    with blaming(str(path), str(path)):
+        verify_form(body)
+    return body
+
+
 def _refused(log: str, error: SecurityError) -> Finding:
     return Finding(log, {}, [], [f"{error.message}; {error.hint}" if error.hint else error.message])
 
 
 def _of_run(one: _Seen, others: Sequence[_Seen], roster: RosterBody | None) -> Finding:
-    statements = _statements(one.verdict, one.record, compared=roster is not None)
+    statements = _statements(one.verdict, one.record, given=roster is not None)
     doubts = missing(one.verdict, one.history, one.record)
     if roster and roster.hash != one.verdict.roster.hash:
         doubts.append("its roster is another one than that given")
@@ -143,7 +153,7 @@ def of_site(site_file: Path, run: str | None = None, given: Path | None = None) 
         doubts = [] if log.key.public in known or not rosters else ["no installed roster has its key"]
         doubts += _ledger_doubts(site.keys, log.history)
         findings.append(Finding(log.key.name, _own_facts(log), [_length(log)], doubts))
-    hashes = {keystore.load_document(given, SignedRoster).roster.hash} if given else {one.hash for one in rosters}
+    hashes = {_roster_in(given).hash} if given else {one.hash for one in rosters}
     histories = [log.history for log in logs]
     for folder in copies:
         if run in {None, folder.parent.name} and (folder / LOG).is_file():
@@ -175,14 +185,17 @@ def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[Histor
         return _refused(str(folder), error)
     run = verdict.origin.rpartition("/")[2]
     own = next((log for log in logs if log.find("run_accepted", run)), logs[-1])
-    statements = _statements(verdict, record, compared=True)
+    statements = _statements(verdict, record, given=True)
     doubts = [*missing(verdict, history, record), *reconcile(name, verdict, history, record, own)]
+    if (folder / FORK).is_file():
+        doubts.append(f"{FORK}: the coordinator has signed two histories; mpctf-secure audit verify {folder / FORK}")
     if verdict.roster.hash not in rosters:
         doubts.append("its roster is neither given nor installed here")
     if (number := unwitnessed(history, own, run)) is not None:
         statements.append(f"round {number}: this site has released shares, and no step tells what became of them")
+    statements += uncommitted(name, verdict)
     if not doubts:
-        statements.append("goes together with this site's own log")
+        statements.append("nothing contradicts this site's own log")
     return Finding(f"{folder}: {verdict.origin}", _facts(verdict), statements, doubts)
 
 
@@ -200,8 +213,9 @@ def _ledger_doubts(keys: Path, own: History) -> list[str]:
 def _of_own(path: Path, roster: RosterBody | None) -> Finding:
     """One of an organisation's own logs, by itself."""
     log = own_logs.read_one(path)
-    statements = [_length(log), f"signed with the key {log.key.vkey}", *_holder(log.key, roster)]
-    return Finding(f"{path}: {log.key.name}", _own_facts(log), statements, [])
+    statements = [_length(log), f"the key is {log.key.vkey}", *_holder(log.key, roster)]
+    doubts = [] if log.signed else ["nothing of it is signed: whoever can write the file may have written it"]
+    return Finding(f"{path}: {log.key.name}", _own_facts(log), statements, doubts)
 
 
 def _length(log: OwnRecord) -> str:
@@ -217,9 +231,9 @@ def _holder(key: Key, roster: RosterBody | None) -> list[str]:
     if roster is None:
         return ["--roster says who that is"]
     for member in roster.members:
-        if bytes.fromhex(member.log) == key.public:
+        if bytes.fromhex(member.log) == key.public and key.name.startswith(f"{member.name}/"):
             return [f"in roster version {roster.version}, hash {roster.hash.hex()[:16]}…, that is {member.name}"]
-    raise SecurityError("nobody in the given roster has its key")
+    raise SecurityError(f"{key.name.partition('/')[0]} does not have its key in the given roster")
 
 
 def _of_file(path: Path, roster: RosterBody | None) -> Finding:
@@ -250,8 +264,9 @@ def _of_proof(path: Path, proof: Proof, roster: Roster) -> Finding:
     size = proof.verify(key).size
     cosigned = {str(one.name): proof.note.cosigned_at(log_key(one)) for one in witnesses}
     times = {one: time for one, time in cosigned.items() if time is not None}
+    enough = "the contract says how many are needed"
     statements = [
-        f"{name} has signed a log of {size} leaves" + (f"; cosigned by {', '.join(times)}" if times else ""),
+        f"{name} has signed a log of {size} leaves" + (f"; cosigned by {', '.join(times)}; {enough}" if times else ""),
         *(f"leaf {one.index} is in it: {one.leaf.decode()}" for one in proof.leaves),
     ]
     if proof.since:
@@ -273,9 +288,10 @@ def _facts(verdict: Verdict) -> dict[str, object]:
     return {
         "origin": verdict.origin,
         "roster": verdict.roster.hash.hex(),
+        "first_roster": verdict.first_roster,
         "contract": contract.hash.hex() if contract else None,
         "leaves": verdict.leaves,
-        "signed": max(verdict.signed, verdict.witnessed),
+        "signed": verdict.signed,
         "witnessed": verdict.witnessed,
         "witnesses_needed": contract.agreement if contract else None,
         "steps": [step._asdict() for step in verdict.steps],
@@ -285,13 +301,15 @@ def _facts(verdict: Verdict) -> dict[str, object]:
     }
 
 
-def _statements(verdict: Verdict, record: Record, *, compared: bool) -> list[str]:
-    roster, signed = verdict.roster, max(verdict.signed, verdict.witnessed)
-    same = "" if compared else "; --roster compares it with one that you have from elsewhere"
+def _statements(verdict: Verdict, record: Record, *, given: bool) -> list[str]:
+    roster, signed = verdict.roster, verdict.signed
+    same = "" if given else "; --roster compares it with one that you have from elsewhere"
     lines = [
         f"{verdict.leaves} leaves in order, the first {signed} as {roster.coordinator.name} has signed them",
         f"roster version {roster.version}, hash {roster.hash.hex()[:16]}…{same}",
     ]
+    if verdict.first_roster > 1:
+        lines.append(f"who signed roster version {verdict.first_roster} was not checked: the one before is not here")
     if verdict.steps:
         last = verdict.steps[-1]
         needed = verdict.contract.agreement if verdict.contract else 0

@@ -6,7 +6,8 @@ from typing import Any, get_args
 import pytest
 
 import mpctf_secure
-from mpctf_secure.auditlog.events import OfOrganisation, OfRun
+from mpctf_secure.auditlog.events import OfRun
+from mpctf_secure.auditlog.own_events import OfOrganisation
 from mpctf_secure.monitoring.events import COORDINATOR_KINDS
 
 PACKAGE = Path(mpctf_secure.__file__).parent

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mpctf_secure.auditlog import own as own_logs
-from mpctf_secure.auditlog.events import Cosigned, KeysOpened, LogBegun
 from mpctf_secure.auditlog.own import OwnLog, folder_of, verified
+from mpctf_secure.auditlog.own_events import Cosigned, KeysOpened, LogBegun
 from mpctf_secure.auditlog.storage import LOG
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey

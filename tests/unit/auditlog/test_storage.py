@@ -12,18 +12,10 @@ from pathlib import Path
 import pytest
 
 from mpctf_secure.auditlog.entry import Entry
-from mpctf_secure.auditlog.events import (
-    ContractClosed,
-    KeysOpened,
-    Leaf,
-    LogBegun,
-    LogRecovered,
-    RunAccepted,
-    RunOpened,
-    Vetoed,
-)
+from mpctf_secure.auditlog.events import ContractClosed, Leaf, LogRecovered, RunOpened, Vetoed
 from mpctf_secure.auditlog.history import History, HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
+from mpctf_secure.auditlog.own_events import KeysOpened, LogBegun, RunAccepted
 from mpctf_secure.auditlog.storage import (
     CHECKPOINT,
     LOG,
