@@ -149,6 +149,14 @@ class Note:
             return
         raise SecurityError(f"not signed by {key.name}", culprits=[key.name])
 
+    def checkpoint(self, key: Key) -> Checkpoint:
+        """What it says, if this log has signed it as its own; SecurityError otherwise."""
+        self.verify(key)
+        checkpoint = Checkpoint.decode(self.text)
+        if checkpoint.origin != key.name:
+            raise SecurityError(f"checkpoint of {checkpoint.origin}, not of {key.name}", culprits=[key.name])
+        return checkpoint
+
     def cosigned_at(self, key: Key) -> int | None:
         """When this witness has signed it, in seconds since 1970, or None; SecurityError for a forgery."""
         for line in self._lines_of(key, _COSIGNER):

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mpctf_secure.auditlog.merkle import Tree, leaf_hash, verify_consistency, verify_inclusion
 from mpctf_secure.auditlog.note import Checkpoint, Key, Note
-from mpctf_secure.errors import DecodeError, SecurityError
+from mpctf_secure.errors import DecodeError
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ class Proof:
 
     def verify(self, key: Key) -> Checkpoint:
         """The checkpoint, if this log has signed it and all that is claimed leads to it; SecurityError otherwise."""
-        self.note.verify(key)
-        checkpoint = Checkpoint.decode(self.note.text)
-        if checkpoint.origin != key.name:
-            raise SecurityError(f"checkpoint is of {checkpoint.origin}, not of {key.name}", culprits=[key.name])
+        checkpoint = self.note.checkpoint(key)
         for one in self.leaves:
             verify_inclusion(leaf_hash(one.leaf), one.index, checkpoint.size, checkpoint.root, one.path)
         if self.since:

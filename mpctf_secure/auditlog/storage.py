@@ -166,10 +166,8 @@ class Log(_Folder[H]):
 
     def _check_signed(self) -> None:
         try:
-            newest = self._newest()
-            if newest is None:
-                return
-            check_below(self.history, read_checkpoint(newest, self._key))
+            if newest := self._newest():
+                check_below(self.history, newest.checkpoint(self._key))
         except SecurityError as error:
             raise self._damaged(error.message) from error
 
@@ -288,7 +286,7 @@ def signed_size(record: Record, key: Key, history: History) -> int:
     sizes = [0]
     for name, data in record.notes.items():
         try:
-            sizes.append(check_below(history, read_checkpoint(Note.decode(data), key)))
+            sizes.append(check_below(history, Note.decode(data).checkpoint(key)))
         except SecurityError as error:
             raise SecurityError(f"{name}: {error.message}", culprits=error.culprits) from error
     return max(sizes)
@@ -323,12 +321,3 @@ def keep_witnessed(folder: Path, note: Note) -> None:
             if known.size > Checkpoint.decode(note.text).size:
                 return
         files.replace(path, note.encode())
-
-
-def read_checkpoint(note: Note, key: Key) -> Checkpoint:
-    """Of a note: signed by this key, of the origin that is its name; SecurityError otherwise."""
-    note.verify(key)
-    checkpoint = Checkpoint.decode(note.text)
-    if checkpoint.origin != key.name:
-        raise SecurityError(f"checkpoint of {checkpoint.origin}, not of {key.name}", culprits=[key.name])
-    return checkpoint

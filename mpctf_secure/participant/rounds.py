@@ -219,13 +219,13 @@ class Participant:
                 self._link.send("complaint", attempts.complain(error.dealer), ctx, "noted")
                 return
             self._charge(announce.round, attempts.content)  # others may open it as soon as it is there
-            note = partial(self._witness.upload, announce.round, announce.attempt)
+            note = partial(self._witness.upload, announce)
             claim = self._link.upload(uploader(attempts, ctx, masked, note), ctx, "survivors")
             confirmation = attempts.confirm(claim)
-            self._witness.confirm(announce.round, announce.attempt, claim)
+            self._witness.confirm(announce, claim)
             signatures = self._link.send("consistency", confirmation, ctx, "signatures")
             release = attempts.release(signatures)
-            self._witness.release(announce.round, announce.attempt, claim)
+            self._witness.release(announce, claim)
             self._record("shares_released", **which, context=ctx.hex())
             self._link.send("release", release, ctx, "ack")
         except Skipped:
@@ -270,13 +270,13 @@ class Participant:
         if isinstance(outcome, Void):
             self._check_unopened(state, attempts)
             following = self._accept_void(state, outcome)
-            self._witness.hear(state.round + 1, outcome)
+            self._witness.hear(outcome)
             return following
         total = self._verified_sum(state, attempts, outcome)
         said = read_sum(self._contract, state, total, ordered_map)
         if isinstance(said, Survey) and self._key.public in total.survivors:
             self._check_own_part(said, len(total.survivors) - 1)
-        self._witness.hear(state.round + 1, outcome.header)
+        self._witness.hear(outcome.header)
         return next_state(self._contract, state, said).after(outcome.header.encode())
 
     def _check_unopened(self, state: State, attempts: Attempts | None) -> None:
@@ -356,8 +356,10 @@ class Participant:
                 raise SecurityError("it is not of this contract's model")
             certified = self._check_certificate(following, certificate)
             own = self._own_part(state, outcomes[0])
-            for number, outcome in enumerate(outcomes, state.round + 1):
-                self._witness.hear(number, _decode_outcome(outcome))
+            for number, outcome in enumerate(map(_decode_outcome, outcomes), state.round + 1):
+                if outcome.announce.round != number:
+                    raise SecurityError(f"its outcome of round {number} is of another one")
+                self._witness.hear(outcome)
         self._witness.follow(following.round, following.hash(self._contract), certified.note)
         self._witness.keep_certificate(certified)
         self._record("caught_up", held=state.round, round=following.round)

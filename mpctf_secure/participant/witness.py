@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpctf_secure import files
 from mpctf_secure.auditlog.history import HistoryOfRun
@@ -80,34 +80,32 @@ class Witness:
 
     def join(self, announce: Announce, context: bytes) -> None:
         """An attempt, before anything of it leaves."""
-        which = {"run": self._run, "round": announce.round, "attempt": announce.attempt}
-        self._own.append(Joined(**which, context=context.hex(), cohort=self._names(announce.cohort)))
+        cohort = self._names(announce.cohort)
+        self._own.append(Joined(**self._which(announce), context=context.hex(), cohort=cohort))
 
-    def upload(self, number: int, attempt: int, digest: bytes) -> None:
+    def upload(self, announce: Announce, digest: bytes) -> None:
         """A masked input, before its last piece leaves."""
         told = digest.hex() if self._contract.secure else None
-        self._own.append(Uploaded(run=self._run, round=number, attempt=attempt, digest=told))
+        self._own.append(Uploaded(**self._which(announce), digest=told))
 
-    def confirm(self, number: int, attempt: int, claim: bytes) -> None:
+    def confirm(self, announce: Announce, claim: bytes) -> None:
         """A tuple, before the signature of it leaves."""
-        which = {"run": self._run, "round": number, "attempt": attempt}
         recovered = self._names(Survivors.decode(claim).dropouts)
-        self._own.append(Confirmed(**which, tuple=sha256(claim).hex(), recovered=recovered))
+        self._own.append(Confirmed(**self._which(announce), tuple=sha256(claim).hex(), recovered=recovered))
 
-    def release(self, number: int, attempt: int, claim: bytes) -> None:
+    def release(self, announce: Announce, claim: bytes) -> None:
         """Shares for a tuple, before they leave."""
-        self._own.append(Released(run=self._run, round=number, attempt=attempt, tuple=sha256(claim).hex()))
+        self._own.append(Released(**self._which(announce), tuple=sha256(claim).hex()))
 
-    def hear(self, number: int, outcome: Publication | Void) -> None:
+    def hear(self, outcome: Publication | Void) -> None:
         """A round's outcome, before it is applied."""
         announce, digest, survivors, convicted = outcome.announce, None, tuple[str, ...](), None
         if isinstance(outcome, Publication):
             digest, survivors = outcome.digest.hex(), self._names(outcome.survivors)
         elif outcome.proof:
             (convicted,) = self._names([DealerProof.decode(outcome.proof).dealer])
-        which = {"run": self._run, "round": number, "attempt": announce.attempt}
         said = {"digest": digest, "survivors": survivors, "convicted": convicted}
-        self._own.append(Heard(**which, cohort=self._names(announce.cohort), **said))
+        self._own.append(Heard(**self._which(announce), cohort=self._names(announce.cohort), **said))
 
     def witness(self, step: int, said: bytes, state_hash: bytes | None) -> bytes:
         """The body that says `said` and that this site has seen the log of a step; the log is kept before.
@@ -255,6 +253,9 @@ class Witness:
             f"the coordinator has signed two histories at step {step}",
             hint=f"{self._folder / FORK} convicts it before anybody: mpctf-secure audit verify",
         )
+
+    def _which(self, announce: Announce) -> dict[str, Any]:
+        return {"run": self._run, "round": announce.round, "attempt": announce.attempt}
 
     def _names(self, members: Iterable[IdentityKey]) -> tuple[str, ...]:
         return tuple(sorted(str(self._roster.by_identity(member).name) for member in members))

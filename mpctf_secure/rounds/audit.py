@@ -1,8 +1,8 @@
 """What a run's log, rosters, contract and certificates say together, without trust in who keeps them."""
 
 import bisect
-import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -221,8 +221,17 @@ class Fork(NamedTuple):
 
 def find_fork(one: Record, other: Record, key: Key) -> Fork | None:
     """Two checkpoints, one of each record, that convict the log's writer."""
-    pairs = itertools.product(_notes(one), _notes(other))
-    return next((Fork(key, pair) for pair in pairs if is_fork(*pair, key)), None)
+    theirs = defaultdict[int | tuple[str, ...], list[Note]](list)  # no two of another size and step convict
+    for note in _notes(other):
+        checkpoint = Checkpoint.decode(note.text)
+        theirs[checkpoint.size].append(note)
+        theirs[checkpoint.extra].append(note)
+    for mine in _notes(one):
+        checkpoint = Checkpoint.decode(mine.text)
+        for note in theirs[checkpoint.size] + theirs[checkpoint.extra]:
+            if note.text != mine.text and is_fork(mine, note, key):
+                return Fork(key, (mine, note))
+    return None
 
 
 def _notes(record: Record) -> list[Note]:

@@ -103,8 +103,8 @@ class Site:
         self.agreed = certificate(self.log, 0)
         self.witness.keep_certificate(self.witness.check_certificate(0, self.agreed, None, set(MEMBERS)))
         self.witness.join(OPENED, CONTEXT)
-        self.witness.confirm(1, 1, CLAIM)
-        self.witness.hear(1, OUTCOME)
+        self.witness.confirm(OPENED, CLAIM)
+        self.witness.hear(OUTCOME)
 
     def start(self) -> None:
         own = OwnLog(self.keys, "a", MEMBERS[0], KEYS[0].public, utc_now)
@@ -241,7 +241,7 @@ def void(site: Site) -> None:
     site.close(1)
     announce = replace(OPENED, round=2)
     site.witness.join(announce, CONTEXT)
-    site.witness.hear(2, Void(announce, "no sum", b""))
+    site.witness.hear(Void(announce, "no sum", b""))
     site.log.tell(
         site.log.witnessed(1, (site.folder / "audit" / "certificates" / "1").read_bytes()),
         AttemptOpened(round=2, attempt=1, context=CONTEXT.hex(), cohort=site.log.names(MEMBERS)),
@@ -410,7 +410,7 @@ def test_what_was_known_of_rounds_long_past_is_demanded_of_a_log_that_is_got_ane
     site.close(1)
     agreed = certificate(site.log, 1)
     first_round(site.log, agreed, 2)
-    site.witness.hear(2, replace(OUTCOME, announce=replace(OPENED, round=2)))
+    site.witness.hear(replace(OUTCOME, announce=replace(OPENED, round=2)))
     certified = site.witness.check_certificate(2, certificate(site.log, 2), POSITIONS[2], set(MEMBERS))
     site.witness.follow(2, STATES[2], certified.note)
     site.witness.keep_certificate(certified)

@@ -118,13 +118,15 @@ def _of_run(one: _Seen, others: Sequence[_Seen], roster: RosterBody | None) -> F
 
 def _compare(one: _Seen, other: _Seen) -> str | None:
     """What is wrong between two logs of one run, and a file of evidence where two checkpoints are enough for that."""
-    size = contradicts(one.record, other.history) or contradicts(other.record, one.history)
-    if size is None:
-        return None
     key = run_log_key(one.verdict.roster, one.verdict.origin.rpartition("/")[2])
     fork = find_fork(one.record, other.record, key)
     if fork is None:
-        return f"{other.path} has another history: its first {size} leaves, which were signed, are others"
+        size = contradicts(one.record, other.history) or contradicts(other.record, one.history)
+        return (
+            None
+            if size is None
+            else f"{other.path} has another history: its first {size} leaves, which were signed, are others"
+        )
     evidence = Path(f"fork-{sha256(fork.encode()).hex()[:8]}.json")
     with files.writing(evidence):
         files.replace(evidence, fork.encode())

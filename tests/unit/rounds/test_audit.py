@@ -182,6 +182,13 @@ def test_checkpoint_that_only_a_certificate_has_convicts_too() -> None:
     assert find_fork(mine, stripped, run_log_key(ROSTER, CONTRACT.run_id))
 
 
+def test_second_checkpoint_of_a_step_convicts_even_where_it_goes_on_from_the_first() -> None:
+    mine, longer = Run().record(), Run(beyond=[Vetoed(participant="b")]).record()
+    assert contradicts(mine, verify_run(longer)[1]) is None
+    assert find_fork(mine, longer, run_log_key(ROSTER, CONTRACT.run_id))
+    assert find_fork(mine, mine, run_log_key(ROSTER, CONTRACT.run_id)) is None
+
+
 def own_log(*, covers: int | None = None) -> tuple[History, bytes]:
     """d's, and the commitment to it that d has signed at step 0, to all leaves or to so many of them."""
     own = History()
