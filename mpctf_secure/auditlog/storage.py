@@ -135,6 +135,8 @@ class Log(_Folder[H]):
 
     def sign(self, key: SigningKey, *extra: str) -> Note:
         """A signed checkpoint of all leaves, on disk when this returns; of one with the same extra line, the same."""
+        if key.public != self._key.public:  # a rotated one; with such a signature nobody could open the log again
+            raise EnvironmentUnfitError(f"{self._folder}: is signed with another key", hint="enroll show; " + _RESTORE)
         with self._locked() as descriptor:
             self._refresh(descriptor)
             newest = self._newest()
@@ -198,12 +200,8 @@ class Copy(_Folder[H]):
             except SecurityError:
                 self.forget()
 
-    def continued(self, lines: Sequence[bytes]) -> H:
-        """What the history would be with these leaves; SecurityError where they cannot come next."""
-        return take_all(lines, self.history.copy())
-
     def extend(self, history: H, lines: Sequence[bytes]) -> None:
-        """Keep them; `history` is what `continued` said. On disk when this returns."""
+        """Keep leaves, with which the log is `history`. On disk when this returns."""
         with self._locked() as descriptor:
             os.ftruncate(descriptor, self._ends[-1])
             self._write(descriptor, lines)
@@ -243,14 +241,14 @@ def read_record(folder: Path) -> Record:
     if not (folder / LOG).is_file():
         raise EnvironmentUnfitError(f"{folder}: no {LOG} here", hint="the audit folder of a run, or of a site's copy")
     contract = folder / CONTRACT
+    # A log that is being written has beside it what its checkpoint's leaves tell of, and behind them maybe more.
+    notes = {name: (folder / name).read_bytes() for name in (CHECKPOINT, WITNESSED) if (folder / name).is_file()}
     steps, certificates, rosters = (
         {path.name.removesuffix(suffix): path.read_bytes() for path in _numbered(folder / name, suffix)}
         for name, suffix in ((STEPS, ""), (CERTIFICATES, ""), (ROSTERS, ".json"))
     )
-    notes = {f"{STEPS}/{step}": data for step, data in steps.items()}
-    notes |= {name: (folder / name).read_bytes() for name in (CHECKPOINT, WITNESSED) if (folder / name).is_file()}
+    notes |= {f"{STEPS}/{step}": data for step, data in steps.items()}
     said = contract.read_bytes() if contract.is_file() else b""
-    # The leaves last: a log that is being written then has those that were signed, and maybe more.
     *lines, rest = (folder / LOG).read_bytes().split(b"\n")
     by_step = {int(step): data for step, data in certificates.items()}
     return Record(lines, rest, notes, by_step, said, list(rosters.values()))

@@ -109,6 +109,11 @@ def resume_run(folder: Path, passphrase_fd: int | None, *, as_json: bool) -> Non
     phrase = None if plan.config.participants.enrolled else local_sites.load_phrase(folder)
     keys = keystore.unseal(plan.home, phrase or passphrase.read(passphrase_fd))
     roster = keystore.load_roster_of(plan.home, bytes.fromhex(plan.proposal.roster_hash))
+    if keys.identity.public != roster.coordinator.identity:
+        raise UsageError(
+            f"{folder.name} began with other keys than those in force: they were rotated since",
+            hint=f"no site would know this coordinator; mpctf-secure runs stop {folder.name}, and start another",
+        )
     fleet = Fleet(plan.config, folder, phrase) if phrase else None
     _run(plan, _Parties(roster, keys, plan.home, fleet), folder, screen, as_json=as_json)
 
@@ -148,8 +153,10 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
     own.sign(parties.keys.log)
     with contextlib.closing(Journal(folder)) as journal:
         log = _open_log(plan, parties, folder, journal)
-        if (ended := journal.ended) and (ended.code or parties.fleet):
-            raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")
+        if ended := journal.ended:
+            _put_away(plan, parties, log, own, ended)
+            if ended.code or parties.fleet:
+                raise UsageError(f"{folder.name} has ended: {ended.reason}", hint="mpctf-secure start begins another")
         events = EventLog(folder / "events.jsonl", COORDINATOR_KINDS, utc_now)
         events.listeners.append(screen.show)
         events.listeners.append(lambda event: _show_terms(event, plan.proposal, screen))
@@ -157,7 +164,6 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         run = _Run(plan, parties, folder, record, journal, log)
         if ended:
             screen.line("the run is done: waiting for participants who have not heard of its end; Ctrl-C ends this")
-            _keep_log(plan, parties, log, own, ended)
             with contextlib.closing(events), screen:
                 _until_interrupted(run, folder)
             return
@@ -178,8 +184,7 @@ def _run(plan: Plan, parties: _Parties, folder: Path, screen: Screen, *, as_json
         elif isinstance(failure, EnvironmentUnfitError) and journal.is_empty:  # there is nothing to go on with
             end_run(journal, record, Ended(failure.exit_code, failure.message))
         if ended := journal.ended:
-            _keep_log(plan, parties, log, own, ended)
-            keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
+            _put_away(plan, parties, log, own, ended)
         if failure and journal.ended is None:
             record("run_interrupted", exit_code=failure.exit_code, reason=failure.message)
         elif parties.fleet:
@@ -201,13 +206,14 @@ def _open_log(plan: Plan, parties: _Parties, folder: Path, journal: Journal) -> 
     return log
 
 
-def _keep_log(plan: Plan, parties: _Parties, log: RunLog, own: OwnLog, ended: Ended) -> None:
-    """The last checkpoint of a run's log; what it ended with is in the own log."""
+def _put_away(plan: Plan, parties: _Parties, log: RunLog, own: OwnLog, ended: Ended) -> None:
+    """The last checkpoint of a run's log, and into the own log what it ended with; the run's secret goes."""
     if not log.is_empty:
         closed = log.close(parties.keys.log)
         kept = RunKept(run=plan.proposal.run_id, size=closed.size, root=closed.root.hex(), exit_code=ended.code)
         own.append(kept)
         own.sign(parties.keys.log)
+    keystore.destroy_run_secret(parties.home, plan.proposal.run_id)
 
 
 def _show_terms(event: Event, proposal: Proposal, screen: Screen) -> None:

@@ -14,7 +14,16 @@ from mpctf_secure.auditlog.history import HistoryOfRun
 from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own import OwnLog
 from mpctf_secure.auditlog.own_events import Confirmed, Cosigned, Heard, Joined, Released, Uploaded
-from mpctf_secure.auditlog.storage import CERTIFICATES, FOLDER, STEPS, Copy, check_below, keep_beside, keep_witnessed
+from mpctf_secure.auditlog.storage import (
+    CERTIFICATES,
+    FOLDER,
+    STEPS,
+    Copy,
+    check_below,
+    keep_beside,
+    keep_witnessed,
+    take_all,
+)
 from mpctf_secure.auditlog.witness import check_step, demand, head, is_fork, witnessed
 from mpctf_secure.errors import COORDINATOR, SecurityError, blaming
 from mpctf_secure.hazmat.kdf import HASH_BYTES, sha256
@@ -74,8 +83,17 @@ class Witness:
         self._name, self._run = name, contract.run_id
         self._log_key = run_log_key(roster, self._run)
         self._folder = folder / FOLDER
+        if (self._folder / FORK).exists():
+            raise ForkError(
+                f"{self._folder / FORK} convicts the coordinator of two histories",
+                hint="this site has left that run for good: mpctf-secure audit verify",
+                culprits=[COORDINATOR],
+            )
         self._copy = Copy(self._folder, HistoryOfRun)
         self._checked = 0  # up to this step the log was held against the own log
+        newest = own.cosigned(self._run, contract.rounds)
+        self._newest = newest.round if newest else -1
+        """The last step that this site has cosigned."""
         keep_beside(self._folder, contract.encode(), rosters)
 
     def join(self, announce: Announce, context: bytes) -> None:
@@ -105,7 +123,10 @@ class Witness:
         elif outcome.proof:
             (convicted,) = self._names([DealerProof.decode(outcome.proof).dealer])
         said = {"digest": digest, "survivors": survivors, "convicted": convicted}
-        self._own.append(Heard(**self._which(announce), cohort=self._names(announce.cohort), **said))
+        heard = Heard(**self._which(announce), cohort=self._names(announce.cohort), **said)
+        if self._own.history.event(Heard, self._run, announce.round) not in {None, heard}:
+            raise SecurityError(f"round {announce.round} has a second, different outcome", culprits=[COORDINATOR])
+        self._own.append(heard)
 
     def witness(self, step: int, said: bytes, state_hash: bytes | None) -> bytes:
         """The body that says `said` and that this site has seen the log of a step; the log is kept before.
@@ -113,9 +134,8 @@ class Witness:
         SecurityError for a log that hides something, or is not the one that this site has seen.
         """
         entry = self._own.history.find("cosigned", self._run, step)
-        newest = self._own.cosigned(self._run, self._contract.rounds)
-        if entry is None and newest and newest.round > step:
-            raise SecurityError(f"this site has cosigned step {newest.round}, not {step}", culprits=[COORDINATOR])
+        if entry is None and step < self._newest:
+            raise SecurityError(f"this site has cosigned step {self._newest}, not {step}", culprits=[COORDINATOR])
         note = self._kept(step, state_hash) or self.follow(step, state_hash)
         checkpoint = Checkpoint.decode(note.text)
         if entry is None:
@@ -133,6 +153,7 @@ class Witness:
                 )
             )
             self._own.sign(self._key)
+            self._newest = step
         assert isinstance(entry.event, Cosigned)  # noqa: S101
         # The time is that of the leaf: after a crash the same bytes are sent again.
         line = note.cosigned(self._name, self._key, int(entry.time.timestamp()))
@@ -141,22 +162,21 @@ class Witness:
     def follow(self, step: int, state_hash: bytes | None, certified: Note | None = None) -> Note:
         """Get the log up to a step, check it, and keep it; the step's checkpoint, which has to be the certified one."""
         with blaming(COORDINATOR, "audit log"):
+            anew = False
             try:
-                note, lines, history = self._fetch(step)
+                note, lines, history = self._fetch(step, self._copy.history)
             except ForkError:
                 raise
             except SecurityError:
                 if not len(self._copy.history.tree):
                     raise
-                self._copy.forget()  # it is a cache: this machine, and not the coordinator, may have spoilt it
-                self._checked = 0
-                for number in range(_STRIDE, step, _STRIDE):  # so that no answer is too long
-                    _, lines, history = self._fetch(number)
-                    self._copy.extend(history, lines)
-                note, lines, history = self._fetch(step)
+                anew = True  # the copy is a cache: this machine, and not the coordinator, may have spoilt it
+                note, lines, history = self._fetch_anew(step)
             if certified:
                 self._check_one_history(step, certified, note)
-            self._demand(history, step, state_hash)
+            self._demand(history, step, state_hash, since=0 if anew else self._checked)
+        if anew:
+            self._copy.forget()
         self._copy.extend(history, lines)
         files.replace(self._folder / STEPS / str(step), note.encode())
         return note
@@ -180,9 +200,17 @@ class Witness:
         files.replace(self._folder / CERTIFICATES / str(certified.step), certified.data)
         keep_witnessed(self._folder, certified.witnessed)
 
-    def _fetch(self, step: int) -> tuple[Note, list[bytes], HistoryOfRun]:
-        """A step's checkpoint, the leaves that are new here, and the history with them, which goes with the floor."""
-        have = len(self._copy.history.tree)
+    def _fetch_anew(self, step: int) -> tuple[Note, list[bytes], HistoryOfRun]:
+        """A step's checkpoint and all leaves, in answers none of which is too long; the copy stays as it is."""
+        lines, history = list[bytes](), HistoryOfRun()
+        for number in [*range(_STRIDE, step, _STRIDE), step]:
+            note, more, history = self._fetch(number, history)
+            lines += more
+        return note, lines, history
+
+    def _fetch(self, step: int, before: HistoryOfRun) -> tuple[Note, list[bytes], HistoryOfRun]:
+        """A step's checkpoint, the leaves after those before, and the history with them, which goes with the floor."""
+        have = len(before.tree)
         raw, content = self._link.log(self._contract.run_context, LogRequest(step, have), _MOST_PIECES)
         note = Note.decode(raw)
         checkpoint = check_step(note, self._log_key, step)
@@ -190,7 +218,7 @@ class Witness:
         *lines, rest = content.split(b"\n")
         if rest or have + len(lines) != checkpoint.size:
             raise SecurityError(f"{len(lines)} leaves behind the first {have}, the checkpoint has {checkpoint.size}")
-        history = self._copy.continued(lines)
+        history = take_all(lines, before.copy())
         if history.tree.root() != checkpoint.root:
             raise SecurityError("its leaves are not those that it has signed, or not those that it has shown before")
         floor = self._own.cosigned(self._run, step)
@@ -198,13 +226,13 @@ class Witness:
             raise SecurityError(f"it is another one than this site has cosigned at step {floor.round}")
         return note, lines, history
 
-    def _demand(self, history: HistoryOfRun, step: int, state_hash: bytes | None) -> None:
-        """Everything that this site knows of the run by itself is there as it knows it."""
+    def _demand(self, history: HistoryOfRun, step: int, state_hash: bytes | None, since: int) -> None:
+        """Everything that this site knows of the run by itself is there as it knows it; up to `since` that was seen."""
         check_beginning(history, self._contract, self._roster)
         if not history.stands_at(step, len(history.tree)):
             raise SecurityError(f"its checkpoint does not end with step {step}")
-        check_known(history, self._own.history, self._run, range(self._checked + 1, step + 1))
-        for number in range(self._checked, step):
+        check_known(history, self._own.history, self._run, range(since + 1, step + 1))
+        for number in range(since, step):
             if seen := self._seen(number):
                 check_below(history, Checkpoint.decode(seen.text))
             before = self._folder / CERTIFICATES / str(number)

@@ -1,6 +1,8 @@
 """What a run's log, rosters, contract and certificates say together, without trust in who keeps them."""
 
 import bisect
+import contextlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,9 +106,10 @@ def verify_run(record: Record) -> tuple[Verdict, HistoryOfRun]:
         check_beginning(history, contract, roster)
     key = run_log_key(roster, opened.run)
     signed = signed_size(record, key, history)
-    for member in roster.participants:
-        for note in map(Note.decode, record.notes.values()):
-            note.cosigned_at(log_key(member))
+    keys = list(map(log_key, roster.participants))
+    for note in map(Note.decode, record.notes.values()):
+        for witness in keys:
+            note.cosigned_at(witness)
     steps = tuple(
         _verified_step(history, number, data, contract, roster)
         for number, data in sorted(record.certificates.items())
@@ -162,8 +165,11 @@ def check_witnesses(history: History, step: int, certificate: bytes, roster: Ros
 
 
 def check_beginning(history: HistoryOfRun, contract: Contract, roster: Roster) -> None:
-    """SecurityError where a run's log does not begin with this contract, its program, roster and participants."""
-    proposed = {"run": contract.run_id, "package": contract.package, "participants": tuple(contract.participants)}
+    """SecurityError where a run's log does not begin with this contract, its roster and participants.
+
+    `package` is what the coordinator runs, its word; the contract has what the sites run.
+    """
+    proposed = {"run": contract.run_id, "participants": tuple(contract.participants)}
     demand(history, "run_opened", roster_version=roster.version, roster_hash=contract.roster_hash, **proposed)
     agreed = {"contract_hash": contract.hash.hex(), "base_model_hash": contract.base_model_hash}
     demand(history, "contract_closed", **agreed)
@@ -222,30 +228,30 @@ class Fork(NamedTuple):
 def find_fork(one: Record, other: Record, key: Key) -> Fork | None:
     """Two checkpoints, one of each record, that convict the log's writer."""
     theirs = defaultdict[int | tuple[str, ...], list[Note]](list)  # no two of another size and step convict
-    for note in _notes(other):
-        checkpoint = Checkpoint.decode(note.text)
+    for note, checkpoint in _checkpoints(other, key):
         theirs[checkpoint.size].append(note)
         theirs[checkpoint.extra].append(note)
-    for mine in _notes(one):
-        checkpoint = Checkpoint.decode(mine.text)
+    for mine, checkpoint in _checkpoints(one, key):
         for note in theirs[checkpoint.size] + theirs[checkpoint.extra]:
             if note.text != mine.text and is_fork(mine, note, key):
                 return Fork(key, (mine, note))
     return None
 
 
-def _notes(record: Record) -> list[Note]:
-    """Every checkpoint in a record, also those that only a certificate has."""
+def _checkpoints(record: Record, key: Key) -> Iterator[tuple[Note, Checkpoint]]:
+    """Every one in a record that this log has signed, also those that only a certificate has."""
     certified = (Certificate.decode(data).note for data in record.certificates.values())
-    return list(map(Note.decode, [*record.notes.values(), *certified]))
+    for note in map(Note.decode, [*record.notes.values(), *certified]):
+        with contextlib.suppress(SecurityError):
+            yield note, note.checkpoint(key)
 
 
-def contradicts(record: Record, history: HistoryOfRun) -> int | None:
-    """The size of a checkpoint in one record, which was verified, that another record's leaves do not lead to.
+def contradicts(record: Record, history: HistoryOfRun, key: Key) -> int | None:
+    """The size of a checkpoint in one record that another record's leaves do not lead to.
 
     Both were signed: whoever did that has two histories, whether or not two checkpoints of one step show it at once.
     """
-    for checkpoint in (Checkpoint.decode(note.text) for note in _notes(record)):
+    for _, checkpoint in _checkpoints(record, key):
         if checkpoint.size <= len(history.tree) and history.tree.root(checkpoint.size) != checkpoint.root:
             return checkpoint.size
     return None
@@ -279,25 +285,30 @@ def reconcile(name: str, verdict: Verdict, history: HistoryOfRun, record: Record
             doubts.append(f"step {step}: this site has cosigned {cosigned.size} leaves")
         elif cosigned and history.tree.root(cosigned.size).hex() != cosigned.root:
             doubts.append(f"step {step}: this site has cosigned another log")
-        said = _said(member.identity, step, verdict, record)
+        said = _said(member.identity, step, record)
         if said and (cosigned is None or not _commits(said.head, cosigned, own, of_run)):
             doubts.append(f"step {step}: this site's own log is not the one that it has committed to: it was changed")
     return doubts
 
 
 def uncommitted(name: str, verdict: Verdict) -> Iterator[str]:
-    """The steps at which no commitment that a site has signed says what its own log was.
+    """At which steps no commitment that a site has signed says what its own log was.
 
     A site with certificates of its own choice can show any own log: whoever audits it takes the coordinator's.
     """
     compared = {step.number for step in verdict.steps if name in step.witnesses}
     if missed := [step for step in range(verdict.rounds + 1) if step not in compared]:
-        yield f"steps {', '.join(map(str, missed))}: no commitment of this site to its own log is here"
+        spans = itertools.groupby(enumerate(missed), lambda one: one[1] - one[0])
+        ends = ([step for _, step in span] for _, span in spans)
+        steps = ", ".join(f"{span[0]} to {span[-1]}" if len(span) > 1 else str(span[0]) for span in ends)
+        yield f"steps {steps}: no commitment of this site to its own log is here"
 
 
-def _said(member: IdentityKey, step: int, verdict: Verdict, record: Record) -> Witnessed | None:
-    data, contract = record.certificates.get(step), verdict.contract
-    return read_certificate(data, step, contract, verdict.roster)[1].get(member) if data and contract else None
+def _said(member: IdentityKey, step: int, record: Record) -> Witnessed | None:
+    """What a member says in a step's certificate, which was verified."""
+    messages = Certificate.decode(record.certificates[step]).messages if step in record.certificates else ()
+    mine = (message for message in map(Signed.decode, messages) if message.sender == member)
+    return next((Witnessed.decode(message.body) for message in mine), None)
 
 
 def _round_doubts(name: str, number: int, history: HistoryOfRun, own: History, run: str) -> Iterator[str]:
@@ -312,7 +323,9 @@ def _round_doubts(name: str, number: int, history: HistoryOfRun, own: History, r
 
 def missing(verdict: Verdict, history: HistoryOfRun, record: Record) -> list[str]:
     """Evidence that must lie beside a log that tells of it, and does not."""
-    told = [number for number in range(history.round + 1) if history.find("step_witnessed", number)]
+    places = (history.places.get(("step_witnessed", number)) for number in range(history.round + 1))
+    # Of a log that is being written a certificate may have come since.
+    told = [number for number, place in enumerate(places) if place is not None and place < verdict.signed]
     doubts = []
     if history.find("contract_closed") and verdict.contract is None:
         doubts.append("contract.json is missing: no certificate was checked")
@@ -335,6 +348,6 @@ def _commits(commitment: bytes, cosigned: Cosigned, own: History, of_run: Sequen
     """
     cosigning = own.places["cosigned", cosigned.run, cosigned.round]
     before = bisect.bisect_left(of_run, cosigning)
-    if not max(of_run[:before][-1:], default=-1) < cosigned.own_size <= cosigning:
+    if not (of_run[before - 1] if before else -1) < cosigned.own_size <= cosigning:
         return False
     return commitment == head(bytes.fromhex(cosigned.salt), cosigned.own_size, own.tree.root(cosigned.own_size))

@@ -328,6 +328,42 @@ def test_evidence_of_a_fork_convicts_whoever_shows_it_to_whom(site: Site) -> Non
     assert sizes == [len(site.log.lines), len(site.log.lines) + 1]
 
 
+def test_no_restart_makes_a_site_forget_a_fork(site: Site) -> None:
+    with pytest.raises(SecurityError):
+        twice(site)
+    site.link.before = []
+    with pytest.raises(SecurityError, match="convicts the coordinator") as caught:
+        site.start()
+    assert caught.value.culprits == ("coordinator",)
+
+
+def test_refusing_coordinator_does_not_make_a_site_lose_its_copy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness_module, "_STRIDE", 1)
+    assert site.honest
+    site.close(1)
+    first_round(site.log, certificate(site.log, 1), 2)
+    site.close(2)
+    before = (site.folder / "audit" / LOG).read_bytes()
+    hold = site.link.log
+
+    def refuse(ctx: bytes, request: LogRequest, most_pieces: int) -> tuple[bytes, bytes]:
+        if request.step > 1:
+            raise SecurityError("no")
+        return hold(ctx, request, most_pieces)
+
+    monkeypatch.setattr(site.link, "log", refuse)
+    with pytest.raises(SecurityError, match="no"):
+        site.witness.follow(3, STATES[3])
+    assert (site.folder / "audit" / LOG).read_bytes() == before
+
+
+def test_second_outcome_of_a_round_is_the_coordinator_s_fault(site: Site) -> None:
+    site.witness.hear(OUTCOME)
+    with pytest.raises(SecurityError, match="second, different outcome") as caught:
+        site.witness.hear(replace(OUTCOME, digest=bytes(32)))
+    assert caught.value.culprits == ("coordinator",)
+
+
 def forgeries(site: Site) -> Iterator[bytes]:
     """What a site might make up to get rid of an honest coordinator."""
     key, honest = site.log.key, site.honest.notes
@@ -364,8 +400,8 @@ def test_two_sites_that_were_shown_two_logs_find_it_out_when_they_compare(site: 
     assert Fork.decode(found.encode()) == found
 
 
-def test_witness_restored_from_a_backup_of_all_it_has_cosigns_a_fork_and_counts_towards_those_who_may_lie() -> None:
-    """n = 4, c = 1: with its help and that of no other, two histories never both get a quorum."""
+def test_two_quorums_share_an_honest_witness() -> None:
+    """So one that was restored from a backup of all it has, and cosigns a fork, counts towards those who may lie."""
     members, liars = len(CONTRACT.participants), CONTRACT.colluders
     assert 2 * CONTRACT.agreement > members + liars
 
@@ -386,15 +422,14 @@ def test_checkpoint_in_another_s_place_is_not_cosigned(site: Site) -> None:
     """A work folder put together from two backups, and a coordinator that has signed both."""
     assert site.honest
     body = site.witness.witness(1, POSITIONS[1], STATE_1)
-    other = other_with_a_veto(site)
     path = site.folder / "audit" / "steps" / "1"
-    path.write_bytes(other.notes[1].encode())
-    site.start()
-    with pytest.raises(SecurityError, match="two histories"):
-        site.witness.witness(1, POSITIONS[1], STATE_1)
     path.write_bytes(b"spoilt")  # by this machine: then it is got again
     site.start()
     assert site.witness.witness(1, POSITIONS[1], STATE_1) == body
+    path.write_bytes(other_with_a_veto(site).notes[1].encode())
+    site.start()
+    with pytest.raises(SecurityError, match="two histories"):
+        site.witness.witness(1, POSITIONS[1], STATE_1)
 
 
 def test_no_second_state_is_signed_at_a_step_that_was_cosigned(site: Site) -> None:

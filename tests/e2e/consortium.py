@@ -107,9 +107,10 @@ class Consortium:
         self.coordinator(resume=True)
         self.wait_for(lambda: self.log(COORDINATOR).count("the run is done: waiting") > before)
 
-    def command(self, name: str, *arguments: str) -> None:
-        """A command that needs no passphrase, in the organisation's folder."""
-        subprocess.run([sys.executable, "-m", "mpctf_secure", *arguments], cwd=self.root / name, check=True)
+    def command(self, name: str, *arguments: str) -> str:
+        """What a command prints that needs no passphrase, in the organisation's folder."""
+        command = [sys.executable, "-m", "mpctf_secure", *arguments]
+        return subprocess.run(command, cwd=self.root / name, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def _spawn(self, name: str, death: Death, command: list[str]) -> subprocess.Popen[bytes]:
         home = self.root / name

@@ -375,6 +375,24 @@ def test_old_logs_go_and_what_they_ended_with_stays(folder: Path, monkeypatch: p
     assert audit("prune", "--keys", home, "--older-than", 200).returncode in {2, 3}
 
 
+def test_prune_names_the_log_that_is_spoilt(folder: Path) -> None:
+    site_file(folder)
+    (at_site(folder) / LOG).write_bytes(b"spoilt\n")
+    home = folder / "sites" / "site-1"
+    result = audit("prune", "--keys", home / "keys", "--runs", home / "work" / "runs", "--older-than", 200)
+    assert (result.returncode, result.stderr.startswith(f"error: {at_site(folder)}: leaf 0: ")) == (4, True)
+
+
+def test_pack_of_a_site_whose_own_log_was_never_signed_is_an_error(folder: Path) -> None:
+    site_file(folder)
+    home = folder / "sites" / "site-1"
+    (log,) = (home / "keys" / "audit").glob("*/log.jsonl")
+    (log.parent / "checkpoint").unlink()
+    result = audit("pack", home / "site.yaml", RUN, folder / "evidence.zip")
+    assert (result.returncode, "0 of 18 leaves are signed" in result.stderr) == (2, True), result.stderr
+    assert not (folder / "evidence.zip").exists()
+
+
 def remove(*names: str) -> Callable[[Path], None]:
     def change(log: Path) -> None:
         for name in names:
@@ -392,8 +410,11 @@ def forge_unsigned(log: Path) -> None:
 
 REMOVED = {
     "the contract": (remove("contract.json"), "contract.json is missing"),
-    "the certificates": (remove("certificates"), "the certificate of step 2 is missing"),
-    "the last certificate": (remove("certificates/2"), "the certificate of step 2 is missing"),
+    "the certificates": (remove("certificates"), "the certificate of step 1 is missing"),
+    "the last certificate that was signed for": (
+        remove("certificates/1", "certificates/2"),
+        "the certificate of step 1 is missing",
+    ),
     "the rosters": (remove("rosters"), "no roster beside the log"),
     "everything that is signed": (forge_unsigned, "contract.json is missing"),
 }

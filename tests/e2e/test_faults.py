@@ -1,5 +1,6 @@
 """Processes killed, machines rebooted, networks cut: the run goes on, and its result is that of an undisturbed one."""
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -259,6 +260,20 @@ def test_run_that_is_killed_when_all_is_done_has_an_adapter_to_be_written(tmp_pa
         joint.coordinator(resume=True)
         joint.end_well()
         assert joint.site_adapters() == {joint.adapter()}
+
+
+@pytest.mark.slow
+def test_run_that_is_killed_when_it_has_ended_has_its_log_closed_by_the_next_start(tmp_path: Path) -> None:
+    with consortium(tmp_path / "joint", THREE, rounds=1) as joint:
+        joint.coordinator((f"{JOURNAL}.end", 0, "after"))
+        for name in THREE:
+            joint.site(name, once=True)
+        joint.end(COORDINATOR, -9)
+        verify = (COORDINATOR, "audit", "verify", str(joint.run_folder / "audit"), "--format", "json")
+        assert json.loads(joint.command(*verify))[0]["exit_code"] is None  # it is in no signed leaf
+        joint.coordinator(resume=True)
+        joint.wait_for(lambda: "who have not heard of its end" in joint.log(COORDINATOR))
+        assert json.loads(joint.command(*verify))[0]["exit_code"] == 0
 
 
 @pytest.mark.slow

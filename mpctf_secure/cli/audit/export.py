@@ -50,7 +50,7 @@ def prove(folder: Path, numbers: Iterable[int], since: int | None = None) -> Pro
     `since`: also that the log goes on from its first so many leaves.
     """
     record, wanted = _record(folder), list(numbers)
-    least = max([number + 1 for number in wanted] + [since or 0])
+    least = max(1, since or 0, *(number + 1 for number in wanted))
     try:
         history, keys = _history(record)
         notes = [(check_below(history, Checkpoint.decode(n.text)), n) for n in map(Note.decode, record.notes.values())]

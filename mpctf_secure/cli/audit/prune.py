@@ -1,6 +1,7 @@
 """The end of a log's retention: it goes as a whole, and what it ended with stays known."""
 
 import datetime
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own_events import Pruned
 from mpctf_secure.auditlog.storage import FOLDER, LOG, read_record, take_all
 from mpctf_secure.cli.own_log import own_log
-from mpctf_secure.errors import UsageError
+from mpctf_secure.errors import UsageError, blaming
 from mpctf_secure.transport.tls import utc_now
 
 
@@ -21,7 +22,7 @@ def prune_logs(keys: Path, runs: Path | None, days: int) -> Iterator[str]:
     limit, own = utc_now() - datetime.timedelta(days=days), own_log(keys)
     *old, _ = own_logs.verified(keys)
     of_organisation = [(record.key.name, own_logs.folder_of(keys, record.key), record.history) for record in old]
-    for origin, folder, history in [*of_organisation, *_of_runs(runs)]:
+    for origin, folder, history in itertools.chain(of_organisation, _of_runs(runs)):
         if history.last and history.last < limit:
             own.append(Pruned(origin=origin, size=len(history.tree), root=history.tree.root().hex()))
             with files.writing(folder):
@@ -36,4 +37,6 @@ def _of_runs(runs: Path | None) -> Iterator[tuple[str, Path, History]]:
         record = read_record(path.parent)
         if record.notes:  # else nothing was ever signed, and whatever is there is no evidence
             origin = Checkpoint.decode(Note.decode(next(iter(record.notes.values()))).text).origin
-            yield origin, path.parent, take_all(record.lines, HistoryOfRun())
+            with blaming(str(path.parent), str(path.parent)):
+                history = take_all(record.lines, HistoryOfRun())
+            yield origin, path.parent, history

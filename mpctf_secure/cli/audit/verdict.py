@@ -16,6 +16,7 @@ from mpctf_secure.auditlog.own_events import Charged, Cosigned, Pruned
 from mpctf_secure.auditlog.proof import Proof
 from mpctf_secure.auditlog.storage import FOLDER, LOG, Record, read_record
 from mpctf_secure.cli.join import load_site
+from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
@@ -121,7 +122,7 @@ def _compare(one: _Seen, other: _Seen) -> str | None:
     key = run_log_key(one.verdict.roster, one.verdict.origin.rpartition("/")[2])
     fork = find_fork(one.record, other.record, key)
     if fork is None:
-        size = contradicts(one.record, other.history) or contradicts(other.record, one.history)
+        size = contradicts(one.record, other.history, key) or contradicts(other.record, one.history, key)
         return (
             None
             if size is None
@@ -142,7 +143,18 @@ def _longer(one: _Seen, other: _Seen) -> str:
 def of_site(site_file: Path, run: str | None = None, given: Path | None = None) -> list[Finding]:
     """A site's own logs, and the copies of all runs' logs, or of one, against them."""
     site = load_site(site_file)
-    name, findings, logs = keystore.organisation(site.keys).name, list[Finding](), own_logs.verified(site.keys)
+    findings = _look_at(site, run, given)
+    if any(one.doubts for one in findings):  # of a run that is on, one log may have been read before it had the last
+        findings = _look_at(site, run, given)
+    return findings
+
+
+def _look_at(site: SiteConfig, run: str | None, given: Path | None) -> list[Finding]:
+    name, findings = keystore.organisation(site.keys).name, list[Finding]()
+    try:
+        logs = own_logs.verified(site.keys)
+    except SecurityError as error:
+        return [_refused(str(site.keys), error)]
     copies = sorted((site.work / "runs").glob(f"*/{FOLDER}"))
     if not logs and copies:
         raise SecurityError(f"{site.keys}: the own log is gone", hint="restore the keys folder as it was")
@@ -320,7 +332,7 @@ def _statements(verdict: Verdict, record: Record, *, given: bool) -> list[str]:
         lines.append(f"the first {verdict.witnessed} witnessed at step {last.number} by {names} ({needed} are needed)")
         lines.append(f"the last of them cosigned at {at:%Y-%m-%d %H:%M:%S} UTC, by its own clock")
     else:
-        lines.append("no step was witnessed")
+        lines.append("no certificate was checked" if record.certificates else "no step was witnessed")
     if rest := signed - verdict.witnessed:
         lines.append(f"{rest} after these are {roster.coordinator.name}'s word alone")
     if unsigned := verdict.leaves - signed:

@@ -25,6 +25,7 @@ from mpctf_secure.auditlog.storage import (
     keep_witnessed,
     read_record,
     read_signed,
+    take_all,
 )
 from mpctf_secure.errors import EnvironmentUnfitError, SecurityError
 from mpctf_secure.hazmat.signature import SigningKey
@@ -383,27 +384,36 @@ TOLD = [OPENED, Vetoed(participant="a"), ContractClosed(contract_hash="00" * 32,
 LINES = [Entry(event, BEGAN + datetime.timedelta(seconds=n)).encode() for n, event in enumerate(TOLD)]
 
 
+def test_no_other_key_spoils_a_log_with_its_signature(tmp_path: Path) -> None:
+    """A coordinator that has rotated its keys goes on with a run that began with the old ones."""
+    log = begun(tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(EnvironmentUnfitError, match="signed with another key"):
+        log.sign(SigningKey(b"9" * 32))
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
 def test_copy_takes_what_can_come_next_and_keeps_it(tmp_path: Path) -> None:
     copy = Copy(tmp_path, HistoryOfRun)
     with pytest.raises(SecurityError, match="begins with veto"):
-        copy.continued(LINES[1:])
+        take_all(LINES[1:], copy.history.copy())
     assert len(copy.history.tree) == 0
-    copy.extend(copy.continued(LINES[:2]), LINES[:2])
+    copy.extend(take_all(LINES[:2], copy.history.copy()), LINES[:2])
     again = Copy(tmp_path, HistoryOfRun)
     assert again.history.tree.root() == copy.history.tree.root()
-    again.extend(again.continued(LINES[2:]), LINES[2:])
+    again.extend(take_all(LINES[2:], again.history.copy()), LINES[2:])
     assert read_record(tmp_path).lines == LINES
 
 
 def test_spoilt_copy_is_got_again(tmp_path: Path) -> None:
     """It is a cache: what this site has cosigned is in its own log."""
     copy = Copy(tmp_path, HistoryOfRun)
-    copy.extend(copy.continued(LINES), LINES)
+    copy.extend(take_all(LINES, copy.history.copy()), LINES)
     (tmp_path / LOG).write_bytes((tmp_path / LOG).read_bytes()[:-7] + b"spoilt\n")
     again = Copy(tmp_path, HistoryOfRun)
     assert len(again.history.tree) == 2
     again.forget()
-    again.extend(again.continued(LINES), LINES)
+    again.extend(take_all(LINES, again.history.copy()), LINES)
     assert read_record(tmp_path).lines == LINES
 
 
@@ -415,7 +425,7 @@ def test_folder_without_a_log_is_named(tmp_path: Path) -> None:
 def test_copy_that_is_no_log_begins_again(tmp_path: Path) -> None:
     (tmp_path / LOG).write_bytes(b"no\nlog\n")
     copy = Copy(tmp_path, HistoryOfRun)
-    copy.extend(copy.continued(LINES), LINES)
+    copy.extend(take_all(LINES, copy.history.copy()), LINES)
     assert read_record(tmp_path).lines == LINES
 
 

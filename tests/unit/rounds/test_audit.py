@@ -9,9 +9,9 @@ from chronicle import COORDINATOR, NOTHING, Chronicle
 from samples import make_contract
 
 from mpctf_secure.auditlog.entry import Entry
-from mpctf_secure.auditlog.events import AttemptOpened, Leaf, RoundClosed, RunEnded, SumPublished, Vetoed
+from mpctf_secure.auditlog.events import AttemptOpened, Leaf, RoundClosed, RunEnded, StepWitnessed, SumPublished, Vetoed
 from mpctf_secure.auditlog.history import History
-from mpctf_secure.auditlog.note import Note
+from mpctf_secure.auditlog.note import Checkpoint, Note
 from mpctf_secure.auditlog.own_events import Cosigned, LogBegun, RunAccepted
 from mpctf_secure.auditlog.storage import Record
 from mpctf_secure.auditlog.witness import head
@@ -22,7 +22,7 @@ from mpctf_secure.identity import enrollment
 from mpctf_secure.identity.documents import RosterBody, SignedRoster
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import view
-from mpctf_secure.rounds.audit import contradicts, find_fork, reconcile, run_log_key, uncommitted, verify_run
+from mpctf_secure.rounds.audit import contradicts, find_fork, missing, reconcile, run_log_key, uncommitted, verify_run
 from mpctf_secure.rounds.contract import Contract
 from mpctf_secure.rounds.messages import Certificate, Position, Witnessed
 from mpctf_secure.secagg.messages import Signed
@@ -55,6 +55,7 @@ BODY = enrollment.next_roster(
 SIGNED = enrollment.collect(BODY, [enrollment.vote(BODY, keys, KEYS.keys() - {name}) for name, keys in KEYS.items()])
 ROSTER = view(BODY)
 CONTRACT = make_contract(roster_hash=BODY.hash.hex(), participants=MEMBERS)
+LOG_KEY = run_log_key(ROSTER, CONTRACT.run_id)
 STATE = sha256(b"state")
 POSITION = Position(1, STATE).encode()
 
@@ -178,15 +179,35 @@ def test_first_roster_of_a_folder_is_signed_by_nobody_unless_it_is_version_1() -
 def test_checkpoint_that_only_a_certificate_has_convicts_too() -> None:
     mine, other = Run().record(), Run(who=MEMBERS).record()
     stripped = other._replace(notes={})
-    assert contradicts(stripped, verify_run(mine)[1]) == 6
-    assert find_fork(mine, stripped, run_log_key(ROSTER, CONTRACT.run_id))
+    assert contradicts(stripped, verify_run(mine)[1], LOG_KEY) == 6
+    assert find_fork(mine, stripped, LOG_KEY)
 
 
 def test_second_checkpoint_of_a_step_convicts_even_where_it_goes_on_from_the_first() -> None:
     mine, longer = Run().record(), Run(beyond=[Vetoed(participant="b")]).record()
-    assert contradicts(mine, verify_run(longer)[1]) is None
-    assert find_fork(mine, longer, run_log_key(ROSTER, CONTRACT.run_id))
-    assert find_fork(mine, mine, run_log_key(ROSTER, CONTRACT.run_id)) is None
+    assert contradicts(mine, verify_run(longer)[1], LOG_KEY) is None
+    assert find_fork(mine, longer, LOG_KEY)
+    assert find_fork(mine, mine, LOG_KEY) is None
+
+
+def test_checkpoint_of_somebody_else_contradicts_nothing() -> None:
+    """Without the contract no certificate is checked, and anybody can write one."""
+    mine = Run().record()
+    forged = Note(Checkpoint(LOG_KEY.name, 3, bytes(32)).encode()).signed(LOG_KEY.name, KEYS["a"].log)
+    planted = mine._replace(contract=b"", certificates={7: Certificate(forged.encode(), ()).encode()})
+    assert contradicts(planted, verify_run(mine)[1], LOG_KEY) is None
+
+
+def test_certificate_that_may_have_come_since_is_not_missed_and_one_that_was_signed_for_is() -> None:
+    later = StepWitnessed(round=1, certificate=NOTHING, witnesses=())
+    opened = AttemptOpened(round=2, attempt=1, context=NOTHING, cohort=MEMBERS)
+    running = Run(unsigned=[later, opened]).record()
+    running = running._replace(certificates={0: running.certificates[0]})
+    verdict, history = verify_run(running)
+    assert missing(verdict, history, running) == []
+    removed = Run().record()._replace(certificates={})
+    verdict, history = verify_run(removed)
+    assert missing(verdict, history, removed) == ["the certificate of step 0 is missing, and any of a later one"]
 
 
 def own_log(*, covers: int | None = None) -> tuple[History, bytes]:
@@ -223,5 +244,5 @@ def test_site_that_takes_itself_out_of_the_certificates_is_not_vouched_for() -> 
     stripped = Run(who=MEMBERS, last=("a", "b", "c")).record()
     stripped = stripped._replace(certificates={1: stripped.certificates[1]})
     assert list(uncommitted("d", verify_run(stripped)[0])) == [
-        "steps 0, 1: no commitment of this site to its own log is here"
+        "steps 0 to 1: no commitment of this site to its own log is here"
     ]
