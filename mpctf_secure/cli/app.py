@@ -187,8 +187,9 @@ def _as_ours(error: BaseException) -> MpctfError:
         case MpctfError():
             return error
         case TyperException():
-            said = error.format_message().partition("\n")[0] or "no command"
-            return UsageError(said, hint="mpctf-secure --help")
+            said = error.format_message().partition("\n")[0].replace("Value error, ", "") or "no command"
+            command = getattr(getattr(error, "ctx", None), "command_path", "mpctf-secure")
+            return UsageError(said, hint=f"{command} --help")
         case OSError():
             return EnvironmentUnfitError(
                 f"{error.filename or 'system'}: {error.strerror}", hint="check disk and rights"

@@ -85,8 +85,8 @@ class Witness:
         self._folder = folder / FOLDER
         if (self._folder / FORK).exists():
             raise ForkError(
-                f"{self._folder / FORK} convicts the coordinator of two histories",
-                hint="this site has left that run for good: mpctf-secure audit verify",
+                f"{self._folder / FORK} convicts the coordinator of two histories of this run",
+                hint="mpctf-secure audit verify says whom; while that file is there this site takes no part in the run",
                 culprits=[COORDINATOR],
             )
         self._copy = Copy(self._folder, HistoryOfRun)

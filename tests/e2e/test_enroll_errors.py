@@ -78,7 +78,7 @@ WITHOUT_ROSTER: dict[str, tuple[tuple[str, ...], int, str, str]] = {
     "a mailbox at a participant": (
         ("enroll", "mailbox", "127.0.0.1:0", "--passphrase-fd", "0"), 2, "bank-b is no coordinator", "known to all"),
     "a descriptor that cannot be": (
-        ("enroll", "renew", "--passphrase-fd", "-1"), 2, "Invalid value for '--passphrase-fd'", "--help"),
+        ("enroll", "renew", "--passphrase-fd", "-1"), 2, "Invalid value for '--passphrase-fd'", "enroll renew --help"),
     "no request among the files": (
         ("enroll", "compare", "roster.json"), 2, "roster.json: no such file", "check the name"),
     "a roster too small": (("enroll", "compare", "bank-b.request.json"), 4, "at least two participants", ""),
