@@ -118,12 +118,19 @@ class Chronicle:
         return note.encode(), b"".join(line + b"\n" for line in self.lines[size:end])
 
     def says(
-        self, key: SigningKey, step: int, said: bytes, label: str = "transition", note: Note | None = None
+        self,
+        key: SigningKey,
+        step: int,
+        said: bytes,
+        label: str = "transition",
+        note: Note | None = None,
+        log_key: SigningKey | None = None,
+        commitment: bytes = bytes(32),
     ) -> bytes:
-        """What one member says of a step that it has witnessed."""
+        """What one member says of a step that it has witnessed; without `log_key` its log key is its identity key."""
         name = next((str(m.name) for m in self.roster.members if m.identity == key.public), "stranger")
-        cosignature = (note or self.notes[step]).cosigned(name, key, 1_893_456_000).signature
-        body = Witnessed(said, cosignature, bytes(32)).encode()
+        cosignature = (note or self.notes[step]).cosigned(name, log_key or key, 1_893_456_000).signature
+        body = Witnessed(said, cosignature, commitment).encode()
         return Signed.make(label, self.contract.run_context, key, body).encode()
 
     def certificate(self, step: int, messages: Iterable[bytes]) -> bytes:

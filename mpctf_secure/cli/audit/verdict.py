@@ -20,7 +20,7 @@ from mpctf_secure.config.site import SiteConfig
 from mpctf_secure.errors import DecodeError, SecurityError, UsageError, blaming
 from mpctf_secure.hazmat.kdf import sha256
 from mpctf_secure.identity import keystore
-from mpctf_secure.identity.documents import RosterBody, SignedRoster
+from mpctf_secure.identity.documents import SignedRoster
 from mpctf_secure.identity.enrollment import verify_form
 from mpctf_secure.identity.roster import Roster, view
 from mpctf_secure.participant.witness import FORK
@@ -71,20 +71,20 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[Finding]:
 
     What is wrong with one hides no other.
     """
-    body = _roster_in(roster) if roster else None
+    known = _roster_in(roster) if roster else None
     findings, seen = list[Finding](), dict[Path, _Seen]()
     for path in paths:
         if path.resolve() in {other.resolve() for other in seen}:
             raise UsageError(f"{path}: named twice", hint="a log is held against another one's copy of it")
         try:
             if path.is_file():
-                findings.append(_of_file(path, body))
+                findings.append(_of_file(path, known))
             elif (path / own_logs.KEY).is_file():
-                findings.append(_of_own(path, body))
+                findings.append(_of_own(path, known))
             elif (path / LOG).is_file():
                 record = read_record(path)
                 seen[path] = _Seen(path, record, *verify_run(record))
-                findings.append(_of_run(seen[path], list(seen.values())[:-1], body))
+                findings.append(_of_run(seen[path], list(seen.values())[:-1], known))
             else:
                 raise UsageError(
                     f"{path}: no {LOG} here", hint="name the audit folder of a run, or of a site's copy of it"
@@ -94,18 +94,18 @@ def of_logs(paths: Sequence[Path], roster: Path | None) -> list[Finding]:
     return findings
 
 
-def _roster_in(path: Path) -> RosterBody:
+def _roster_in(path: Path) -> Roster:
     body = keystore.load_document(path, SignedRoster).roster
     with blaming(str(path), str(path)):
         verify_form(body)
-    return body
+    return view(body)
 
 
 def _refused(log: str, error: SecurityError) -> Finding:
     return Finding(log, {}, [], [f"{error.message}; {error.hint}" if error.hint else error.message])
 
 
-def _of_run(one: _Seen, others: Sequence[_Seen], roster: RosterBody | None) -> Finding:
+def _of_run(one: _Seen, others: Sequence[_Seen], roster: Roster | None) -> Finding:
     statements = _statements(one.verdict, one.record, given=roster is not None)
     doubts = missing(one.verdict, one.history, one.record)
     if roster and roster.hash != one.verdict.roster.hash:
@@ -123,11 +123,9 @@ def _compare(one: _Seen, other: _Seen) -> str | None:
     fork = find_fork(one.record, other.record, key)
     if fork is None:
         size = contradicts(one.record, other.history, key) or contradicts(other.record, one.history, key)
-        return (
-            None
-            if size is None
-            else f"{other.path} has another history: its first {size} leaves, which were signed, are others"
-        )
+        if size is None:
+            return None
+        return f"{other.path} has another history: its first {size} leaves, which were signed, are others"
     evidence = Path(f"fork-{sha256(fork.encode()).hex()[:8]}.json")
     with files.writing(evidence):
         files.replace(evidence, fork.encode())
@@ -169,11 +167,12 @@ def _look_at(site: SiteConfig, run: str | None, given: Path | None) -> list[Find
         findings.append(Finding(log.key.name, _own_facts(log), [_length(log)], doubts))
     hashes = {_roster_in(given).hash} if given else {one.hash for one in rosters}
     histories = [log.history for log in logs]
+    cosigned = _cosigned_runs(histories)
     for folder in copies:
         if run in {None, folder.parent.name} and (folder / LOG).is_file():
-            findings.append(_of_copy(folder, name, hashes, histories))
+            findings.append(_of_copy(folder, name, hashes, histories, cosigned))
     there = {folder.parent.name for folder in copies if (folder / LOG).is_file()}
-    for lost in sorted(_cosigned_runs(histories) - there):
+    for lost in sorted(cosigned - there):
         if run in {None, lost}:
             folder = site.work / "runs" / lost / FOLDER
             findings.append(Finding(str(folder), {}, [], ["this site has cosigned it; it is gone"]))
@@ -187,11 +186,11 @@ def _cosigned_runs(logs: Sequence[History]) -> set[str]:
     return {event.run for event in events if isinstance(event, Cosigned)} - pruned
 
 
-def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[History]) -> Finding:
+def _of_copy(folder: Path, name: str, rosters: Set[bytes], logs: Sequence[History], cosigned: Set[str]) -> Finding:
     """One copy; what is wrong with it hides no other."""
     if not (folder / LOG).stat().st_size:
-        lost = folder.parent.name in _cosigned_runs(logs)
-        return Finding(str(folder), {}, ["nothing is there"], ["this site has cosigned leaves of it"] if lost else [])
+        doubts = ["this site has cosigned leaves of it"] if folder.parent.name in cosigned else []
+        return Finding(str(folder), {}, ["nothing is there"], doubts)
     try:
         record = read_record(folder)
         verdict, history = verify_run(record)
@@ -224,7 +223,7 @@ def _ledger_doubts(keys: Path, own: History) -> list[str]:
     return doubts
 
 
-def _of_own(path: Path, roster: RosterBody | None) -> Finding:
+def _of_own(path: Path, roster: Roster | None) -> Finding:
     """One of an organisation's own logs, by itself."""
     log = own_logs.read_one(path)
     statements = [_length(log), f"the key is {log.key.vkey}", *_holder(log.key, roster)]
@@ -240,17 +239,17 @@ def _own_facts(log: OwnRecord) -> dict[str, object]:
     return {"origin": log.key.name, "leaves": len(log.history.tree), "signed": log.signed}
 
 
-def _holder(key: Key, roster: RosterBody | None) -> list[str]:
+def _holder(key: Key, roster: Roster | None) -> list[str]:
     """Whose log key this is; SecurityError where it is nobody's."""
     if roster is None:
         return ["--roster says who that is"]
     for member in roster.members:
-        if bytes.fromhex(member.log) == key.public and key.name.startswith(f"{member.name}/"):
+        if member.log == key.public and key.name.startswith(f"{member.name}/"):
             return [f"in roster version {roster.version}, hash {roster.hash.hex()[:16]}…, that is {member.name}"]
     raise SecurityError(f"{key.name.partition('/')[0]} does not have its key in the given roster")
 
 
-def _of_file(path: Path, roster: RosterBody | None) -> Finding:
+def _of_file(path: Path, roster: Roster | None) -> Finding:
     data = path.read_bytes()
     with contextlib.suppress(DecodeError):
         return _of_fork(path, Fork.decode(data), roster)
@@ -262,7 +261,7 @@ def _of_file(path: Path, roster: RosterBody | None) -> Finding:
         ) from error
     if roster is None:
         raise UsageError(f"{path}: a proof is checked with the keys of a roster", hint="add --roster roster-N.json")
-    return _of_proof(path, proof, view(roster))
+    return _of_proof(path, proof, roster)
 
 
 def _of_proof(path: Path, proof: Proof, roster: Roster) -> Finding:
@@ -290,7 +289,7 @@ def _of_proof(path: Path, proof: Proof, roster: Roster) -> Finding:
     return Finding(f"{path}: {origin}", facts, statements, [])
 
 
-def _of_fork(path: Path, fork: Fork, roster: RosterBody | None) -> Finding:
+def _of_fork(path: Path, fork: Fork, roster: Roster | None) -> Finding:
     vkey = fork.key.vkey
     statements = [f"whoever holds the key {vkey} has signed two histories of one log", *_holder(fork.key, roster)]
     return Finding(f"{path}: {fork.key.name}", {"origin": fork.key.name, "convicted_key": vkey}, statements, [])

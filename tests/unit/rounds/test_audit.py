@@ -23,9 +23,7 @@ from mpctf_secure.identity.documents import RosterBody, SignedRoster
 from mpctf_secure.identity.keys import Keys
 from mpctf_secure.identity.roster import view
 from mpctf_secure.rounds.audit import contradicts, find_fork, missing, reconcile, run_log_key, uncommitted, verify_run
-from mpctf_secure.rounds.contract import Contract
-from mpctf_secure.rounds.messages import Certificate, Position, Witnessed
-from mpctf_secure.secagg.messages import Signed
+from mpctf_secure.rounds.messages import Certificate, Position
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 MEMBERS = ("a", "b", "c", "d")
@@ -60,13 +58,10 @@ STATE = sha256(b"state")
 POSITION = Position(1, STATE).encode()
 
 
-def says(
-    name: str, note: Note, step: int, said: bytes, contract: Contract = CONTRACT, commitment: bytes = bytes(32)
-) -> bytes:
+def says(log: Chronicle, name: str, step: int, said: bytes, commitment: bytes = bytes(32)) -> bytes:
     """What a member says of a step that it has witnessed."""
-    cosignature = note.cosigned(name, KEYS[name].log, 1_893_456_000).signature
-    body = Witnessed(said, cosignature, commitment).encode()
-    return Signed.make("transition" if step else "accept", contract.run_context, KEYS[name].identity, body).encode()
+    keys, label = KEYS[name], "transition" if step else "accept"
+    return log.says(keys.identity, step, said, label, log_key=keys.log, commitment=commitment)
 
 
 @dataclass
@@ -104,19 +99,10 @@ class Run:
         return Record(log.lines, b"", notes, certificates, CONTRACT.encode(), [SIGNED.encode()])
 
     def certificate(self, log: Chronicle, step: int, said: bytes) -> bytes:
-        note = log.notes[step]
-        other = Position(1, bytes(32)).encode()
-        messages = [
-            says(
-                name,
-                note,
-                step,
-                other if step and name in self.disagreeing else said,
-                commitment=self.commitments.get(step, bytes(32)),
-            )
-            for name in sorted(self.last or self.who if step else self.who, key=lambda name: KEYS[name].identity.public)
-        ]
-        return Certificate(note.encode(), tuple(messages)).encode()
+        other, commitment = Position(1, bytes(32)).encode(), self.commitments.get(step, bytes(32))
+        names = sorted(self.last or self.who if step else self.who, key=lambda name: KEYS[name].identity.public)
+        bodies = {name: other if step and name in self.disagreeing else said for name in names}
+        return log.certificate(step, [says(log, name, step, body, commitment) for name, body in bodies.items()])
 
 
 def test_honest_folder_says_what_was_signed_and_by_whom() -> None:
@@ -138,9 +124,8 @@ def test_coordinator_and_whoever_holds_another_state_are_no_witnesses() -> None:
 def contract_of_one() -> Record:
     """A contract that nobody else has seen, beside a log that has none."""
     record, alone = Run().record(), make_contract(roster_hash=BODY.hash.hex(), participants=("d",), colluders=0)
-    note = Chronicle(alone, ROSTER).notes[0]
-    message = says("d", note, 0, b"{}", alone)
-    certificate = Certificate(note.encode(), (message,)).encode()
+    log = Chronicle(alone, ROSTER)
+    certificate = log.certificate(0, [says(log, "d", 0, b"{}")])
     return record._replace(lines=record.lines[:1], notes={}, certificates={0: certificate}, contract=alone.encode())
 
 
